@@ -1,0 +1,25 @@
+"""Batch normalization on NumPy arrays, at the speed of the memory bus, without torch."""
+
+from fastbn.functional import (
+    Gradients,
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_forward,
+    channel_stats,
+)
+from fastbn.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from fastbn.stats import ChannelStats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "ChannelStats",
+    "Gradients",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "channel_stats",
+]

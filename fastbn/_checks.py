@@ -1,0 +1,127 @@
+"""Checks of everything that is not ``x``: parameters, statistics, numbers, ``out``.
+
+A check returns what a kernel can take, or raises an error that names the
+argument, what came, what was expected, and the way out. No check changes anything.
+"""
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+
+from fastbn import _plan
+
+
+def check_eps(eps: Any) -> float:
+    """``eps`` as a float; it must be positive, or 1 / sqrt(var + eps) has no bound."""
+    if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
+        raise TypeError(f"eps must be a positive number, got {eps!r} ({type(eps).__name__})")
+    value = float(eps)
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"eps must be positive and finite, got {eps!r}; the usual value is 1e-5")
+    return value
+
+
+def check_momentum(momentum: Any) -> float:
+    """``momentum`` as a finite float."""
+    if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real):
+        raise TypeError(
+            f"momentum must be a number, got {momentum!r} ({type(momentum).__name__}); "
+            "a cumulative average (None) needs a layer, which counts its batches"
+        )
+    value = float(momentum)
+    if not math.isfinite(value):
+        raise ValueError(f"momentum must be finite, got {momentum!r}; the usual value is 0.1")
+    return value
+
+
+def check_vector(name: str, value: Any, channels: int, x_shape: tuple[int, ...]) -> np.ndarray:
+    """``value`` as a plain array of one floating-point number per channel."""
+    value = _plan.as_array(name, value)
+    _plan.check_dtype(name, value.dtype)
+    if value.shape != (channels,):
+        came = f"length {value.shape[0]}" if value.ndim == 1 else f"shape {value.shape}"
+        raise ValueError(
+            f"{name} has {came}, but x of shape {x_shape} has {channels} channels; "
+            f"expected {name} of shape ({channels},)"
+        )
+    return value
+
+
+def kernel_vector(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """``value`` itself if a kernel can take it, else a copy in ``dtype``."""
+    if value.dtype == dtype and value.flags.carray:
+        return value
+    return np.array(value, dtype, order="C")
+
+
+def check_running(running_mean: Any, running_var: Any) -> bool:
+    """Whether there are running statistics; one without the other is an error."""
+    if (running_mean is None) != (running_var is None):
+        missing, given = (
+            ("running_mean", "running_var") if running_mean is None
+            else ("running_var", "running_mean")
+        )  # fmt: skip
+        raise ValueError(
+            f"{given} was given without {missing}; pass both running statistics or neither"
+        )
+    return running_mean is not None
+
+
+def check_updatable(name: str, value: np.ndarray) -> None:
+    """Training updates running statistics in place."""
+    if not value.flags.writeable:
+        raise ValueError(
+            f"{name} is read-only, but training updates it in place; "
+            f"pass a writable array ({name}.copy()) or training=False"
+        )
+
+
+def check_out(
+    out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[str, np.ndarray]
+) -> np.ndarray:
+    """``out`` as a plain array that may be written, or an error.
+
+    It may be one of ``inputs`` itself, element for element; any other overlap is refused.
+    """
+    plain = _plan.as_array("out", out)
+    if plain.shape != shape:
+        raise ValueError(f"out has shape {plain.shape}, expected the shape of x, {shape}")
+    if plain.dtype != dtype:
+        raise ValueError(f"out has dtype {plain.dtype}, expected the dtype of x, {dtype}")
+    if not plain.flags.writeable:
+        raise ValueError("out is read-only, expected a writable array")
+    if any(n > 1 and s == 0 for n, s in zip(plain.shape, plain.strides, strict=True)):
+        raise ValueError(
+            f"out has strides {plain.strides}: elements share memory, as in a broadcast view; "
+            "expected an array of its own, such as np.empty_like(x)"
+        )
+    for name, array in inputs.items():
+        check_overlap(plain, name, array)
+    return plain
+
+
+def check_overlap(out: np.ndarray, name: str, array: np.ndarray) -> None:
+    """Refuse an ``out`` that shares memory with ``array``, unless they are the same elements."""
+    if not np.may_share_memory(out, array) or same_elements(out, array):
+        return
+    try:
+        overlap = np.shares_memory(out, array, max_work=100_000)
+    except np.exceptions.TooHardError:
+        overlap = True
+    if overlap:
+        raise ValueError(
+            f"out overlaps {name} without being the same array; expected out is {name} (in "
+            "place) or an array of its own, such as np.empty_like(x)"
+        )
+
+
+def same_elements(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays are the same memory, element for element."""
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and a.strides == b.strides
+        and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+    )

@@ -1,0 +1,32 @@
+"""Flat views: what kernels see of an array, without a copy and of one Numba type."""
+
+from typing import Any
+
+import numpy as np
+
+
+class _Window:
+    """Hands memory that another array owns to NumPy, through the array interface."""
+
+    __slots__ = ("__array_interface__", "owner")
+
+    def __init__(self, owner: np.ndarray, extent: int) -> None:
+        self.owner = owner
+        self.__array_interface__: dict[str, Any] = {
+            "version": 3,
+            "shape": (extent,),
+            "typestr": owner.dtype.str,
+            "data": (owner.__array_interface__["data"][0], False),
+        }
+
+
+def flat(array: np.ndarray, extent: int) -> np.ndarray:
+    """One-dimensional contiguous view of ``extent`` elements from ``array``'s first on.
+
+    Every view has the same Numba type, whatever the array's rank, strides or
+    flags: a kernel is compiled once per dtype. A read-only array looks writable,
+    which is safe because kernels write to their outputs alone.
+    """
+    if array.flags.carray and array.size == extent:
+        return array.reshape(-1)
+    return np.asarray(_Window(array, extent))

@@ -1,0 +1,164 @@
+"""Which kernel runs on which view of which array.
+
+The arrays of one call are walked together. Where their strides do not allow it
+(a step of two, a transposed gradient), the input is first copied into the
+output, which is needed anyway, and the walk goes over the output in place: there
+is no temporary of the size of x. Only an ``out`` that no kernel can walk costs one.
+"""
+
+import os
+from types import ModuleType
+
+import numba
+import numpy as np
+
+from fastbn import _checks
+from fastbn._memory import flat
+from fastbn._plan import Plan, make_plan
+from fastbn.kernels import cpu_channels, cpu_first, cpu_last
+from fastbn.kernels.compile import Kernel
+
+_MODULES: dict[str, ModuleType] = {"first": cpu_first, "last": cpu_last}
+
+_forked = False
+
+
+def _in_child() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
+def _threads(plan: Plan) -> int:
+    """How many threads a call may use. A forked child has one: its thread pool is gone."""
+    return numba.get_num_threads() if plan.large and not _forked else 1
+
+
+def _target(kernel: Kernel, threads: int):
+    return kernel.parallel if threads > 1 else kernel.serial
+
+
+def _fits_tiles(plan: Plan, threads: int) -> bool:
+    """Whether to go tile by tile: tiles fit in cache, and there are enough for all threads."""
+    return plan.tile > 0 and (threads == 1 or plan.channels >= 2 * threads * plan.tile)
+
+
+def walk(axis: int, *arrays: np.ndarray) -> tuple[Plan, list[np.ndarray]] | None:
+    """Plan and flat views of arrays of one shape and dtype; None if they cannot be walked."""
+    first = arrays[0]
+    for array in arrays:
+        if not array.flags.aligned or array.dtype != first.dtype or not array.dtype.isnative:
+            return None
+    plan = make_plan(first.shape, first.itemsize, axis, tuple(a.strides for a in arrays))
+    if plan is None:
+        return None
+    return plan, [flat(a, n) for a, n in zip(arrays, plan.extents, strict=True)]
+
+
+def _walk_to(out: np.ndarray, axis: int, *inputs: np.ndarray):
+    """`walk` over inputs and output; inputs are copied where their strides do not fit.
+
+    Returns the plan, the views, and the array that holds the result.
+    """
+    found = walk(axis, *inputs, out)
+    if found:
+        return *found, out
+    if walk(axis, out) is None:
+        out = np.empty(out.shape, out.dtype)
+    # one input fits into the output itself: the first, unless out already is another one
+    held = next((k for k, a in enumerate(inputs) if _checks.same_elements(a, out)), 0)
+    operands = []
+    for k, array in enumerate(inputs):
+        if k == held:
+            if not _checks.same_elements(array, out):
+                np.copyto(out, array)
+            operands.append(out)
+        elif walk(axis, array, out):
+            operands.append(array)
+        else:
+            copy = np.empty_like(out)
+            np.copyto(copy, array)
+            operands.append(copy)
+    return *walk(axis, *operands, out), out
+
+
+def normalize(x, out, axis, mean, var, weight, bias, eps) -> None:
+    """Write ``x`` normalized with the given statistics to ``out``."""
+    plan, (source, target), result = _walk_to(out, axis, x)
+    kernel = _target(_MODULES[plan.layout].normalize, _threads(plan))
+    kernel(source, target, plan.geometry, mean, var, weight, bias, eps, False)
+    if result is not out:
+        np.copyto(out, result)
+
+
+def forward(x, out, axis, weight, bias, eps) -> tuple[np.ndarray, np.ndarray]:
+    """Write ``x`` normalized with its own statistics to ``out``; return mean and variance."""
+    plan, (source, target), result = _walk_to(out, axis, x)
+    kernels = _MODULES[plan.layout]
+    threads = _threads(plan)
+    mean, var = np.empty(plan.channels), np.empty(plan.channels)
+    if _fits_tiles(plan, threads):
+        _target(kernels.forward, threads)(
+            source, target, plan.geometry, plan.tile, weight, bias, eps, mean, var
+        )
+    else:
+        _target(kernels.moments, threads)(source, plan.geometry_of(1), mean, var)
+        var /= plan.count
+        _target(kernels.normalize, threads)(
+            source, target, plan.geometry, mean, var, weight, bias, eps, True
+        )
+    if result is not out:
+        np.copyto(out, result)
+    return mean, var
+
+
+def backward(dy, x, dx, axis, mean, rstd, weight, sum_dy, sum_dy_xm, batch_statistics) -> None:
+    """Write the gradient of ``x`` to ``dx`` and fill the two sums of every channel."""
+    plan, (gradient, source, target), result = _walk_to(dx, axis, dy, x)
+    kernels = _MODULES[plan.layout]
+    threads = _threads(plan)
+    if _fits_tiles(plan, threads):
+        _target(kernels.backward, threads)(
+            gradient, source, target, plan.geometry, plan.tile,
+            mean, rstd, weight, sum_dy, sum_dy_xm, batch_statistics,
+        )  # fmt: skip
+    else:
+        _target(kernels.gradient_sums, threads)(
+            gradient, source, plan.geometry_of(2), mean, sum_dy, sum_dy_xm
+        )
+        _target(kernels.input_gradient, threads)(
+            gradient, source, target, plan.geometry,
+            mean, rstd, weight, sum_dy, sum_dy_xm, batch_statistics,
+        )  # fmt: skip
+    if result is not dx:
+        np.copyto(dx, result)
+
+
+def moments(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and m2 of every channel; None if ``x`` cannot be walked as it is."""
+    found = walk(axis, x)
+    if found is None:
+        return None
+    plan, (source,) = found
+    mean, m2 = np.empty(plan.channels), np.empty(plan.channels)
+    kernel = _target(_MODULES[plan.layout].moments, _threads(plan))
+    kernel(source, plan.geometry, mean, m2)
+    return mean, m2
+
+
+def update_running(running_mean, running_var, counter, mean, var, count, momentum) -> None:
+    """Move running statistics towards the batch's, and count it, in one uninterruptible call."""
+    if counter is None:
+        counter = np.zeros((), np.int64)
+    native = [
+        _checks.kernel_vector(a, a.dtype.newbyteorder("=")) for a in (running_mean, running_var)
+    ]
+    cpu_channels.update_running.serial(
+        *native, counter.reshape(1), mean, var, float(count), momentum
+    )
+    for array, updated in zip((running_mean, running_var), native, strict=True):
+        if updated is not array:
+            np.copyto(array, updated)

@@ -1,0 +1,369 @@
+"""Batch normalization as pure functions: check, plan, dispatch.
+
+State is passed in and, for running statistics, updated in place; nothing is
+remembered between calls. Layers that hold the state are in `fastbn.layers`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastbn import _checks, _plan, _run
+from fastbn.kernels import formulas
+from fastbn.stats import ChannelStats
+
+__all__ = [
+    "ForwardCache",
+    "Gradients",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "channel_stats",
+]
+
+
+class Gradients(NamedTuple):
+    """Gradients of a loss in ``x``, ``weight`` and ``bias``; None without such a parameter."""
+
+    x: np.ndarray
+    weight: np.ndarray | None
+    bias: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForwardCache:
+    """What a backward needs of its forward. Opaque: fields may change between versions.
+
+    It refers to ``x`` and does not copy it: change ``x`` and the gradients are
+    those of the changed values.
+    """
+
+    x: np.ndarray
+    axis: int
+    mean: np.ndarray
+    rstd: np.ndarray
+    weight: np.ndarray | None
+    has_bias: bool
+    batch_statistics: bool
+    overwritten: bool
+
+
+def batch_norm(
+    x: np.ndarray,
+    running_mean: np.ndarray | None = None,
+    running_var: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    axis: int = 1,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Normalize each channel of ``x``, then scale and shift it.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with the statistics of
+    the batch when ``training`` (or when there are no running statistics), else
+    with the running ones. The batch variance is the biased one, a mean over all
+    positions but the channel's. In training the running statistics move towards
+    the batch's, in place and after everything else has succeeded:
+    ``running = (1 - momentum) * running + momentum * batch``, where the batch
+    variance is the unbiased one, ``var * m / (m - 1)`` for m values per channel.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, two or more dimensions
+        ``(N, C)``, ``(N, C, L)``, ``(N, C, H, W)``, ``(N, C, D, H, W)`` with
+        ``axis=1``, channels last with ``axis=-1``, or any strided view of them.
+    running_mean, running_var : ndarray of shape (C,), optional
+        Both or neither. Needed unless ``training``; updated in place if ``training``.
+    weight, bias : ndarray of shape (C,), optional
+        Scale (gamma) and shift (beta); 1 and 0 where absent.
+    training : bool
+        Use the statistics of the batch, and update the running ones.
+    momentum : float
+        Weight of the new batch in the running statistics.
+    eps : float
+        Added to the variance inside the root; positive.
+    axis : int
+        Which axis of ``x`` holds the channels; negative counts from the end.
+    out : ndarray, optional
+        Where to write; shape and dtype of ``x``. ``out=x`` works in place.
+
+    Returns
+    -------
+    y : ndarray
+        Shape, dtype and memory order of ``x``; ``out`` if that was given.
+
+    Raises
+    ------
+    TypeError
+        If an array is not an ndarray of float32 or float64, or a number is not one.
+    ValueError
+        If a shape does not fit, only one running statistic is given, ``eps`` is not
+        positive, batch statistics are asked of one value per channel, or ``out``
+        is read-only or overlaps ``x`` in part. Nothing has been changed then.
+
+    References
+    ----------
+    Ioffe & Szegedy, "Batch Normalization: Accelerating Deep Network Training by
+    Reducing Internal Covariate Shift", 2015: algorithm 1 for training, algorithm
+    2 for evaluation. Names and meanings are those of
+    ``torch.nn.functional.batch_norm``.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> fastbn.batch_norm(x, training=True).round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> mean, var = np.zeros(2), np.ones(2)
+    >>> y = fastbn.batch_norm(x, mean, var, training=True, momentum=0.5)
+    >>> mean, var
+    (array([ 1., 10.]), array([  1.5, 100.5]))
+    """
+    call = _Forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out)
+    return call.run()
+
+
+def batch_norm_forward(
+    x: np.ndarray,
+    running_mean: np.ndarray | None = None,
+    running_var: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    axis: int = 1,
+    out: np.ndarray | None = None,
+) -> tuple[np.ndarray, ForwardCache]:
+    """`batch_norm`, and what `batch_norm_backward` needs to differentiate it.
+
+    Parameters, semantics and errors are those of `batch_norm`.
+
+    Returns
+    -------
+    y : ndarray
+        As from `batch_norm`.
+    cache : ForwardCache
+        Opaque, and good for any number of backwards. It refers to ``x``; with
+        ``out=x`` the input is gone and the backward raises RuntimeError.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0], [5.0, 20.0]])
+    >>> y, cache = fastbn.batch_norm_forward(x, training=True)
+    >>> fastbn.batch_norm_backward(y, cache).weight is None
+    True
+    """
+    call = _Forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out)
+    y = call.run()
+    return y, call.cache()
+
+
+def batch_norm_backward(
+    dy: np.ndarray, cache: ForwardCache, *, out: np.ndarray | None = None
+) -> Gradients:
+    """Gradients of a loss in ``x``, ``weight`` and ``bias``, given its gradient in ``y``.
+
+    With ``x_hat = (x - mean) * rstd``, ``rstd = 1 / sqrt(var + eps)``, and sums and
+    means over all positions of a channel::
+
+        d_bias   = sum(dy)
+        d_weight = sum(dy * x_hat)
+        d_x      = weight * rstd * (dy - mean(dy) - x_hat * mean(dy * x_hat))
+
+    After a forward with running statistics these are constants, and
+    ``d_x = weight * rstd * dy``.
+
+    Parameters
+    ----------
+    dy : ndarray
+        Gradient of the loss in ``y``; shape and dtype of ``x``, any strides.
+    cache : ForwardCache
+        From `batch_norm_forward`; not changed.
+    out : ndarray, optional
+        Where to write the gradient of ``x``; ``out=dy`` works in place.
+
+    Returns
+    -------
+    Gradients
+        ``x`` in the shape, dtype and memory order of x; ``weight`` and ``bias`` of
+        shape (C,) in x's dtype, None without such a parameter.
+
+    Raises
+    ------
+    TypeError
+        If ``dy`` is not an ndarray of float32 or float64, or ``cache`` is not one.
+    ValueError
+        If ``dy`` or ``out`` do not fit the shape or dtype of x.
+    RuntimeError
+        If the forward wrote over its own input (``out=x``).
+
+    References
+    ----------
+    Ioffe & Szegedy 2015, section 3, "differentiate through" the transform; here
+    with the sums carried out.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> x = np.array([[1.0], [3.0], [5.0], [7.0]])
+    >>> y, cache = fastbn.batch_norm_forward(x, weight=np.ones(1), training=True)
+    >>> dy = np.array([[1.0], [0.0], [0.0], [0.0]])
+    >>> grads = fastbn.batch_norm_backward(dy, cache)
+    >>> grads.x.round(4).ravel(), grads.weight.round(4), grads.bias
+    (array([ 0.1342, -0.1789, -0.0447,  0.0894]), array([-1.3416]), None)
+    """
+    dy = _checked_gradient(dy, cache)
+    x = cache.x
+    inputs = {"dy": dy, "x": x}
+    if out is None:
+        dx = np.empty_like(x, dtype=x.dtype.newbyteorder("="))
+    else:
+        out = _checks.check_out(out, x.shape, x.dtype.newbyteorder("="), inputs)
+        dx = out
+    sum_dy, sum_dy_xm = np.zeros_like(cache.mean), np.zeros_like(cache.mean)
+    weight = np.ones_like(cache.mean) if cache.weight is None else cache.weight
+    if x.size:
+        _run.backward(
+            dy, x, dx, cache.axis, cache.mean, cache.rstd, weight,
+            sum_dy, sum_dy_xm, cache.batch_statistics,
+        )  # fmt: skip
+    return Gradients(
+        dx,
+        None
+        if cache.weight is None
+        else formulas.weight_gradient(sum_dy_xm, cache.rstd).astype(dx.dtype),
+        sum_dy.astype(dx.dtype) if cache.has_bias else None,
+    )
+
+
+def _checked_gradient(dy: Any, cache: Any) -> np.ndarray:
+    if not isinstance(cache, ForwardCache):
+        raise TypeError(
+            f"cache must come from batch_norm_forward, got {type(cache).__name__}; "
+            "y, cache = batch_norm_forward(x, ...)"
+        )
+    dy = _plan.as_array("dy", dy)
+    _plan.check_dtype("dy", dy.dtype)
+    if dy.shape != cache.x.shape:
+        raise ValueError(f"dy has shape {dy.shape}, expected the shape of x, {cache.x.shape}")
+    if dy.dtype.newbyteorder("=") != cache.x.dtype.newbyteorder("="):
+        raise ValueError(
+            f"dy has dtype {dy.dtype}, expected the dtype of x, {cache.x.dtype}; "
+            f"dy.astype(np.{cache.x.dtype.name})"
+        )
+    if cache.overwritten:
+        raise RuntimeError(
+            "the forward wrote its output over x (out=x), so there is nothing left to "
+            "differentiate; run the forward with another out, or without one"
+        )
+    return dy
+
+
+def channel_stats(x: np.ndarray, axis: int = 1) -> ChannelStats:
+    """Count, mean and sum of squared deviations of every channel of ``x``, in one pass.
+
+    The same as ``ChannelStats.from_array(x, axis)``, which says more.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> stats = fastbn.channel_stats(np.array([[1.0, 10.0], [3.0, 30.0]]))
+    >>> stats.mean, stats.var()
+    (array([ 2., 20.]), array([  1., 100.]))
+    """
+    return ChannelStats.from_array(x, axis)
+
+
+class _Forward:
+    """One forward call: every check first, then the computation, then the update."""
+
+    def __init__(
+        self, x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
+        counter=None,
+    ):  # fmt: skip
+        x = _plan.as_array("x", x)
+        self.x = x
+        self.axis, self.channels, self.count = _plan.describe(x.shape, x.dtype, axis)
+        self.dtype = x.dtype.newbyteorder("=")
+        self.weight = self._vector("weight", weight)
+        self.bias = self._vector("bias", bias)
+        self.tracked = _checks.check_running(running_mean, running_var)
+        self.running_mean = self._vector("running_mean", running_mean)
+        self.running_var = self._vector("running_var", running_var)
+        self.eps = _checks.check_eps(eps)
+        self.update = bool(training) and self.tracked
+        self.batch_statistics = bool(training) or not self.tracked
+        self.counter = counter
+        if self.update:
+            self.momentum = _checks.check_momentum(momentum)
+            _checks.check_updatable("running_mean", self.running_mean)
+            _checks.check_updatable("running_var", self.running_var)
+        if self.batch_statistics:
+            _plan.check_batch_count(x.shape, self.count)
+        self.out = self._output(out)
+
+    def _vector(self, name, value):
+        if value is None:
+            return None
+        return _checks.check_vector(name, value, self.channels, self.x.shape)
+
+    def _output(self, out):
+        self.returned = out
+        if out is None:
+            self.returned = np.empty_like(self.x, dtype=self.dtype)
+            return self.returned
+        inputs = {
+            "x": self.x, "weight": self.weight, "bias": self.bias,
+            "running_mean": self.running_mean, "running_var": self.running_var,
+        }  # fmt: skip
+        return _checks.check_out(
+            out, self.x.shape, self.dtype, {k: v for k, v in inputs.items() if v is not None}
+        )
+
+    def run(self) -> np.ndarray:
+        if self.x.size == 0:
+            self.mean, self.var = np.zeros(self.channels), np.zeros(self.channels)
+            return self.returned
+        weight = self._for_kernel(self.weight, 1.0)
+        bias = self._for_kernel(self.bias, 0.0)
+        if self.batch_statistics:
+            self.mean, self.var = _run.forward(self.x, self.out, self.axis, weight, bias, self.eps)
+        else:
+            self.mean = self._for_kernel(self.running_mean, 0.0)
+            self.var = self._for_kernel(self.running_var, 1.0)
+            _run.normalize(self.x, self.out, self.axis, self.mean, self.var, weight, bias, self.eps)
+        if self.update:
+            _run.update_running(
+                self.running_mean, self.running_var, self.counter,
+                self.mean, self.var, self.count, self.momentum,
+            )  # fmt: skip
+        return self.returned
+
+    def _for_kernel(self, vector, default):
+        if vector is None:
+            return np.full(self.channels, default, self.dtype)
+        return _checks.kernel_vector(vector, self.dtype)
+
+    def cache(self) -> ForwardCache:
+        mean = np.array(self.mean, np.float64)
+        with np.errstate(invalid="ignore"):
+            rstd = formulas.reciprocal_std(np.array(self.var, np.float64), self.eps)
+        return ForwardCache(
+            self.x,
+            self.axis,
+            mean,
+            rstd,
+            None if self.weight is None else np.array(self.weight, np.float64),
+            self.bias is not None,
+            self.batch_statistics,
+            self.out is not self.returned or np.may_share_memory(self.out, self.x),
+        )

@@ -1,0 +1,146 @@
+"""Channels-last, innermost: vectors along lines. Each column of a line is a channel of its own."""
+
+from fastbn.kernels import cpu_formulas as formulas
+from fastbn.kernels.compile import inner
+from fastbn.kernels.vector import broadcast, lanes, load, load_first, store, store_first
+
+
+@inner
+def block_sums(x, start, lines, stride, shift, sums, squares):
+    """Sums of ``d`` and ``d * d``, ``d = x - shift``, for each column."""
+    step = lanes(x)
+    zero = broadcast(x, 0.0)
+    width = shift.size
+    j = 0
+    while j + 4 * step <= width:
+        c0, c1 = load(shift, j), load(shift, j + step)
+        c2, c3 = load(shift, j + 2 * step), load(shift, j + 3 * step)
+        s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = zero
+        for line in range(lines):
+            i = start + line * stride + j
+            d0 = load(x, i) - c0
+            d1 = load(x, i + step) - c1
+            d2 = load(x, i + 2 * step) - c2
+            d3 = load(x, i + 3 * step) - c3
+            s0, q0 = s0 + d0, q0 + d0 * d0
+            s1, q1 = s1 + d1, q1 + d1 * d1
+            s2, q2 = s2 + d2, q2 + d2 * d2
+            s3, q3 = s3 + d3, q3 + d3 * d3
+        store(sums, j, s0)
+        store(sums, j + step, s1)
+        store(sums, j + 2 * step, s2)
+        store(sums, j + 3 * step, s3)
+        store(squares, j, q0)
+        store(squares, j + step, q1)
+        store(squares, j + 2 * step, q2)
+        store(squares, j + 3 * step, q3)
+        j += 4 * step
+    while j < width:
+        n = min(step, width - j)
+        c0 = load_first(shift, j, n, zero)
+        s0 = q0 = zero
+        for line in range(lines):
+            d0 = load_first(x, start + line * stride + j, n, c0) - c0
+            s0, q0 = s0 + d0, q0 + d0 * d0
+        store_first(sums, j, n, s0)
+        store_first(squares, j, n, q0)
+        j += step
+
+
+@inner
+def block_products(dy, dy_start, dy_stride, x, x_start, x_stride, lines, shift, sums, products):
+    """Sums of ``dy`` and ``dy * (x - shift)`` for each column."""
+    step = lanes(x)
+    zero = broadcast(x, 0.0)
+    width = shift.size
+    j = 0
+    while j + 2 * step <= width:
+        c0, c1 = load(shift, j), load(shift, j + step)
+        s0 = s1 = p0 = p1 = zero
+        for line in range(lines):
+            i = dy_start + line * dy_stride + j
+            k = x_start + line * x_stride + j
+            g0 = load(dy, i)
+            g1 = load(dy, i + step)
+            s0, p0 = s0 + g0, p0 + g0 * (load(x, k) - c0)
+            s1, p1 = s1 + g1, p1 + g1 * (load(x, k + step) - c1)
+        store(sums, j, s0)
+        store(sums, j + step, s1)
+        store(products, j, p0)
+        store(products, j + step, p1)
+        j += 2 * step
+    while j < width:
+        n = min(step, width - j)
+        c0 = load_first(shift, j, n, zero)
+        s0 = p0 = zero
+        for line in range(lines):
+            i = dy_start + line * dy_stride + j
+            k = x_start + line * x_stride + j
+            g0 = load_first(dy, i, n, zero)
+            s0, p0 = s0 + g0, p0 + g0 * (load_first(x, k, n, c0) - c0)
+        store_first(sums, j, n, s0)
+        store_first(products, j, n, p0)
+        j += step
+
+
+@inner
+def normalize_line(x, i, out, k, width, table):
+    """One line; the rows of ``table`` are center, scale and shift of its columns."""
+    step = lanes(x)
+    center, scale, shift = table[0], table[1], table[2]
+    j = 0
+    while j + step <= width:
+        c, a, b = load(center, j), load(scale, j), load(shift, j)
+        store(out, k + j, formulas.normalize(load(x, i + j), c, a, b))
+        j += step
+    if j < width:
+        n = width - j
+        zero = broadcast(x, 0.0)
+        c = load_first(center, j, n, zero)
+        a = load_first(scale, j, n, zero)
+        b = load_first(shift, j, n, zero)
+        store_first(out, k + j, n, formulas.normalize(load_first(x, i + j, n, c), c, a, b))
+
+
+@inner
+def input_gradient_line(dy, i, x, k, dx, m, width, table):
+    """One line; the rows of ``table`` are center, scale, slope and offset of its columns."""
+    step = lanes(x)
+    center, scale, slope, offset = table[0], table[1], table[2], table[3]
+    j = 0
+    while j + step <= width:
+        c, a, b, d = load(center, j), load(scale, j), load(slope, j), load(offset, j)
+        store(dx, m + j, formulas.input_gradient(load(dy, i + j), load(x, k + j), c, a, b, d))
+        j += step
+    if j < width:
+        n = width - j
+        zero = broadcast(x, 0.0)
+        c = load_first(center, j, n, zero)
+        a = load_first(scale, j, n, zero)
+        b = load_first(slope, j, n, zero)
+        d = load_first(offset, j, n, zero)
+        g = load_first(dy, i + j, n, zero)
+        v = load_first(x, k + j, n, c)
+        store_first(dx, m + j, n, formulas.input_gradient(g, v, c, a, b, d))
+
+
+@inner
+def scale_line(dy, i, dx, m, width, table):
+    """``dx = dy * scale``, the second row of ``table``: x is a constant of the statistics."""
+    step = lanes(dy)
+    zero = broadcast(dy, 0.0)
+    scale = table[1]
+    j = 0
+    while j < width:
+        n = min(step, width - j)
+        a = load_first(scale, j, n, zero)
+        store_first(dx, m + j, n, load_first(dy, i + j, n, zero) * a)
+        j += step
+
+
+@inner
+def gradient_line(dy, i, x, k, dx, m, width, table, batch_statistics):
+    if batch_statistics:
+        input_gradient_line(dy, i, x, k, dx, m, width, table)
+    else:
+        scale_line(dy, i, dx, m, width, table)

@@ -1,0 +1,82 @@
+"""The mathematics of batch normalization, each formula once.
+
+Plain Python without branches on types: the same functions run on Python
+floats, on NumPy arrays, on SIMD vectors inside a CPU kernel and on scalars
+inside a GPU kernel. Statistics are float64 everywhere.
+"""
+
+import numpy as np
+
+
+def merge(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
+    """Statistics of two samples taken together (Chan, Golub & LeVeque 1979, eq. 2.1).
+
+    ``m2`` is the sum of squared deviations from the mean. The combined count
+    must be positive.
+    """
+    count = count_a + count_b
+    weight = count_b / count
+    delta = mean_b - mean_a
+    return count, mean_a + delta * weight, m2_a + m2_b + delta * (delta * (count_a * weight))
+
+
+def moments_from_sums(count, shift, total, squares):
+    """Mean and m2 of a block from its sums of ``d`` and ``d * d``, with ``d = x - shift``."""
+    offset = total / count
+    return shift + offset, np.maximum(squares - offset * total, 0.0)
+
+
+def reciprocal_std(var, eps):
+    """``1 / sqrt(var + eps)``: eps stands inside the root (Ioffe & Szegedy 2015, alg. 1)."""
+    return 1.0 / np.sqrt(var + eps)
+
+
+def affine_terms(mean, rstd, weight, bias, center):
+    """Scale and shift for `normalize`, which subtracts ``center`` instead of ``mean``.
+
+    ``center`` is ``mean`` rounded to the precision of the data; the shift makes
+    up for the rounding, so nothing is lost when the mean is far from zero.
+    """
+    scale = weight * rstd
+    return scale, bias - (mean - center) * scale
+
+
+def normalize(x, center, scale, shift):
+    """``y = (x - center) * scale + shift``."""
+    return (x - center) * scale + shift
+
+
+def centered_product_sum(sum_dy, sum_dy_xc, mean, center):
+    """``sum(dy * (x - mean))`` from ``sum(dy * (x - center))``."""
+    return sum_dy_xc - (mean - center) * sum_dy
+
+
+def weight_gradient(sum_dy_xm, rstd):
+    """``sum(dy * x_hat)``, where ``sum_dy_xm`` is ``sum(dy * (x - mean))``."""
+    return sum_dy_xm * rstd
+
+
+def input_gradient_terms(count, sum_dy, sum_dy_xm, mean, rstd, weight, center):
+    """Scale, slope and offset for `input_gradient` under batch statistics.
+
+    From ``dx = weight * rstd * (dy - mean(dy) - x_hat * mean(dy * x_hat))``
+    (Ioffe & Szegedy 2015, section 3, with the sums carried out).
+    """
+    scale = weight * rstd
+    slope = -scale * rstd * rstd * (sum_dy_xm / count)
+    return scale, slope, -scale * (sum_dy / count) - slope * (mean - center)
+
+
+def input_gradient(dy, x, center, scale, slope, offset):
+    """``dx = dy * scale + (x - center) * slope + offset``."""
+    return dy * scale + ((x - center) * slope + offset)
+
+
+def unbiased(var, count):
+    """Variance with Bessel's correction: ``var * count / (count - 1)``."""
+    return var * (count / (count - 1.0))
+
+
+def running_update(running, batch, momentum):
+    """Exponential average in torch's sense: ``momentum`` is the weight of the new batch."""
+    return (1.0 - momentum) * running + momentum * batch

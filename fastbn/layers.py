@@ -1,0 +1,408 @@
+"""Layers: parameters, running statistics and modes. The arithmetic is in `functional`."""
+
+import operator
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from fastbn import _checks, _plan
+from fastbn._state import IncompatibleKeys, read_state
+from fastbn.functional import ForwardCache, Gradients, _Forward, batch_norm_backward
+from fastbn.kernels import formulas
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+
+_Layer = TypeVar("_Layer", bound="_BatchNorm")
+
+
+class _BatchNorm:
+    """State of a batch normalization layer; subclasses say which inputs they take."""
+
+    #: Numbers of dimensions taken, and how error messages describe them.
+    _dimensions: ClassVar[tuple[int, ...]]
+    _shapes: ClassVar[str]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        axis: int = 1,
+    ) -> None:
+        self.num_features = _num_features(num_features)
+        self.eps = _checks.check_eps(eps)
+        self.momentum = None if momentum is None else _checks.check_momentum(momentum)
+        self.affine = bool(affine)
+        self.track_running_stats = bool(track_running_stats)
+        self.axis = self._check_axis(axis)
+        _check_device(device)
+        dtype = _parameter_dtype(dtype)
+        size = self.num_features
+        self.weight = np.empty(size, dtype) if self.affine else None
+        self.bias = np.empty(size, dtype) if self.affine and bias else None
+        self.running_mean = np.empty(size, dtype) if self.track_running_stats else None
+        self.running_var = np.empty(size, dtype) if self.track_running_stats else None
+        self.num_batches_tracked = np.array(0, np.int64) if self.track_running_stats else None
+        self._training = True
+        self._frozen = False
+        self._cache: ForwardCache | None = None
+        self.reset_parameters()
+
+    # --- calls ------------------------------------------------------------------------------
+
+    def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+        """``forward(x, out=out)``."""
+        return self.forward(x, out=out)
+
+    def forward(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Normalize ``x``: with its own statistics in training, else with the running ones.
+
+        A training call updates the running statistics and remembers what `backward`
+        needs. An evaluation call changes nothing on the layer, so many threads may
+        make one at once. Formula, semantics and errors: `fastbn.batch_norm`.
+
+        Parameters
+        ----------
+        x : ndarray of float32 or float64
+            A batch, or for 2d and 3d a single sample, which is then a batch of one.
+            An empty batch gives an empty output and changes nothing.
+        out : ndarray, optional
+            Where to write; shape and dtype of ``x``; ``out=x`` works in place.
+
+        Returns
+        -------
+        y : ndarray
+            Shape, dtype and memory order of ``x``.
+        """
+        if not self.training:
+            return self._prepare(x, out).run()
+        y, self._cache = self.forward_with_cache(x, out=out)
+        return y
+
+    def forward_with_cache(
+        self, x: np.ndarray, *, out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, ForwardCache]:
+        """`forward`, and its cache for a `backward` in either mode; the layer keeps none."""
+        call = self._prepare(x, out)
+        y = call.run()
+        return y, call.cache()
+
+    def backward(self, dy: np.ndarray, cache: ForwardCache | None = None) -> Gradients:
+        """Gradients in ``x``, ``weight`` and ``bias``: `fastbn.batch_norm_backward`.
+
+        Parameters
+        ----------
+        dy : ndarray
+            Gradient of the loss in the output.
+        cache : ForwardCache, optional
+            From `forward_with_cache`; by default that of the last training forward.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no cache and no training forward to take one from.
+        """
+        cache = self._cache if cache is None else cache
+        if cache is None:
+            raise RuntimeError(
+                "nothing to differentiate: there was no training forward; call the layer in "
+                "train() mode first, or y, cache = forward_with_cache(x) and backward(dy, cache)"
+            )
+        return batch_norm_backward(dy, cache)
+
+    def _prepare(self, x: Any, out: Any) -> _Forward:
+        x = _plan.as_array("x", x)
+        if x.ndim not in self._dimensions:
+            raise ValueError(
+                f"{type(self).__name__} expects {self._shapes}, got {x.ndim} dimensions: "
+                f"shape {x.shape}"
+            )
+        axis = self._axis_of(x.ndim)
+        if x.shape[axis] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__} has num_features={self.num_features}, but x of shape "
+                f"{x.shape} has {x.shape[axis]} channels on axis {axis}"
+            )
+        return _Forward(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
+            self._momentum(), self.eps, axis, out, self.num_batches_tracked,
+        )  # fmt: skip
+
+    def _momentum(self) -> float:
+        """Weight of the next batch; a cumulative average gives the n-th batch 1 / n."""
+        if self.momentum is not None:
+            return self.momentum
+        if self.num_batches_tracked is None:
+            return 0.0
+        return 1.0 / (int(self.num_batches_tracked) + 1)
+
+    # --- axes -------------------------------------------------------------------------------
+
+    def _check_axis(self, axis: Any) -> int:
+        try:
+            position = operator.index(axis)
+        except TypeError:
+            raise TypeError(f"axis must be an integer, got {axis!r}") from None
+        rank = self._dimensions[-1]
+        if position % rank == 0 or not -rank < position < rank:
+            raise ValueError(
+                f"axis must be 1 to {rank - 1} or -1 to {1 - rank} (axis 0 is the batch), "
+                f"got {axis!r}"
+            )
+        return position
+
+    def _axis_of(self, ndim: int) -> int:
+        """Channel axis of an input: a single sample lacks the batch axis."""
+        if self.axis < 0 or ndim == self._dimensions[-1]:
+            return self.axis
+        return self.axis - 1
+
+    # --- modes ------------------------------------------------------------------------------
+
+    @property
+    def training(self) -> bool:
+        """Whether the next call takes batch statistics and updates the running ones."""
+        return self._training and not self._frozen
+
+    def train(self: _Layer, mode: bool = True) -> _Layer:
+        """Go to training mode (evaluation if ``mode`` is False); returns the layer."""
+        if not isinstance(mode, (bool, np.bool_)):
+            raise TypeError(f"mode must be True or False, got {mode!r}")
+        self._training = bool(mode)
+        return self
+
+    def eval(self: _Layer) -> _Layer:
+        """Go to evaluation mode; returns the layer."""
+        return self.train(False)
+
+    def freeze(self: _Layer) -> _Layer:
+        """Stay in evaluation mode whatever `train` says, as in fine-tuning; returns the layer."""
+        self._frozen = True
+        return self
+
+    def unfreeze(self: _Layer) -> _Layer:
+        """Obey `train` and `eval` again; returns the layer."""
+        self._frozen = False
+        return self
+
+    # --- state ------------------------------------------------------------------------------
+
+    def reset_running_stats(self) -> None:
+        """Running mean 0, running variance 1, no batches tracked."""
+        for name, value in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
+            array = getattr(self, name)
+            if array is not None:
+                array[...] = value
+
+    def reset_parameters(self) -> None:
+        """Weight 1, bias 0, and `reset_running_stats`."""
+        self.reset_running_stats()
+        for name, value in (("weight", 1), ("bias", 0)):
+            array = getattr(self, name)
+            if array is not None:
+                array[...] = value
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def state_dict(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """Copies of parameters and running statistics under torch's names.
+
+        Keys are ``weight``, ``bias``, ``running_mean``, ``running_var`` and
+        ``num_batches_tracked`` (int64), those that the layer has, after ``prefix``.
+        """
+        return {prefix + name: array.copy() for name, array in self._arrays().items()}
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], prefix: str = "", strict: bool = True
+    ) -> IncompatibleKeys:
+        """Load arrays under torch's names, all or nothing, into the layer's own arrays.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            NumPy arrays or what converts to them, such as torch's CPU tensors.
+        prefix : str
+            What stands before the names, e.g. ``"layer1.0.bn1."``; keys without it
+            are not looked at.
+        strict : bool
+            Raise if a key is missing or unexpected; otherwise load what matches.
+
+        Returns
+        -------
+        IncompatibleKeys
+            ``missing_keys`` and ``unexpected_keys``, both empty if ``strict``.
+
+        Raises
+        ------
+        KeyError
+            If keys are missing or unexpected and ``strict``. Nothing was loaded.
+        ValueError
+            If a value has the wrong shape, is not numeric, or is a negative or NaN
+            running variance. Nothing was loaded.
+        """
+        arrays = self._arrays()
+        values, incompatible = read_state(state, prefix, arrays, strict)
+        for name, value in values.items():
+            arrays[name][...] = value
+        return incompatible
+
+    def affine_terms(self) -> tuple[np.ndarray, np.ndarray]:
+        """What evaluation applies: ``y = x * scale + shift``, per channel.
+
+        ``scale = weight / sqrt(running_var + eps)`` and
+        ``shift = bias - running_mean * scale``, worked out in float64 and rounded to
+        the dtype of the running statistics.
+
+        Raises
+        ------
+        RuntimeError
+            If the layer tracks no running statistics, and so has no such terms.
+        """
+        if self.running_mean is None or self.running_var is None:
+            raise RuntimeError(
+                "affine_terms needs running statistics, and this layer was made with "
+                "track_running_stats=False: its scale and shift depend on each batch"
+            )
+        weight = 1.0 if self.weight is None else self.weight.astype(np.float64)
+        bias = 0.0 if self.bias is None else self.bias.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            rstd = formulas.reciprocal_std(self.running_var.astype(np.float64), self.eps)
+            scale, shift = formulas.affine_terms(
+                self.running_mean.astype(np.float64), rstd, weight, bias, 0.0
+            )
+        dtype = self.running_mean.dtype
+        return scale.astype(dtype), shift.astype(dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the last forward's cache, which refers to a whole batch."""
+        return {**self.__dict__, "_cache": None}
+
+    def __repr__(self) -> str:
+        axis = "" if self.axis == 1 else f", axis={self.axis}"
+        return (
+            f"{type(self).__name__}({self.num_features}, eps={self.eps}, "
+            f"momentum={self.momentum}, affine={self.affine}, bias={self.bias is not None}, "
+            f"track_running_stats={self.track_running_stats}{axis})"
+        )
+
+
+def _num_features(value: Any) -> int:
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"num_features must be a positive integer, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"num_features must be a positive integer, got {value!r} ({type(value).__name__})"
+        ) from None
+    if number < 1:
+        raise ValueError(f"num_features must be a positive integer, got {value!r}")
+    return number
+
+
+def _parameter_dtype(dtype: Any) -> np.dtype:
+    try:
+        found = np.dtype(np.float32 if dtype is None else dtype)
+    except TypeError:
+        raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from None
+    if found not in (np.float32, np.float64):
+        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
+    return found.newbyteorder("=")
+
+
+def _check_device(device: Any) -> None:
+    if device is not None and device != "cpu":
+        raise ValueError(f"device must be None or 'cpu', got {device!r}")
+
+
+_PARAMETERS = """
+    Parameters
+    ----------
+    num_features : int
+        Number of channels C.
+    eps : float
+        Added to the variance inside the root; positive.
+    momentum : float or None
+        Weight of the new batch in the running statistics; None for the cumulative
+        average over all batches.
+    affine : bool
+        Have a learnable weight (gamma, starts at 1) and bias (beta, starts at 0).
+    track_running_stats : bool
+        Keep running statistics (mean 0, variance 1 at the start) for evaluation;
+        otherwise batch statistics serve in both modes.
+    device : None or "cpu"
+    dtype : float32 (default) or float64
+        Of parameters and running statistics. Input of either dtype is taken, and
+        the output has the input's.
+    bias : bool
+        False: a weight, but no bias.
+    axis : int
+        Channel axis of a batch; -1 for channels last.
+
+    Raises
+    ------
+    TypeError, ValueError
+        In the constructor, if an argument is not one of these.
+
+    References
+    ----------
+    Ioffe & Szegedy, "Batch Normalization", 2015, algorithms 1 and 2. Names and
+    meanings are those of ``torch.nn.{name}``.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> bn = fastbn.{name}(3)
+    >>> y = bn(np.random.default_rng(0).normal(5, 10, {shape}).astype(np.float32))
+    >>> y.shape, int(bn.num_batches_tracked)
+    ({shape}, 1)
+    >>> bn.eval()
+    {name}(3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+    """
+
+
+def _documented(shape: tuple[int, ...]):
+    """Complete a class docstring with what all three layers share."""
+
+    def complete(layer: type) -> type:
+        common = _PARAMETERS.replace("{name}", layer.__name__).replace("{shape}", str(shape))
+        layer.__doc__ = (layer.__doc__ or "").rstrip() + "\n" + common
+        return layer
+
+    return complete
+
+
+@_documented((4, 3, 16))
+class BatchNorm1d(_BatchNorm):
+    """Batch normalization of ``(N, C)`` or ``(N, C, L)``, per channel over N (and L)."""
+
+    _dimensions = (2, 3)
+    _shapes = "2 or 3 dimensions, (N, C) or (N, C, L)"
+
+    def _axis_of(self, ndim: int) -> int:
+        return 1 if ndim == 2 else self.axis
+
+
+@_documented((4, 3, 8, 8))
+class BatchNorm2d(_BatchNorm):
+    """Batch normalization of ``(N, C, H, W)``, or one sample ``(C, H, W)``, per channel."""
+
+    _dimensions = (3, 4)
+    _shapes = "3 or 4 dimensions, (C, H, W) or (N, C, H, W)"
+
+
+@_documented((4, 3, 2, 8, 8))
+class BatchNorm3d(_BatchNorm):
+    """Batch normalization of ``(N, C, D, H, W)``, or one sample ``(C, D, H, W)``, per channel."""
+
+    _dimensions = (4, 5)
+    _shapes = "4 or 5 dimensions, (C, D, H, W) or (N, C, D, H, W)"
