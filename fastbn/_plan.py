@@ -54,6 +54,8 @@ class Plan:
 
 def as_array(name: str, x: Any) -> np.ndarray:
     """``x`` as a plain ndarray that shares its memory, or TypeError."""
+    if type(x) is np.ndarray:
+        return x
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(
             f"{name} is a masked array, whose mask would be ignored; "

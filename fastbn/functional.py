@@ -338,8 +338,7 @@ class _Forward:
         if self.batch_statistics:
             self.mean, self.var = _run.forward(self.x, self.out, self.axis, weight, bias, self.eps)
         else:
-            self.mean = self._for_kernel(self.running_mean, 0.0)
-            self.var = self._for_kernel(self.running_var, 1.0)
+            self.mean, self.var = self._running_for_kernel()
             _run.normalize(self.x, self.out, self.axis, self.mean, self.var, weight, bias, self.eps)
         if self.update:
             _run.update_running(
@@ -352,6 +351,13 @@ class _Forward:
         if vector is None:
             return np.full(self.channels, default, self.dtype)
         return _checks.kernel_vector(vector, self.dtype)
+
+    def _running_for_kernel(self):
+        """Running statistics of x's dtype as they are; others in float64, to lose nothing."""
+        pair = self.running_mean, self.running_var
+        same = all(vector.dtype == self.dtype for vector in pair)
+        dtype = self.dtype if same else np.dtype(np.float64)
+        return tuple(_checks.kernel_vector(vector, dtype) for vector in pair)
 
     def cache(self) -> ForwardCache:
         mean = np.array(self.mean, np.float64)

@@ -1,0 +1,81 @@
+"""Batch normalization as the textbook has it: NumPy in float64 or better, nothing of fastbn.
+
+Every function takes the channel axis. Sums run in long double, so that the last digit of a
+float64 result can be judged. Ioffe & Szegedy 2015.
+"""
+
+import numpy as np
+
+
+def other_axes(ndim, axis):
+    return tuple(k for k in range(ndim) if k != axis % ndim)
+
+
+def per_channel(vector, ndim, axis):
+    """A (C,) vector in the shape that broadcasts along ``axis``."""
+    shape = [1] * ndim
+    shape[axis % ndim] = -1
+    return np.asarray(vector, np.longdouble).reshape(shape)
+
+
+def mean_and_var(x, axis):
+    """Mean and biased variance over everything but the channel axis, in two passes."""
+    x = np.asarray(x, np.longdouble)
+    axes = other_axes(x.ndim, axis)
+    mean = x.mean(axes)
+    var = ((x - per_channel(mean, x.ndim, axis)) ** 2).mean(axes)
+    return mean, var
+
+
+def normalize(x, mean, var, weight, bias, eps, axis):
+    x = np.asarray(x, np.longdouble)
+    mean, var, weight, bias = (per_channel(v, x.ndim, axis) for v in (mean, var, weight, bias))
+    return weight * (x - mean) / np.sqrt(var + eps) + bias
+
+
+def forward(x, weight, bias, eps, axis):
+    """Output, mean and biased variance with the statistics of the batch."""
+    mean, var = mean_and_var(x, axis)
+    return normalize(x, mean, var, weight, bias, eps, axis), mean, var
+
+
+def running_step(running_mean, running_var, x, momentum, axis):
+    """Running statistics after one more batch; the variance that goes in is unbiased."""
+    mean, var = mean_and_var(x, axis)
+    m = x.size // x.shape[axis]
+    return (
+        (1 - momentum) * np.asarray(running_mean, np.longdouble) + momentum * mean,
+        (1 - momentum) * np.asarray(running_var, np.longdouble) + momentum * var * m / (m - 1),
+    )
+
+
+def backward(dy, x, mean, var, weight, eps, axis, batch_statistics):
+    """Gradients in x, weight and bias, step by step as in section 3 of the paper."""
+    dy, x = np.asarray(dy, np.longdouble), np.asarray(x, np.longdouble)
+    axes = other_axes(x.ndim, axis)
+    m = x.size // x.shape[axis]
+    mean, var, weight = (per_channel(v, x.ndim, axis) for v in (mean, var, weight))
+    std = np.sqrt(var + eps)
+    x_hat = (x - mean) / std
+    d_x_hat = dy * weight
+    dx = d_x_hat / std
+    if batch_statistics:
+        d_var = (d_x_hat * (x - mean)).sum(axes, keepdims=True) * -0.5 * (var + eps) ** -1.5
+        d_mean = (-d_x_hat / std).sum(axes, keepdims=True)
+        d_mean = d_mean + d_var * (-2 * (x - mean)).mean(axes, keepdims=True)
+        dx = dx + d_var * 2 * (x - mean) / m + d_mean / m
+    return dx, (dy * x_hat).sum(axes), dy.sum(axes)
+
+
+def numerical_gradient(loss, values, step=1e-6):
+    """Central differences of a scalar function, one element at a time."""
+    gradient = np.empty_like(values)
+    for index in np.ndindex(values.shape):
+        kept = values[index]
+        values[index] = kept + step
+        high = loss(values)
+        values[index] = kept - step
+        low = loss(values)
+        values[index] = kept
+        gradient[index] = (high - low) / (2 * step)
+    return gradient

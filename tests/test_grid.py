@@ -1,0 +1,158 @@
+"""Every shape and layout x dtype x mode against the float64 reference."""
+
+import numba
+import numpy as np
+import pytest
+
+import fastbn
+from tests import reference
+from tests.cases import CASES
+
+EPS = 1e-5
+TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
+
+
+class Sample:
+    """Random input, parameters and gradient of a case, with offset means and scales."""
+
+    def __init__(self, case, dtype, rng):
+        c = case.channels
+        scale = rng.uniform(0.5, 4, c)
+        offset = rng.normal(0, 5, c)
+        values = rng.normal(size=case.shape)
+        values = values * reference.per_channel(scale, values.ndim, case.axis)
+        values = values + reference.per_channel(offset, values.ndim, case.axis)
+        self.axis = case.axis
+        self.x = case.array(values.astype(dtype))
+        self.dy = case.array(rng.normal(0.3, 1, case.shape).astype(dtype))
+        self.weight = rng.normal(1, 0.5, c).astype(dtype)
+        self.bias = rng.normal(size=c).astype(dtype)
+        self.running_mean = rng.normal(size=c).astype(dtype)
+        self.running_var = rng.uniform(0.1, 3, c).astype(dtype)
+
+
+def assert_close(actual, expected, tolerance):
+    """Relative to the largest value, so that a sum that cancels is not asked for digits it lost."""
+    scale = np.abs(expected).max() if np.size(expected) else 0.0
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * scale)
+
+
+def gradient_scale(dx, dy):
+    return max(np.abs(dx).max(), np.abs(dy).max())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+class TestGrid:
+    def test_training(self, case, dtype, rng):
+        s = Sample(case, dtype, rng)
+        x_before, tolerance = np.array(s.x), TOLERANCE[dtype]
+        running = s.running_mean.copy(), s.running_var.copy()
+        y, cache = fastbn.batch_norm_forward(
+            s.x, s.running_mean, s.running_var, s.weight, s.bias, True, 0.3, EPS, axis=s.axis
+        )
+        expected, mean, var = reference.forward(s.x, s.weight, s.bias, EPS, s.axis)
+        assert y.dtype == dtype
+        assert y.shape == s.x.shape
+        assert_close(y, expected, tolerance)
+        expected = reference.running_step(*running, s.x, 0.3, s.axis)
+        assert_close(s.running_mean, expected[0], tolerance)
+        assert_close(s.running_var, expected[1], tolerance)
+
+        grads = fastbn.batch_norm_backward(s.dy, cache)
+        dx, dweight, dbias = reference.backward(
+            s.dy, s.x, mean, var, s.weight, EPS, s.axis, batch_statistics=True
+        )
+        # dx is a small difference of large terms where the batch is tiny
+        scale = gradient_scale(dx, s.weight.max() * s.dy / np.sqrt(var.min() + EPS))
+        np.testing.assert_allclose(grads.x, dx, rtol=tolerance, atol=tolerance * scale)
+        assert_close(grads.weight, dweight, tolerance)
+        assert_close(grads.bias, dbias, tolerance)
+        assert grads.x.dtype == grads.weight.dtype == grads.bias.dtype == dtype
+        np.testing.assert_array_equal(s.x, x_before)
+
+    def test_evaluation(self, case, dtype, rng):
+        s = Sample(case, dtype, rng)
+        x_before, tolerance = np.array(s.x), TOLERANCE[dtype]
+        running = s.running_mean.copy(), s.running_var.copy()
+        y, cache = fastbn.batch_norm_forward(
+            s.x, s.running_mean, s.running_var, s.weight, s.bias, eps=EPS, axis=s.axis
+        )
+        expected = reference.normalize(s.x, *running, s.weight, s.bias, EPS, s.axis)
+        assert_close(y, expected, tolerance)
+        grads = fastbn.batch_norm_backward(s.dy, cache)
+        expected = reference.backward(
+            s.dy, s.x, *running, s.weight, EPS, s.axis, batch_statistics=False
+        )
+        for actual, wanted in zip(grads, expected, strict=True):
+            assert_close(actual, wanted, tolerance)
+        np.testing.assert_array_equal(s.x, x_before)
+        np.testing.assert_array_equal(s.running_mean, running[0])
+        np.testing.assert_array_equal(s.running_var, running[1])
+
+    def test_statistics(self, case, dtype, rng):
+        s = Sample(case, dtype, rng)
+        stats = fastbn.channel_stats(s.x, s.axis)
+        mean, var = reference.mean_and_var(s.x, s.axis)
+        assert_close(stats.mean, mean, TOLERANCE[dtype])
+        np.testing.assert_allclose(stats.var(), var, rtol=TOLERANCE[dtype])
+        np.testing.assert_array_equal(stats.count, case.count)
+
+    def test_memory_order_is_kept(self, case, dtype, rng):
+        s = Sample(case, dtype, rng)
+        y, cache = fastbn.batch_norm_forward(s.x, training=True, axis=s.axis)
+        dx = fastbn.batch_norm_backward(s.dy, cache).x
+        assert y.strides == dx.strides == np.empty_like(s.x).strides
+        assert y.dtype.isnative
+
+    def test_in_place(self, case, dtype, rng):
+        s = Sample(case, dtype, rng)
+        if not s.x.flags.writeable or not s.x.dtype.isnative:
+            s.x = s.x.astype(dtype)
+        expected = fastbn.batch_norm(s.x, None, None, s.weight, s.bias, True, axis=s.axis)
+        work = case.array(s.x) if case.memory not in ("read-only", "big-endian") else s.x.copy()
+        result = fastbn.batch_norm(work, None, None, s.weight, s.bias, True, axis=s.axis, out=work)
+        assert result is work
+        np.testing.assert_array_equal(work, expected)
+
+
+def bits(arrays):
+    return [np.ascontiguousarray(a).tobytes() for a in arrays if a is not None]
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="without the JIT there are no threads")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads to compare")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize(
+    "shape",
+    [(6, 40, 7, 7), (300, 3, 17, 19), (9001, 67), (2, 2, 400, 300), (700, 1500), (3, 65, 64, 64)],
+)
+def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, monkeypatch):
+    """Also with tiles or without, which only decides who computes what and when."""
+    monkeypatch.setattr("fastbn._plan.PARALLEL_BYTES", 0)
+    x = rng.normal(100, 3, shape).astype(dtype)
+    dy = rng.normal(0.1, 1, shape).astype(dtype)
+    c = shape[axis]
+    weight, bias = rng.normal(size=(2, c)).astype(dtype)
+
+    def run():
+        fastbn._plan.make_plan.cache_clear()
+        mean, var = np.zeros(c, dtype), np.ones(c, dtype)
+        y, cache = fastbn.batch_norm_forward(x, mean, var, weight, bias, True, axis=axis)
+        z, frozen = fastbn.batch_norm_forward(x, mean, var, weight, bias, axis=axis)
+        stats = fastbn.channel_stats(x, axis)
+        return bits(
+            [y, z, mean, var, stats.mean, stats.m2]
+            + [*fastbn.batch_norm_backward(dy, cache), *fastbn.batch_norm_backward(dy, frozen)]
+        )
+
+    results = []
+    for threads in (1, 2):
+        for cache_bytes in (fastbn._plan.CACHE_BYTES, 0, 1 << 40):
+            monkeypatch.setattr("fastbn._plan.CACHE_BYTES", cache_bytes)
+            numba.set_num_threads(threads)
+            results.append(run())
+    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    fastbn._plan.make_plan.cache_clear()
+    assert all(result == results[0] for result in results)
