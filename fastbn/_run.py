@@ -153,12 +153,12 @@ def update_running(running_mean, running_var, counter, mean, var, count, momentu
     """Move running statistics towards the batch's, and count it, in one uninterruptible call."""
     if counter is None:
         counter = np.zeros((), np.int64)
-    native = [
-        _checks.kernel_vector(a, a.dtype.newbyteorder("=")) for a in (running_mean, running_var)
-    ]
+    pair = running_mean, running_var
+    dtype = np.result_type(*pair)
+    native = [_checks.kernel_vector(vector, dtype) for vector in pair]
     cpu_channels.update_running.serial(
         *native, counter.reshape(1), mean, var, float(count), momentum
     )
-    for array, updated in zip((running_mean, running_var), native, strict=True):
+    for array, updated in zip(pair, native, strict=True):
         if updated is not array:
             np.copyto(array, updated)

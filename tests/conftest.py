@@ -1,3 +1,4 @@
+import numba
 import numpy as np
 import pytest
 
@@ -7,12 +8,15 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--slow"):
-        return
-    skip = pytest.mark.skip(reason="slow: run with --slow")
+    reasons = {}
+    if not config.getoption("--slow"):
+        reasons["slow"] = "slow: run with --slow"
+    if numba.config.DISABLE_JIT:
+        reasons["compiled"] = "too slow without the JIT, or about threads"
     for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+        for marker, reason in reasons.items():
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

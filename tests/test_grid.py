@@ -116,11 +116,21 @@ class TestGrid:
         np.testing.assert_array_equal(work, expected)
 
 
+@pytest.fixture
+def fresh_plans(monkeypatch):
+    """Let a test change what plans are made from; put plans and threads back afterwards."""
+    threads = numba.get_num_threads()
+    yield monkeypatch
+    numba.set_num_threads(threads)
+    monkeypatch.undo()
+    fastbn._plan.make_plan.cache_clear()
+
+
 def bits(arrays):
     return [np.ascontiguousarray(a).tobytes() for a in arrays if a is not None]
 
 
-@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="without the JIT there are no threads")
+@pytest.mark.compiled
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads to compare")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("axis", [1, -1])
@@ -128,9 +138,9 @@ def bits(arrays):
     "shape",
     [(6, 40, 7, 7), (300, 3, 17, 19), (9001, 67), (2, 2, 400, 300), (700, 1500), (3, 65, 64, 64)],
 )
-def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, monkeypatch):
+def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, fresh_plans):
     """Also with tiles or without, which only decides who computes what and when."""
-    monkeypatch.setattr("fastbn._plan.PARALLEL_BYTES", 0)
+    fresh_plans.setattr("fastbn._plan.PARALLEL_BYTES", 0)
     x = rng.normal(100, 3, shape).astype(dtype)
     dy = rng.normal(0.1, 1, shape).astype(dtype)
     c = shape[axis]
@@ -143,16 +153,17 @@ def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, monkey
         z, frozen = fastbn.batch_norm_forward(x, mean, var, weight, bias, axis=axis)
         stats = fastbn.channel_stats(x, axis)
         return bits(
-            [y, z, mean, var, stats.mean, stats.m2]
-            + [*fastbn.batch_norm_backward(dy, cache), *fastbn.batch_norm_backward(dy, frozen)]
+            [
+                *(y, z, mean, var, stats.mean, stats.m2),
+                *fastbn.batch_norm_backward(dy, cache),
+                *fastbn.batch_norm_backward(dy, frozen),
+            ]
         )
 
     results = []
     for threads in (1, 2):
         for cache_bytes in (fastbn._plan.CACHE_BYTES, 0, 1 << 40):
-            monkeypatch.setattr("fastbn._plan.CACHE_BYTES", cache_bytes)
+            fresh_plans.setattr("fastbn._plan.CACHE_BYTES", cache_bytes)
             numba.set_num_threads(threads)
             results.append(run())
-    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
-    fastbn._plan.make_plan.cache_clear()
     assert all(result == results[0] for result in results)

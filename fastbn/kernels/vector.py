@@ -141,7 +141,10 @@ def load(typing_context, array, index):
 
 @intrinsic
 def load_first(typing_context, array, index, count, rest):
-    """``array[index : index + count]`` in the first lanes, those of ``rest`` in the others."""
+    """``array[index : index + count]`` in the first lanes, those of ``rest`` in the others.
+
+    ``count`` may exceed the number of lanes; then the vector is full.
+    """
     kind = VectorType(array.dtype)
 
     def codegen(context, builder, sig, args):
@@ -216,6 +219,7 @@ if config.DISABLE_JIT:
         return array[index : index + lanes(array)].copy()
 
     def load_first(array, index, count, rest):
+        count = min(count, rest.size)
         vector = rest.copy()
         vector[:count] = array[index : index + count]
         return vector
@@ -224,6 +228,7 @@ if config.DISABLE_JIT:
         array[index : index + lanes(array)] = value
 
     def store_first(array, index, count, value):
+        count = min(count, value.size)
         array[index : index + count] = value[:count]
 
     def total(value):

@@ -1,0 +1,48 @@
+"""Every example in a docstring and in the README is run, and must print what it says."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import fastbn
+
+ROOT = Path(__file__).parent.parent
+MODULES = ["fastbn"] + [
+    module.name
+    for module in pkgutil.walk_packages(fastbn.__path__, "fastbn.")
+    if module.name != "fastbn.__main__"
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_examples_are_found_where_they_are_promised():
+    """A doctest finder that finds nothing would pass."""
+    for item in (fastbn.batch_norm, fastbn.batch_norm_backward, fastbn.BatchNorm2d):
+        assert ">>>" in item.__doc__
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="not in a checkout")
+def test_readme_examples():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 1
+    examples = doctest.DocTestParser().get_doctest(
+        "\n".join(blocks), {}, "README.md", "README.md", 0
+    )
+    assert len(examples.examples) >= 5
+    assert doctest.DocTestRunner().run(examples).failed == 0
+
+
+def test_every_public_name_is_documented():
+    for name in fastbn.__all__:
+        item = getattr(fastbn, name)
+        assert item.__doc__, name
+        assert len(item.__doc__) > 60, name

@@ -1,0 +1,362 @@
+"""Every row of the table of errors; a call that raises has changed nothing."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+import fastbn
+from fastbn import BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+X = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+
+
+@contextmanager
+def raises(error, *parts):
+    """pytest.raises, and every part must be in the message."""
+    with pytest.raises(error) as caught:
+        yield
+    for part in parts:
+        assert part in str(caught.value)
+
+
+NOT_ARRAYS = [None, "abc", [[1.0, 2.0]], 3.0, object()]
+
+
+@pytest.mark.parametrize("value", NOT_ARRAYS, ids=repr)
+def test_not_an_array(value):
+    for call in (
+        lambda: fastbn.batch_norm(value),
+        lambda: fastbn.batch_norm_forward(value, training=True),
+        lambda: fastbn.channel_stats(value),
+        lambda: BatchNorm1d(3)(value),
+        lambda: BatchNorm2d(3).eval()(value),
+    ):
+        with raises(TypeError, "x must be a numpy.ndarray", type(value).__name__, "np.asarray(x)"):
+            call()
+
+
+def test_masked_array():
+    x = np.ma.masked_less(X, 3)
+    for call in (lambda: fastbn.batch_norm(x), lambda: BatchNorm1d(3)(x)):
+        with raises(TypeError, "masked array", "filled"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fix"),
+    [
+        (np.int64, "x.astype(np.float32)"),
+        (np.uint8, "x.astype(np.float32)"),
+        (bool, "x.astype(np.float32)"),
+        (np.complex64, "x.real"),
+        (object, "x.astype(np.float32)"),
+        (np.float16, "x.astype(np.float32)"),
+        (np.longdouble, "x.astype(np.float64)"),
+        ("datetime64[s]", "x.astype(np.float32)"),
+        ("U3", "x.astype(np.float32)"),
+        ([("a", "f4")], "x.astype(np.float32)"),
+    ],
+)
+def test_dtype_names_the_fix(dtype, fix):
+    x = np.zeros((4, 3, 2), dtype)
+    for call in (
+        lambda: fastbn.batch_norm(x, training=True),
+        lambda: fastbn.channel_stats(x),
+        lambda: BatchNorm1d(3)(x),
+    ):
+        with raises(TypeError, str(np.dtype(dtype)), fix):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [
+        (BatchNorm1d, [(3,), (2, 3, 4, 4), ()]),
+        (BatchNorm2d, [(2, 3), (3,), (2, 3, 4, 4, 4)]),
+        (BatchNorm3d, [(2, 3), (2, 3, 4), (1, 2, 3, 4, 4, 4)]),
+    ],
+)
+def test_number_of_dimensions(layer, shapes):
+    bn = layer(3)
+    for shape in shapes:
+        with raises(ValueError, layer.__name__, f"{len(shape)} dimensions", str(shape)):
+            bn(np.zeros(shape, np.float32))
+    assert bn.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_functions_need_two_dimensions(shape):
+    with raises(ValueError, "at least 2 dimensions", str(shape)):
+        fastbn.batch_norm(np.zeros(shape, np.float32), training=True)
+
+
+@pytest.mark.parametrize("axis", [3, -4, 1.0, None, "1"])
+def test_axis(axis):
+    error = ValueError if isinstance(axis, int) else TypeError
+    with raises(error, "axis"):
+        fastbn.batch_norm(X, training=True, axis=axis)
+    with raises(error, "axis"):
+        fastbn.channel_stats(X, axis)
+
+
+def test_number_of_channels():
+    with raises(ValueError, "num_features=5", "(4, 3, 2)", "3 channels on axis 1"):
+        BatchNorm1d(5)(X)
+    with raises(ValueError, "num_features=3", "2 channels on axis -1"):
+        BatchNorm1d(3, axis=-1)(X)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+@pytest.mark.parametrize("training", [True, False])
+def test_vectors_of_the_wrong_length(name, training):
+    good = {k: np.ones(3, np.float32) for k in ("running_mean", "running_var", "weight", "bias")}
+    for value, came in ((np.ones(4, np.float32), "length 4"), (np.ones((3, 1)), "shape (3, 1)")):
+        vectors = {**good, name: value}
+        with raises(ValueError, name, came, "(4, 3, 2)", "3 channels"):
+            fastbn.batch_norm(X, **vectors, training=training)
+    for value, part in (
+        ([1, 2, 3], "numpy.ndarray"),
+        (np.ones(3, int), "int64"),
+        (np.ma.ones(3), "masked"),
+    ):
+        with raises(TypeError, name, part):
+            fastbn.batch_norm(X, **{**good, name: value}, training=training)
+    for array in good.values():
+        np.testing.assert_array_equal(array, np.ones(3))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3), (1, 3, 1), (1, 3, 1, 1), (1, 3, 1, 1, 1)], ids=lambda s: f"{len(s)}d"
+)
+def test_one_value_per_channel(shape):
+    layer = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}[len(shape)]
+    bn = layer(3)
+    before = bn.state_dict()
+    x = np.ones(shape, np.float32)
+    parts = str(shape), "more than 1 value per channel", "eval()", "larger batch"
+    with raises(ValueError, *parts):
+        bn(x)
+    with raises(ValueError, *parts):
+        fastbn.batch_norm(x)
+    for name, array in bn.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    assert bn.eval()(x).shape == shape
+
+
+def test_only_one_running_statistic():
+    for name, missing in (("running_mean", "running_var"), ("running_var", "running_mean")):
+        with raises(ValueError, f"{name} was given without {missing}", "both"):
+            fastbn.batch_norm(X, **{name: np.ones(3, np.float32)})
+
+
+@pytest.mark.parametrize("layer", [BatchNorm1d, BatchNorm2d, BatchNorm3d])
+class TestConstructor:
+    @pytest.mark.parametrize("eps", [0, 0.0, -1e-5, float("nan"), float("inf")])
+    def test_eps_value(self, layer, eps):
+        with raises(ValueError, "eps", repr(eps)):
+            layer(3, eps=eps)
+
+    @pytest.mark.parametrize("eps", ["1e-5", None, True, 1j])
+    def test_eps_type(self, layer, eps):
+        with raises(TypeError, "eps", repr(eps)):
+            layer(3, eps=eps)
+
+    @pytest.mark.parametrize("momentum", ["0.1", [0.1], True, 1j])
+    def test_momentum_type(self, layer, momentum):
+        with raises(TypeError, "momentum", repr(momentum)):
+            layer(3, momentum=momentum)
+
+    def test_momentum_value(self, layer):
+        with raises(ValueError, "momentum", "nan"):
+            layer(3, momentum=float("nan"))
+
+    @pytest.mark.parametrize("number", [0, -1, np.int64(0)])
+    def test_num_features_value(self, layer, number):
+        with raises(ValueError, "num_features", repr(number)):
+            layer(number)
+
+    @pytest.mark.parametrize("number", [3.0, "3", None, True, (3,)])
+    def test_num_features_type(self, layer, number):
+        with raises(TypeError, "num_features", repr(number)):
+            layer(number)
+
+    @pytest.mark.parametrize("dtype", [np.float16, int, complex, "float128"])
+    def test_dtype_value(self, layer, dtype):
+        with raises(ValueError, "dtype", repr(dtype)):
+            layer(3, dtype=dtype)
+
+    @pytest.mark.parametrize("dtype", ["no such type", 3, object()])
+    def test_dtype_type(self, layer, dtype):
+        with raises(TypeError, "dtype", repr(dtype)):
+            layer(3, dtype=dtype)
+
+    @pytest.mark.parametrize("device", ["cuda", "gpu", 0])
+    def test_device(self, layer, device):
+        with raises(ValueError, "device", repr(device)):
+            layer(3, device=device)
+        assert layer(3, device="cpu").num_features == 3
+
+    @pytest.mark.parametrize("axis", [0, 9, -9])
+    def test_axis_value(self, layer, axis):
+        with raises(ValueError, "axis", repr(axis)):
+            layer(3, axis=axis)
+
+    def test_axis_type(self, layer):
+        with raises(TypeError, "axis", "1.0"):
+            layer(3, axis=1.0)
+
+    def test_numpy_integers_are_taken(self, layer):
+        assert layer(np.int32(3), axis=np.int8(-1)).num_features == 3
+
+
+def test_mode_must_be_a_bool():
+    with raises(TypeError, "mode", "'yes'"):
+        BatchNorm1d(3).train("yes")
+
+
+@pytest.mark.parametrize("eps", [0, -1.0, float("nan")])
+def test_eps_of_a_function(eps):
+    with raises(ValueError, "eps", repr(eps)):
+        fastbn.batch_norm(X, training=True, eps=eps)
+
+
+def test_momentum_of_a_function():
+    mean, var = np.zeros(3, np.float32), np.ones(3, np.float32)
+    with raises(TypeError, "momentum", "None", "layer"):
+        fastbn.batch_norm(X, mean, var, training=True, momentum=None)
+    with raises(ValueError, "momentum", "inf"):
+        fastbn.batch_norm(X, mean, var, training=True, momentum=float("inf"))
+    np.testing.assert_array_equal(mean, np.zeros(3))
+
+
+def _read_only(a):
+    a.flags.writeable = False
+    return a
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("make_out", "error", "part"),
+    [
+        (lambda x: np.empty((4, 3, 3), np.float32), ValueError, "(4, 3, 3), expected the shape"),
+        (lambda x: np.empty(24, np.float32), ValueError, "(24,), expected the shape"),
+        (lambda x: np.empty((4, 3, 2)), ValueError, "float64, expected the dtype of x, float32"),
+        (lambda x: np.empty((4, 3, 2), ">f4"), ValueError, "expected the dtype"),
+        (lambda x: _read_only(np.empty((4, 3, 2), np.float32)), ValueError, "read-only"),
+        (lambda x: x.base.reshape(5, 3, 2)[1:], ValueError, "out overlaps x"),
+        (lambda x: x[::-1], ValueError, "out overlaps x"),
+        (
+            lambda x: np.lib.stride_tricks.as_strided(
+                np.empty(6, np.float32), (4, 3, 2), (0, 8, 4)
+            ),
+            ValueError,
+            "elements share memory",
+        ),
+        (lambda x: "out", TypeError, "out must be a numpy.ndarray, got str"),
+        (lambda x: np.ma.empty((4, 3, 2)), TypeError, "masked"),
+    ],
+)
+def test_out(make_out, error, part, training):
+    base = np.arange(30, dtype=np.float32).reshape(5, 3, 2)
+    x = base[:4]
+    before = base.copy()
+    mean, var = np.zeros(3, np.float32), np.ones(3, np.float32)
+    with raises(error, "out", part):
+        fastbn.batch_norm(x, mean, var, training=training, out=make_out(x))
+    np.testing.assert_array_equal(base, before)
+    np.testing.assert_array_equal((mean, var), [[0] * 3, [1] * 3])
+    _, cache = fastbn.batch_norm_forward(x, training=True)
+    with raises(error, "out", part):
+        fastbn.batch_norm_backward(np.ones_like(x), cache, out=make_out(x))
+    np.testing.assert_array_equal(base, before)
+
+
+def test_interleaved_out_that_shares_no_element_is_fine():
+    both = np.arange(48, dtype=np.float32).reshape(4, 6, 2)
+    expected = fastbn.batch_norm(both[:, :3].copy(), training=True)
+    fastbn.batch_norm(both[:, :3], training=True, out=both[:, 3:])
+    np.testing.assert_array_equal(both[:, 3:], expected)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_out_must_not_overlap_a_parameter(name):
+    out = np.ones((4, 3, 2), np.float32)
+    vectors = {k: np.ones(3, np.float32) for k in ("running_mean", "running_var")}
+    with raises(ValueError, f"out overlaps {name}"):
+        fastbn.batch_norm(X, **{**vectors, name: out[:3, 0, 0]}, out=out)
+
+
+def test_training_needs_writable_statistics():
+    frozen = np.zeros(3, np.float32)
+    frozen.flags.writeable = False
+    other = np.ones(3, np.float32)
+    with raises(ValueError, "running_mean is read-only", "training=False"):
+        fastbn.batch_norm(X, frozen, other, training=True)
+    np.testing.assert_array_equal(other, np.ones(3))
+    assert fastbn.batch_norm(X, frozen, other).shape == X.shape
+
+
+def test_a_call_that_raises_leaves_the_layer_alone():
+    bn = BatchNorm1d(3)
+    bn(X)
+    before = bn.state_dict()
+    for bad in ((X, {"out": X[:2]}), (X.astype(int), {}), (X[:, :2], {}), (None, {})):
+        with pytest.raises((TypeError, ValueError)):
+            bn(bad[0], **bad[1])
+        for name, array in bn.state_dict().items():
+            np.testing.assert_array_equal(array, before[name])
+    assert bn.backward(X).x.shape == X.shape  # still the cache of the good call
+
+
+# --- backward -------------------------------------------------------------------------------
+
+
+def test_backward_without_a_cache():
+    for bn in (BatchNorm2d(3), BatchNorm2d(3).eval()):
+        with raises(RuntimeError, "no training forward", "train()", "forward_with_cache"):
+            bn.backward(np.zeros((2, 3, 4, 4), np.float32))
+
+
+def test_backward_with_something_else():
+    with raises(TypeError, "cache", "dict", "batch_norm_forward"):
+        fastbn.batch_norm_backward(X, {})
+
+
+def test_gradient_of_the_wrong_shape_or_dtype():
+    _, cache = fastbn.batch_norm_forward(X, training=True)
+    with raises(ValueError, "dy has shape (4, 3)", "(4, 3, 2)"):
+        fastbn.batch_norm_backward(X[..., 0], cache)
+    with raises(ValueError, "dy has dtype float64", "float32"):
+        fastbn.batch_norm_backward(X.astype(float), cache)
+    with raises(TypeError, "dy must be a numpy.ndarray"):
+        fastbn.batch_norm_backward(1.0, cache)
+    with raises(TypeError, "dy must be float32 or float64, got dtype int64"):
+        fastbn.batch_norm_backward(X.astype(int), cache)
+
+
+def test_backward_after_a_forward_in_place():
+    x = X.copy()
+    _, cache = fastbn.batch_norm_forward(x, training=True, out=x)
+    with raises(RuntimeError, "out=x"):
+        fastbn.batch_norm_backward(X, cache)
+    bn, x = BatchNorm1d(3), X.copy()
+    bn(x, out=x)
+    with raises(RuntimeError, "out=x"):
+        bn.backward(X)
+
+
+# --- statistics -----------------------------------------------------------------------------
+
+
+def test_channel_stats_errors():
+    with raises(ValueError, "2 and 3 channels"):
+        fastbn.ChannelStats.empty(2).merge(fastbn.ChannelStats.empty(3))
+    with raises(TypeError, "ChannelStats", "int"):
+        fastbn.ChannelStats.empty(2).merge(3)
+    with raises(ValueError, "one shape"):
+        fastbn.ChannelStats(np.zeros(2), np.zeros(3), np.zeros(2))
+    with raises(ValueError, "num_channels", "-1"):
+        fastbn.ChannelStats.empty(-1)
+    with raises(TypeError, "num_channels", "2.0"):
+        fastbn.ChannelStats.empty(2.0)
