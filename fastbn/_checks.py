@@ -107,7 +107,7 @@ def check_overlap(out: np.ndarray, name: str, array: np.ndarray) -> None:
     if not np.may_share_memory(out, array) or same_elements(out, array):
         return
     try:
-        overlap = np.shares_memory(out, array, max_work=100_000)
+        overlap = np.shares_memory(out, array, max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         overlap = True
     if overlap:

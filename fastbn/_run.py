@@ -82,7 +82,9 @@ def _walk_to(out: np.ndarray, axis: int, *inputs: np.ndarray):
             copy = np.empty_like(out)
             np.copyto(copy, array)
             operands.append(copy)
-    return *walk(axis, *operands, out), out
+    found = walk(axis, *operands, out)
+    assert found  # the operands now lie as the output does
+    return *found, out
 
 
 def normalize(x, out, axis, mean, var, weight, bias, eps) -> None:

@@ -1,7 +1,7 @@
 """Layers: parameters, running statistics and modes. The arithmetic is in `functional`."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -370,10 +370,10 @@ _PARAMETERS = """
     """
 
 
-def _documented(shape: tuple[int, ...]):
+def _documented(shape: tuple[int, ...]) -> Callable[[type[_Layer]], type[_Layer]]:
     """Complete a class docstring with what all three layers share."""
 
-    def complete(layer: type) -> type:
+    def complete(layer: type[_Layer]) -> type[_Layer]:
         common = _PARAMETERS.replace("{name}", layer.__name__).replace("{shape}", str(shape))
         layer.__doc__ = (layer.__doc__ or "").rstrip() + "\n" + common
         return layer
