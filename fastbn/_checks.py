@@ -6,6 +6,7 @@ argument, what came, what was expected, and the way out. No check changes anythi
 
 import math
 import numbers
+import operator
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,38 @@ def check_momentum(momentum: Any) -> float:
     if not math.isfinite(value):
         raise ValueError(f"momentum must be finite, got {momentum!r}; the usual value is 0.1")
     return value
+
+
+def check_num_features(value: Any) -> int:
+    """``num_features`` as a positive int."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"num_features must be a positive integer, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"num_features must be a positive integer, got {value!r} ({type(value).__name__})"
+        ) from None
+    if number < 1:
+        raise ValueError(f"num_features must be a positive integer, got {value!r}")
+    return number
+
+
+def parameter_dtype(dtype: Any) -> np.dtype:
+    """The dtype of a layer's parameters and statistics; None is float32."""
+    try:
+        found = np.dtype(np.float32 if dtype is None else dtype)
+    except TypeError:
+        raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from None
+    if found not in (np.float32, np.float64):
+        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
+    return found.newbyteorder("=")
+
+
+def check_device(device: Any) -> None:
+    """Refuse any device but the CPU; an explicit request never falls back."""
+    if device is not None and device != "cpu":
+        raise ValueError(f"device must be None or 'cpu', got {device!r}")
 
 
 def check_vector(name: str, value: Any, channels: int, x_shape: tuple[int, ...]) -> np.ndarray:

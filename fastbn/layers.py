@@ -36,14 +36,14 @@ class _BatchNorm:
         bias: bool = True,
         axis: int = 1,
     ) -> None:
-        self.num_features = _num_features(num_features)
+        self.num_features = _checks.check_num_features(num_features)
         self.eps = _checks.check_eps(eps)
         self.momentum = None if momentum is None else _checks.check_momentum(momentum)
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
         self.axis = self._check_axis(axis)
-        _check_device(device)
-        dtype = _parameter_dtype(dtype)
+        _checks.check_device(device)
+        dtype = _checks.parameter_dtype(dtype)
         size = self.num_features
         self.weight = np.empty(size, dtype) if self.affine else None
         self.bias = np.empty(size, dtype) if self.affine and bias else None
@@ -293,35 +293,6 @@ class _BatchNorm:
             f"momentum={self.momentum}, affine={self.affine}, bias={self.bias is not None}, "
             f"track_running_stats={self.track_running_stats}{axis})"
         )
-
-
-def _num_features(value: Any) -> int:
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"num_features must be a positive integer, got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"num_features must be a positive integer, got {value!r} ({type(value).__name__})"
-        ) from None
-    if number < 1:
-        raise ValueError(f"num_features must be a positive integer, got {value!r}")
-    return number
-
-
-def _parameter_dtype(dtype: Any) -> np.dtype:
-    try:
-        found = np.dtype(np.float32 if dtype is None else dtype)
-    except TypeError:
-        raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from None
-    if found not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
-    return found.newbyteorder("=")
-
-
-def _check_device(device: Any) -> None:
-    if device is not None and device != "cpu":
-        raise ValueError(f"device must be None or 'cpu', got {device!r}")
 
 
 _PARAMETERS = """
