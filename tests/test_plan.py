@@ -1,4 +1,4 @@
-"""How arrays are walked: which views are read in place, and that nothing the size of x is copied."""
+"""How arrays are walked: which views are read in place, and that no call copies x."""
 
 import tracemalloc
 
