@@ -1,5 +1,6 @@
 """Batch normalization on NumPy arrays, at the speed of the memory bus, without torch."""
 
+from fastbn._threads import get_num_threads, set_num_threads
 from fastbn.functional import (
     Gradients,
     batch_norm,
@@ -22,4 +23,6 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "channel_stats",
+    "get_num_threads",
+    "set_num_threads",
 ]

@@ -6,39 +6,21 @@ output, which is needed anyway, and the walk goes over the output in place: ther
 is no temporary of the size of x. Only an ``out`` that no kernel can walk costs one.
 """
 
-import os
 from types import ModuleType
 
-import numba
 import numpy as np
 
-from fastbn import _checks
+from fastbn import _checks, _threads
 from fastbn._memory import flat
 from fastbn._plan import Plan, make_plan
 from fastbn.kernels import cpu_channels, cpu_first, cpu_last
-from fastbn.kernels.compile import Kernel
 
 _MODULES: dict[str, ModuleType] = {"first": cpu_first, "last": cpu_last}
 
-_forked = False
 
-
-def _in_child() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
-
-
-def _threads(plan: Plan) -> int:
-    """How many threads a call may use. A forked child has one: its thread pool is gone."""
-    return numba.get_num_threads() if plan.large and not _forked else 1
-
-
-def _target(kernel: Kernel, threads: int):
-    return kernel.parallel if threads > 1 else kernel.serial
+def _kernels(plan: Plan) -> tuple[ModuleType, int]:
+    """Kernels for the plan's layout, and how many threads they may use."""
+    return _MODULES[plan.layout], _threads.available(plan.large)
 
 
 def _fits_tiles(plan: Plan, threads: int) -> bool:
@@ -90,8 +72,11 @@ def _walk_to(out: np.ndarray, axis: int, *inputs: np.ndarray):
 def normalize(x, out, axis, mean, var, weight, bias, eps) -> None:
     """Write ``x`` normalized with the given statistics to ``out``."""
     plan, (source, target), result = _walk_to(out, axis, x)
-    kernel = _target(_MODULES[plan.layout].normalize, _threads(plan))
-    kernel(source, target, plan.geometry, mean, var, weight, bias, eps, False)
+    kernels, threads = _kernels(plan)
+    _threads.launch(
+        kernels.normalize, threads,
+        source, target, plan.geometry, mean, var, weight, bias, eps, False,
+    )  # fmt: skip
     if result is not out:
         np.copyto(out, result)
 
@@ -99,19 +84,20 @@ def normalize(x, out, axis, mean, var, weight, bias, eps) -> None:
 def forward(x, out, axis, weight, bias, eps) -> tuple[np.ndarray, np.ndarray]:
     """Write ``x`` normalized with its own statistics to ``out``; return mean and variance."""
     plan, (source, target), result = _walk_to(out, axis, x)
-    kernels = _MODULES[plan.layout]
-    threads = _threads(plan)
+    kernels, threads = _kernels(plan)
     mean, var = np.empty(plan.channels), np.empty(plan.channels)
     if _fits_tiles(plan, threads):
-        _target(kernels.forward, threads)(
-            source, target, plan.geometry, plan.tile, weight, bias, eps, mean, var
-        )
+        _threads.launch(
+            kernels.forward, threads,
+            source, target, plan.geometry, plan.tile, weight, bias, eps, mean, var,
+        )  # fmt: skip
     else:
-        _target(kernels.moments, threads)(source, plan.geometry_of(1), mean, var)
+        _threads.launch(kernels.moments, threads, source, plan.geometry_of(1), mean, var)
         var /= plan.count
-        _target(kernels.normalize, threads)(
-            source, target, plan.geometry, mean, var, weight, bias, eps, True
-        )
+        _threads.launch(
+            kernels.normalize, threads,
+            source, target, plan.geometry, mean, var, weight, bias, eps, True,
+        )  # fmt: skip
     if result is not out:
         np.copyto(out, result)
     return mean, var
@@ -120,19 +106,19 @@ def forward(x, out, axis, weight, bias, eps) -> tuple[np.ndarray, np.ndarray]:
 def backward(dy, x, dx, axis, mean, rstd, weight, sum_dy, sum_dy_xm, batch_statistics) -> None:
     """Write the gradient of ``x`` to ``dx`` and fill the two sums of every channel."""
     plan, (gradient, source, target), result = _walk_to(dx, axis, dy, x)
-    kernels = _MODULES[plan.layout]
-    threads = _threads(plan)
+    kernels, threads = _kernels(plan)
     if _fits_tiles(plan, threads):
-        _target(kernels.backward, threads)(
-            gradient, source, target, plan.geometry, plan.tile,
+        _threads.launch(
+            kernels.backward, threads, gradient, source, target, plan.geometry, plan.tile,
             mean, rstd, weight, sum_dy, sum_dy_xm, batch_statistics,
         )  # fmt: skip
     else:
-        _target(kernels.gradient_sums, threads)(
-            gradient, source, plan.geometry_of(2), mean, sum_dy, sum_dy_xm
-        )
-        _target(kernels.input_gradient, threads)(
-            gradient, source, target, plan.geometry,
+        _threads.launch(
+            kernels.gradient_sums, threads,
+            gradient, source, plan.geometry_of(2), mean, sum_dy, sum_dy_xm,
+        )  # fmt: skip
+        _threads.launch(
+            kernels.input_gradient, threads, gradient, source, target, plan.geometry,
             mean, rstd, weight, sum_dy, sum_dy_xm, batch_statistics,
         )  # fmt: skip
     if result is not dx:
@@ -146,8 +132,8 @@ def moments(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     plan, (source,) = found
     mean, m2 = np.empty(plan.channels), np.empty(plan.channels)
-    kernel = _target(_MODULES[plan.layout].moments, _threads(plan))
-    kernel(source, plan.geometry, mean, m2)
+    kernels, threads = _kernels(plan)
+    _threads.launch(kernels.moments, threads, source, plan.geometry, mean, m2)
     return mean, m2
 
 

@@ -119,9 +119,9 @@ class TestGrid:
 @pytest.fixture
 def fresh_plans(monkeypatch):
     """Let a test change what plans are made from; put plans and threads back afterwards."""
-    threads = numba.get_num_threads()
+    threads = fastbn.get_num_threads()
     yield monkeypatch
-    numba.set_num_threads(threads)
+    fastbn.set_num_threads(threads)
     monkeypatch.undo()
     fastbn._plan.make_plan.cache_clear()
 
@@ -164,6 +164,6 @@ def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, fresh_
     for threads in (1, 2):
         for cache_bytes in (fastbn._plan.CACHE_BYTES, 0, 1 << 40):
             fresh_plans.setattr("fastbn._plan.CACHE_BYTES", cache_bytes)
-            numba.set_num_threads(threads)
+            fastbn.set_num_threads(threads)
             results.append(run())
     assert all(result == results[0] for result in results)
