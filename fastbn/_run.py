@@ -115,7 +115,7 @@ def backward(dy, x, dx, axis, mean, rstd, weight, sum_dy, sum_dy_xm, batch_stati
     else:
         _threads.launch(
             kernels.gradient_sums, threads,
-            gradient, source, plan.geometry_of(2), mean, sum_dy, sum_dy_xm,
+            gradient, source, plan.geometry_of(2), mean, rstd, sum_dy, sum_dy_xm,
         )  # fmt: skip
         _threads.launch(
             kernels.input_gradient, threads, gradient, source, target, plan.geometry,

@@ -277,7 +277,7 @@ class _BatchNorm:
         with np.errstate(invalid="ignore"):
             rstd = formulas.reciprocal_std(self.running_var.astype(np.float64), self.eps)
             scale, shift = formulas.affine_terms(
-                self.running_mean.astype(np.float64), rstd, weight, bias, 0.0
+                self.running_mean.astype(np.float64), rstd, weight, bias
             )
         dtype = self.running_mean.dtype
         return scale.astype(dtype), shift.astype(dtype)

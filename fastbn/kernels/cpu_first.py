@@ -5,7 +5,7 @@ followed by (outer stride, channel stride) of each array, in elements. A *row* i
 the ``length`` contiguous values of one sample and one channel.
 
 How work is cut follows from the shape alone. A channel is read in blocks of
-about `BLOCK` values; `SEGMENT` blocks make a segment, whose statistics have
+about 4096 values; 32 blocks make a segment, whose statistics have
 their own shift; segments are merged in order. Whichever thread takes which
 segment, the bits of the result are the same.
 """
@@ -15,87 +15,26 @@ from numba import prange
 
 from fastbn.kernels import cpu_formulas as formulas
 from fastbn.kernels.compile import inner, kernel
+from fastbn.kernels.cpu_first_cut import (
+    SEGMENT,
+    block_bounds,
+    count_blocks,
+    count_segments,
+    count_tasks,
+    sample_and_channel,
+    task_bounds,
+)
 from fastbn.kernels.cpu_first_loops import (
-    block_products,
-    block_sums,
     gradient_row,
     normalize_row,
+    safe_block_products,
+    safe_block_sums,
 )
+from fastbn.kernels.cpu_range import finite_or, unit_of
+from fastbn.kernels.cpu_terms import gradient_terms, normalizing_terms, residual
 from fastbn.kernels.vector import rounded
 
-BLOCK = 4096  # values whose sums are kept in x's precision: 16 KiB of float32, half of an L1
-SEGMENT = 32  # blocks: enough to make a task, few enough to share a channel among threads
-TASK = 65536  # values of an elementwise task
-
-# --- how a channel is cut -------------------------------------------------------------------
-
-
-@inner
-def count_blocks(outer, length):
-    """Blocks of one channel: several short rows each, or a part of one long row."""
-    if length <= BLOCK:
-        rows = BLOCK // length
-        return (outer + rows - 1) // rows
-    return outer * ((length + BLOCK - 1) // BLOCK)
-
-
-@inner
-def count_segments(outer, length):
-    return (count_blocks(outer, length) + SEGMENT - 1) // SEGMENT
-
-
-@inner
-def block_bounds(block, outer, length):
-    """First row, number of rows, first value in the row, number of values per row."""
-    if length <= BLOCK:
-        rows = BLOCK // length
-        row = block * rows
-        return row, min(rows, outer - row), 0, length
-    pieces = (length + BLOCK - 1) // BLOCK
-    size = (((length + pieces - 1) // pieces + 63) // 64) * 64
-    row = block // pieces
-    start = (block - row * pieces) * size
-    return row, 1, start, min(size, length - start)
-
-
-@inner
-def count_tasks(rows, length):
-    """Elementwise tasks over all rows: several short rows each, or a part of one long row."""
-    if length <= TASK:
-        per_task = TASK // length
-        return (rows + per_task - 1) // per_task
-    return rows * ((length + TASK - 1) // TASK)
-
-
-@inner
-def task_bounds(task, rows, length):
-    """First row, one past the last row, first value in the row, number of values per row."""
-    if length <= TASK:
-        per_task = TASK // length
-        row = task * per_task
-        return row, min(row + per_task, rows), 0, length
-    pieces = (length + TASK - 1) // TASK
-    row = task // pieces
-    start = (task - row * pieces) * TASK
-    return row, row + 1, start, min(TASK, length - start)
-
-
-@inner
-def sample_and_channel(row, outer, channels, by_channel):
-    """Which row comes ``row``-th: in memory order, or all rows of a channel together."""
-    if by_channel:
-        channel = row // outer
-        return row - channel * outer, channel
-    sample = row // channels
-    return sample, row - sample * channels
-
-
 # --- statistics and sums of one channel -----------------------------------------------------
-
-
-@inner
-def finite_or(value, other):
-    return value if np.isfinite(value) else other
 
 
 @inner
@@ -110,18 +49,28 @@ def segment_moments(x, base, outer, length, stride, segment):
     end = min(first + SEGMENT, count_blocks(outer, length))
     row, rows, start, size = block_bounds(first, outer, length)
     position = base + row * stride + start
-    shift = finite_or(float(x[position]), 0.0)
-    sums, _ = block_sums(x, position, rows, stride, size, shift)
+    shift = finite_or(np.float64(x[position]), 0.0)
+    sums, _ = safe_block_sums(x, position, rows, stride, size, shift)
     shift = finite_or(rounded(x, shift + sums / (rows * size)), 0.0)
     count, mean, m2 = 0.0, 0.0, 0.0
     for block in range(first, end):
         row, rows, start, size = block_bounds(block, outer, length)
-        sums, squares = block_sums(x, base + row * stride + start, rows, stride, size, shift)
-        n = float(rows * size)
+        sums, squares = safe_block_sums(x, base + row * stride + start, rows, stride, size, shift)
+        n = np.float64(rows * size)
         block_mean, block_m2 = formulas.moments_from_sums(n, shift, sums, squares)
         count, mean, m2 = formulas.merge(count, mean, m2, n, block_mean, block_m2)
         shift = finite_or(rounded(x, mean), shift)
     return count, mean, m2
+
+
+@inner
+def plain_mean(x, base, outer, length, stride):
+    """Mean of a channel with infinities in it: infinity or NaN, as a plain sum has it."""
+    mean = 0.0
+    for row in range(outer):
+        for i in range(base + row * stride, base + row * stride + length):
+            mean += np.float64(x[i])
+    return mean / (outer * length)
 
 
 @inner
@@ -131,11 +80,15 @@ def channel_moments(x, base, outer, length, stride):
     for segment in range(count_segments(outer, length)):
         n, segment_mean, segment_m2 = segment_moments(x, base, outer, length, stride, segment)
         count, mean, m2 = formulas.merge(count, mean, m2, n, segment_mean, segment_m2)
+    if not np.isfinite(mean):
+        mean = plain_mean(x, base, outer, length, stride)
     return count, mean, m2
 
 
 @inner
-def segment_products(dy, dy_base, dy_stride, x, x_base, x_stride, outer, length, segment, center):
+def segment_products(
+    dy, dy_base, dy_stride, x, x_base, x_stride, outer, length, segment, center, unit
+):
     """Sums of ``dy`` and ``dy * (x - center)`` over one segment of a channel."""
     sum_dy, sum_dy_xc = 0.0, 0.0
     first = segment * SEGMENT
@@ -143,7 +96,7 @@ def segment_products(dy, dy_base, dy_stride, x, x_base, x_stride, outer, length,
         row, rows, start, size = block_bounds(block, outer, length)
         i = dy_base + row * dy_stride + start
         j = x_base + row * x_stride + start
-        s, p = block_products(dy, i, dy_stride, x, j, x_stride, rows, size, center)
+        s, p = safe_block_products(dy, i, dy_stride, x, j, x_stride, rows, size, center, unit)
         sum_dy += s
         sum_dy_xc += p
     return sum_dy, sum_dy_xc
@@ -169,24 +122,24 @@ def moments(x, geometry, mean, m2):
             count, mu, q = formulas.merge(
                 count, mu, q, partial[task, 0], partial[task, 1], partial[task, 2]
             )
+        if not np.isfinite(mu):
+            mu = plain_mean(x, channel * channel_stride, outer, length, outer_stride)
         mean[channel] = mu
         m2[channel] = q
 
 
 @inner
-def fill_terms(table, mean, var, weight, bias, eps):
-    """Rows of ``table``: center, scale, shift of every channel, in its dtype."""
-    for channel in range(table.shape[1]):
-        table[0, channel] = mean[channel]
-        scale, shift = formulas.affine_terms(
-            float(mean[channel]),
-            formulas.reciprocal_std(float(var[channel]), eps),
-            float(weight[channel]),
-            float(bias[channel]),
-            float(table[0, channel]),
+def fill_terms(table, x, mean, var, weight, bias, eps):
+    """Rows of ``table``: center, scale, shift and unit of every channel, in x's dtype."""
+    for c in range(table.shape[1]):
+        table[0, c], table[1, c], table[2, c], table[3, c] = normalizing_terms(
+            x,
+            np.float64(mean[c]),
+            np.float64(var[c]),
+            np.float64(weight[c]),
+            np.float64(bias[c]),
+            eps,
         )
-        table[1, channel] = scale
-        table[2, channel] = shift
 
 
 @inner
@@ -197,7 +150,7 @@ def normalize_task(x, out, geometry, table, task, by_channel):
         n, c = sample_and_channel(row, outer, channels, by_channel)
         i = n * x_outer + c * x_channel + start
         j = n * out_outer + c * out_channel + start
-        normalize_row(x, i, out, j, size, table[0, c], table[1, c], table[2, c])
+        normalize_row(x, i, out, j, size, table[0, c], table[1, c], table[2, c], table[3, c])
 
 
 @kernel
@@ -209,8 +162,8 @@ def normalize(x, out, geometry, mean, var, weight, bias, eps, by_channel):
     """
     rows = geometry[0] * geometry[1]
     tasks = count_tasks(rows, geometry[2])
-    table = np.empty((3, geometry[1]), x.dtype)
-    fill_terms(table, mean, var, weight, bias, eps)
+    table = np.empty((4, geometry[1]), x.dtype)
+    fill_terms(table, x, mean, var, weight, bias, eps)
     for i in prange(tasks):
         task = tasks - 1 - i if by_channel else i
         normalize_task(x, out, geometry, table, task, by_channel)
@@ -223,15 +176,13 @@ def forward_channel(x, out, geometry, channel, weight, bias, eps, mean, var):
     count, mu, m2 = channel_moments(x, base, outer, length, x_outer)
     mean[channel] = mu
     var[channel] = m2 / count
-    center = rounded(x, mu)
-    rstd = formulas.reciprocal_std(m2 / count, eps)
-    scale, shift = formulas.affine_terms(
-        mu, rstd, float(weight[channel]), float(bias[channel]), center
+    center, scale, shift, unit = normalizing_terms(
+        x, mu, m2 / count, np.float64(weight[channel]), np.float64(bias[channel]), eps
     )
     for n in range(outer - 1, -1, -1):
         i = base + n * x_outer
         j = channel * out_channel + n * out_outer
-        normalize_row(x, i, out, j, length, center, scale, shift)
+        normalize_row(x, i, out, j, length, center, scale, shift, unit)
 
 
 @kernel
@@ -244,7 +195,7 @@ def forward(x, out, geometry, tile, weight, bias, eps, mean, var):
 
 
 @kernel
-def gradient_sums(dy, x, geometry, mean, sum_dy, sum_dy_xm):
+def gradient_sums(dy, x, geometry, mean, rstd, sum_dy, sum_dy_xm):
     """Sums of ``dy`` and ``dy * (x - mean)`` of every channel; a task is a segment."""
     outer, channels, length, dy_outer, dy_channel, x_outer, x_channel = geometry
     segments = count_segments(outer, length)
@@ -253,7 +204,7 @@ def gradient_sums(dy, x, geometry, mean, sum_dy, sum_dy_xm):
         c = task // segments
         partial[task, 0], partial[task, 1] = segment_products(
             dy, c * dy_channel, dy_outer, x, c * x_channel, x_outer,
-            outer, length, task - c * segments, rounded(x, mean[c]),
+            outer, length, task - c * segments, rounded(x, mean[c]), unit_of(x, mean[c], rstd[c]),
         )  # fmt: skip
     for c in range(channels):
         s, p = 0.0, 0.0
@@ -261,7 +212,7 @@ def gradient_sums(dy, x, geometry, mean, sum_dy, sum_dy_xm):
             s += partial[task, 0]
             p += partial[task, 1]
         sum_dy[c] = s
-        sum_dy_xm[c] = formulas.centered_product_sum(s, p, mean[c], rounded(x, mean[c]))
+        sum_dy_xm[c] = formulas.centered_product_sum(s, p, residual(mean[c], rounded(x, mean[c])))
 
 
 @inner
@@ -275,17 +226,16 @@ def gradient_task(dy, x, dx, geometry, table, task, batch_statistics):
             dy, n * dy_outer + c * dy_channel + start,
             x, n * x_outer + c * x_channel + start,
             dx, n * dx_outer + c * dx_channel + start,
-            size, table[0, c], table[1, c], table[2, c], table[3, c], batch_statistics,
+            size, table[0, c], table[1, c], table[2, c], table[3, c], table[4, c], batch_statistics,
         )  # fmt: skip
 
 
 @inner
-def fill_gradient_terms(table, count, mean, rstd, weight, sum_dy, sum_dy_xm):
-    """Rows of ``table``: center, scale, slope, offset of every channel, in its dtype."""
+def fill_gradient_terms(table, x, count, mean, rstd, weight, sum_dy, sum_dy_xm):
+    """Rows of ``table``: center, scale, slope, offset, unit of every channel, in x's dtype."""
     for c in range(table.shape[1]):
-        table[0, c] = mean[c]
-        table[1, c], table[2, c], table[3, c] = formulas.input_gradient_terms(
-            count, sum_dy[c], sum_dy_xm[c], mean[c], rstd[c], weight[c], float(table[0, c])
+        table[0, c], table[1, c], table[2, c], table[3, c], table[4, c] = gradient_terms(
+            x, count, sum_dy[c], sum_dy_xm[c], mean[c], rstd[c], weight[c]
         )
 
 
@@ -293,8 +243,8 @@ def fill_gradient_terms(table, count, mean, rstd, weight, sum_dy, sum_dy_xm):
 def input_gradient(dy, x, dx, geometry, mean, rstd, weight, sum_dy, sum_dy_xm, batch_statistics):
     """Gradient of x from the sums of `gradient_sums`, backwards: its last reads first."""
     outer, channels, length = geometry[:3]
-    table = np.empty((4, channels), x.dtype)
-    fill_gradient_terms(table, outer * length, mean, rstd, weight, sum_dy, sum_dy_xm)
+    table = np.empty((5, channels), x.dtype)
+    fill_gradient_terms(table, x, outer * length, mean, rstd, weight, sum_dy, sum_dy_xm)
     tasks = count_tasks(outer * channels, length)
     for i in prange(tasks):
         gradient_task(dy, x, dx, geometry, table, tasks - 1 - i, batch_statistics)
@@ -305,25 +255,23 @@ def backward_channel(dy, x, dx, geometry, c, mean, rstd, weight, batch_statistic
     """Sums, then the gradient of x, of one channel; returns the two sums."""
     outer, _, length = geometry[:3]
     dy_outer, dy_channel, x_outer, x_channel, dx_outer, dx_channel = geometry[3:]
-    center = rounded(x, mean)
+    center, unit = rounded(x, mean), unit_of(x, mean, rstd)
     s, p = 0.0, 0.0
     for segment in range(count_segments(outer, length)):
         segment_s, segment_p = segment_products(
             dy, c * dy_channel, dy_outer, x, c * x_channel, x_outer,
-            outer, length, segment, center,
+            outer, length, segment, center, unit,
         )  # fmt: skip
         s += segment_s
         p += segment_p
-    p = formulas.centered_product_sum(s, p, mean, center)
-    scale, slope, offset = formulas.input_gradient_terms(
-        outer * length, s, p, mean, rstd, weight, center
-    )
+    p = formulas.centered_product_sum(s, p, residual(mean, center))
+    center, scale, slope, offset, unit = gradient_terms(x, outer * length, s, p, mean, rstd, weight)
     for n in range(outer - 1, -1, -1):
         gradient_row(
             dy, c * dy_channel + n * dy_outer,
             x, c * x_channel + n * x_outer,
             dx, c * dx_channel + n * dx_outer,
-            length, center, scale, slope, offset, batch_statistics,
+            length, center, scale, slope, offset, unit, batch_statistics,
         )  # fmt: skip
     return s, p
 

@@ -1,7 +1,10 @@
 """Channels-first, innermost: vectors along rows. A row is contiguous and has one channel."""
 
+import numpy as np
+
 from fastbn.kernels import cpu_formulas as formulas
 from fastbn.kernels.compile import inner
+from fastbn.kernels.cpu_range import better_unit, narrow, out_of_range
 from fastbn.kernels.vector import broadcast, lanes, load, load_first, store, store_first, total
 
 
@@ -35,6 +38,33 @@ def block_sums(x, start, rows, stride, size, shift):
 
 
 @inner
+def scaled_block_sums(x, start, rows, stride, size, shift, unit):
+    """`block_sums` of ``x * unit`` and ``shift * unit``, in the units of x again."""
+    step = lanes(x)
+    factor = broadcast(x, unit)
+    center = broadcast(x, shift)
+    s = q = broadcast(x, 0.0)
+    for row in range(rows):
+        i = start + row * stride
+        end = i + size
+        while i < end:
+            d = load_first(x, i, end - i, center) * factor - center * factor
+            s, q = s + d, q + d * d
+            i += step
+    return total(s) / unit, total(q) / (unit * unit)
+
+
+@inner
+def safe_block_sums(x, start, rows, stride, size, shift):
+    """`block_sums`, and once more in other units if float32 could not hold them."""
+    sums, squares = block_sums(x, start, rows, stride, size, shift)
+    if narrow(x) and out_of_range(squares):
+        unit = better_unit(squares)
+        return scaled_block_sums(x, start, rows, stride, size, shift, unit)
+    return sums, squares
+
+
+@inner
 def block_products(dy, dy_start, dy_stride, x, x_start, x_stride, rows, size, shift):
     """Sums of ``dy`` and ``dy * (x - shift)`` over ``rows`` runs of ``size`` values."""
     step = lanes(x)
@@ -61,7 +91,46 @@ def block_products(dy, dy_start, dy_stride, x, x_start, x_stride, rows, size, sh
 
 
 @inner
-def normalize_row(x, i, out, j, size, center, scale, shift):
+def wide_block_products(dy, dy_start, dy_stride, x, x_start, x_stride, rows, size, shift):
+    """`block_products` in float64, one value at a time."""
+    s = p = 0.0
+    for row in range(rows):
+        i = dy_start + row * dy_stride
+        j = x_start + row * x_stride
+        for k in range(size):
+            g = np.float64(dy[i + k])
+            s += g
+            p += g * (np.float64(x[j + k]) - shift)
+    return s, p
+
+
+@inner
+def safe_block_products(dy, dy_start, dy_stride, x, x_start, x_stride, rows, size, shift, unit):
+    """`block_products`, or in float64 where float32 cannot hold them."""
+    s, p = block_products(dy, dy_start, dy_stride, x, x_start, x_stride, rows, size, shift)
+    if narrow(x) and not (unit == 1.0 and np.isfinite(s) and np.isfinite(p)):
+        return wide_block_products(dy, dy_start, dy_stride, x, x_start, x_stride, rows, size, shift)
+    return s, p
+
+
+@inner
+def scaled_normalize_row(x, i, out, j, size, center, scale, shift, unit):
+    """`normalize_row` of ``x * unit``; ``center`` and ``scale`` are in that unit too."""
+    step = lanes(x)
+    c, a, b, u = broadcast(x, center), broadcast(x, scale), broadcast(x, shift), broadcast(x, unit)
+    end = i + size
+    while i < end:
+        value = load_first(x, i, end - i, c) * u
+        store_first(out, j, end - i, formulas.normalize(value, c, a, b))
+        i += step
+        j += step
+
+
+@inner
+def normalize_row(x, i, out, j, size, center, scale, shift, unit):
+    if unit != 1.0:
+        scaled_normalize_row(x, i, out, j, size, center, scale, shift, unit)
+        return
     step = lanes(x)
     c, a, b = broadcast(x, center), broadcast(x, scale), broadcast(x, shift)
     end = i + size
@@ -71,6 +140,22 @@ def normalize_row(x, i, out, j, size, center, scale, shift):
         j += step
     if i < end:
         store_first(out, j, end - i, formulas.normalize(load_first(x, i, end - i, c), c, a, b))
+
+
+@inner
+def scaled_input_gradient_row(dy, i, x, j, dx, k, size, center, scale, slope, offset, unit):
+    """`input_gradient_row` of ``x * unit``; ``center`` and ``slope`` are in that unit too."""
+    step = lanes(x)
+    c, a, u = broadcast(x, center), broadcast(x, scale), broadcast(x, unit)
+    b, d = broadcast(x, slope), broadcast(x, offset)
+    end = i + size
+    while i < end:
+        rest = end - i
+        g, value = load_first(dy, i, rest, c), load_first(x, j, rest, c) * u
+        store_first(dx, k, rest, formulas.input_gradient(g, value, c, a, b, d))
+        i += step
+        j += step
+        k += step
 
 
 @inner
@@ -103,8 +188,10 @@ def scale_row(dy, i, dx, k, size, scale):
 
 
 @inner
-def gradient_row(dy, i, x, j, dx, k, size, center, scale, slope, offset, batch_statistics):
-    if batch_statistics:
-        input_gradient_row(dy, i, x, j, dx, k, size, center, scale, slope, offset)
-    else:
+def gradient_row(dy, i, x, j, dx, k, size, center, scale, slope, offset, unit, batch_statistics):
+    if not batch_statistics:
         scale_row(dy, i, dx, k, size, scale)
+    elif unit != 1.0:
+        scaled_input_gradient_row(dy, i, x, j, dx, k, size, center, scale, slope, offset, unit)
+    else:
+        input_gradient_row(dy, i, x, j, dx, k, size, center, scale, slope, offset)

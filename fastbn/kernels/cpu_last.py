@@ -16,59 +16,31 @@ from numba import prange
 
 from fastbn.kernels import cpu_formulas as formulas
 from fastbn.kernels.compile import inner, kernel
+from fastbn.kernels.cpu_last_channels import (
+    add_segments,
+    center_products,
+    fill_centers,
+    fill_gradient_terms,
+    fill_terms,
+    merge_segments,
+    plain_means,
+)
+from fastbn.kernels.cpu_last_cut import (
+    BLOCK,
+    COLUMNS,
+    count_segments,
+    line_width,
+    segment_bounds,
+    tasks_of,
+)
 from fastbn.kernels.cpu_last_loops import (
     block_products,
-    block_sums,
     gradient_line,
     normalize_line,
+    safe_block_sums,
+    wide_column_products,
 )
-
-BLOCK = 256  # lines whose sums are kept in x's precision, one lane each
-SEGMENT = 131072  # values of a segment, at least
-SEGMENTS = 256  # segments at most, so that their partial results stay small
-COLUMNS = 1024  # columns of a statistics task: 4 KiB of each line of float32
-TASK = 65536  # values of an elementwise task
-
-# --- how the rows are cut -------------------------------------------------------------------
-
-
-@inner
-def lines_per_segment(lines, width):
-    size = max(SEGMENT // width, (lines + SEGMENTS - 1) // SEGMENTS)
-    return ((size + BLOCK - 1) // BLOCK) * BLOCK
-
-
-@inner
-def count_segments(rows, channels, fold):
-    """Segments of whole lines, and one more for the rows that do not fill a line."""
-    lines = rows // fold
-    size = lines_per_segment(lines, fold * channels)
-    return (lines + size - 1) // size + (1 if rows > lines * fold else 0)
-
-
-@inner
-def segment_bounds(segment, rows, channels, fold):
-    """First row, number of lines, columns of a line."""
-    lines = rows // fold
-    size = lines_per_segment(lines, fold * channels)
-    first = segment * size
-    if first < lines:
-        return first * fold, min(size, lines - first), fold * channels
-    return lines * fold, 1, (rows - lines * fold) * channels
-
-
-@inner
-def tasks_of(rows, channels, fold):
-    """Elementwise tasks, and the lines of each."""
-    lines = (rows + fold - 1) // fold
-    per_task = max(1, TASK // (fold * channels))
-    return (lines + per_task - 1) // per_task, per_task
-
-
-@inner
-def line_width(line, rows, channels, fold):
-    return min(fold, rows - line * fold) * channels
-
+from fastbn.kernels.cpu_range import narrow
 
 # --- statistics and sums of one segment -----------------------------------------------------
 
@@ -90,33 +62,37 @@ def segment_moments(x, start, lines, stride, mean, m2):
     """
     width = mean.size
     shift = np.zeros(width, x.dtype)
-    sums = np.empty(width, x.dtype)
-    squares = np.empty(width, x.dtype)
+    narrow_sums = np.empty(width, x.dtype)
+    narrow_squares = np.empty(width, x.dtype)
+    sums = np.empty(width)
+    squares = np.empty(width)
     set_finite(shift, x[start : start + width])
     n = min(lines, BLOCK)
-    block_sums(x, start, n, stride, shift, sums, squares)
+    safe_block_sums(x, start, n, stride, shift, narrow_sums, narrow_squares, sums, squares)
     for c in range(width):
-        mean[c] = shift[c] + float(sums[c]) / n
+        mean[c] = shift[c] + sums[c] / n
     set_finite(shift, mean)
     mean[:] = 0.0
     m2[:] = 0.0
     count = 0.0
     for line in range(0, lines, BLOCK):
         n = min(lines - line, BLOCK)
-        block_sums(x, start + line * stride, n, stride, shift, sums, squares)
+        safe_block_sums(
+            x, start + line * stride, n, stride, shift, narrow_sums, narrow_squares, sums, squares
+        )
         for c in range(width):
             block_mean, block_m2 = formulas.moments_from_sums(
-                float(n), float(shift[c]), float(sums[c]), float(squares[c])
+                np.float64(n), np.float64(shift[c]), sums[c], squares[c]
             )
             _, mean[c], m2[c] = formulas.merge(
-                count, mean[c], m2[c], float(n), block_mean, block_m2
+                count, mean[c], m2[c], np.float64(n), block_mean, block_m2
             )
         count += n
         set_finite(shift, mean)
 
 
 @inner
-def segment_products(dy, i, dy_stride, x, k, x_stride, lines, center, sum_dy, sum_dy_xc):
+def segment_products(dy, i, dy_stride, x, k, x_stride, lines, center, unit, sum_dy, sum_dy_xc):
     """Sums of ``dy`` and ``dy * (x - center)`` of each column over ``lines`` lines."""
     sums = np.empty(center.size, x.dtype)
     products = np.empty(center.size, x.dtype)
@@ -129,96 +105,14 @@ def segment_products(dy, i, dy_stride, x, k, x_stride, lines, center, sum_dy, su
             n, center, sums, products,
         )  # fmt: skip
         for c in range(center.size):
-            sum_dy[c] += sums[c]
-            sum_dy_xc[c] += products[c]
-
-
-# --- columns to channels --------------------------------------------------------------------
-
-
-@inner
-def merge_segments(partial, rows, channels, fold, lo, hi, mean, m2):
-    """Merge segments and folds, in order, into channels lo to hi; ``m2`` over all rows."""
-    mean[lo:hi] = 0.0
-    m2[lo:hi] = 0.0
-    count = 0.0
-    for segment in range(partial.shape[0]):
-        _, lines, columns = segment_bounds(segment, rows, channels, fold)
-        for first in range(0, columns, channels):
-            mu, q = partial[segment, 0, first:], partial[segment, 1, first:]
-            for c in range(lo, hi):
-                _, mean[c], m2[c] = formulas.merge(count, mean[c], m2[c], float(lines), mu[c], q[c])
-            count += lines
-
-
-@inner
-def add_segments(partial, rows, channels, fold, lo, hi, sum_dy, sum_dy_xc):
-    """Add segments and folds, in order, into channels lo to hi."""
-    sum_dy[lo:hi] = 0.0
-    sum_dy_xc[lo:hi] = 0.0
-    for segment in range(partial.shape[0]):
-        _, _, columns = segment_bounds(segment, rows, channels, fold)
-        for first in range(0, columns, channels):
-            s, p = partial[segment, 0, first:], partial[segment, 1, first:]
-            for c in range(lo, hi):
-                sum_dy[c] += s[c]
-                sum_dy_xc[c] += p[c]
-
-
-@inner
-def fill_terms(table, lo, hi, mean, var, weight, bias, eps):
-    """Rows of ``table``: center, scale, shift of channels lo to hi, repeated to its width."""
-    channels = hi - lo
-    for c in range(channels):
-        table[0, c] = mean[lo + c]
-        table[1, c], table[2, c] = formulas.affine_terms(
-            float(mean[lo + c]),
-            formulas.reciprocal_std(float(var[lo + c]), eps),
-            float(weight[lo + c]),
-            float(bias[lo + c]),
-            float(table[0, c]),
-        )
-    repeat_columns(table, channels)
-
-
-@inner
-def fill_gradient_terms(table, lo, hi, count, mean, rstd, weight, sum_dy, sum_dy_xm):
-    """Rows of ``table``: center, scale, slope, offset of channels lo to hi, repeated."""
-    channels = hi - lo
-    for c in range(channels):
-        table[0, c] = mean[lo + c]
-        table[1, c], table[2, c], table[3, c] = formulas.input_gradient_terms(
-            count, sum_dy[lo + c], sum_dy_xm[lo + c], mean[lo + c], rstd[lo + c],
-            weight[lo + c], float(table[0, c]),
-        )  # fmt: skip
-    repeat_columns(table, channels)
-
-
-@inner
-def repeat_columns(table, channels):
-    """Copy the first ``channels`` columns to all further ones."""
-    for row in range(table.shape[0]):
-        for c in range(channels, table.shape[1]):
-            table[row, c] = table[row, c - channels]
-
-
-@inner
-def fill_centers(center, mean, lo, hi):
-    """``mean`` of channels lo to hi in x's precision, repeated to the width of ``center``."""
-    channels = hi - lo
-    for c in range(channels):
-        center[c] = mean[lo + c]
-    for c in range(channels, center.size):
-        center[c] = center[c - channels]
-
-
-@inner
-def center_products(sum_dy_xm, sum_dy, mean, center, lo, hi):
-    """From sums of ``dy * (x - center)`` to sums of ``dy * (x - mean)``, in place."""
-    for c in range(lo, hi):
-        sum_dy_xm[c] = formulas.centered_product_sum(
-            sum_dy[c], sum_dy_xm[c], mean[c], float(center[c - lo])
-        )
+            s, p = np.float64(sums[c]), np.float64(products[c])
+            if narrow(x) and not (unit[c] == 1.0 and np.isfinite(s) and np.isfinite(p)):
+                s, p = wide_column_products(
+                    dy, i + line * dy_stride + c, dy_stride,
+                    x, k + line * x_stride + c, x_stride, n, np.float64(center[c]),
+                )  # fmt: skip
+            sum_dy[c] += s
+            sum_dy_xc[c] += p
 
 
 # --- kernels --------------------------------------------------------------------------------
@@ -242,28 +136,29 @@ def moments(x, geometry, mean, m2):
                 partial[segment, 0, lo:hi], partial[segment, 1, lo:hi],
             )  # fmt: skip
     merge_segments(partial, rows, channels, fold, 0, channels, mean, m2)
+    plain_means(x, rows, stride, 0, channels, mean)
 
 
 @inner
-def normalize_task(x, out, geometry, table, task):
+def normalize_task(x, out, geometry, table, plain, task):
     rows, channels, fold, x_stride, out_stride = geometry
     _, per_task = tasks_of(rows, channels, fold)
     lines = (rows + fold - 1) // fold
     for line in range(task * per_task, min((task + 1) * per_task, lines)):
         row = line * fold
         width = line_width(line, rows, channels, fold)
-        normalize_line(x, row * x_stride, out, row * out_stride, width, table)
+        normalize_line(x, row * x_stride, out, row * out_stride, width, table, plain)
 
 
 @kernel
 def normalize(x, out, geometry, mean, var, weight, bias, eps, by_channel):
     """Normalize with given statistics; ``by_channel``: backwards, after `moments`."""
     rows, channels, fold = geometry[:3]
-    table = np.empty((3, fold * channels), x.dtype)
-    fill_terms(table, 0, channels, mean, var, weight, bias, eps)
+    table = np.empty((4, fold * channels), x.dtype)
+    plain = fill_terms(table, x, 0, channels, mean, var, weight, bias, eps)
     tasks, _ = tasks_of(rows, channels, fold)
     for i in prange(tasks):
-        normalize_task(x, out, geometry, table, tasks - 1 - i if by_channel else i)
+        normalize_task(x, out, geometry, table, plain, tasks - 1 - i if by_channel else i)
 
 
 @inner
@@ -278,15 +173,16 @@ def forward_tile(x, out, geometry, lo, hi, weight, bias, eps, mean, var, partial
             partial[segment, 0, lo:end], partial[segment, 1, lo:end],
         )  # fmt: skip
     merge_segments(partial, rows, channels, fold, lo, hi, mean, var)
+    plain_means(x, rows, x_stride, lo, hi, mean)
     for c in range(lo, hi):
         var[c] /= rows
-    table = np.empty((3, width), x.dtype)
-    fill_terms(table, lo, hi, mean, var, weight, bias, eps)
+    table = np.empty((4, width), x.dtype)
+    plain = fill_terms(table, x, lo, hi, mean, var, weight, bias, eps)
     for line in range((rows + fold - 1) // fold - 1, -1, -1):
         i = line * fold * x_stride + lo
         k = line * fold * out_stride + lo
         size = width if fold == 1 else line_width(line, rows, channels, fold)
-        normalize_line(x, i, out, k, size, table)
+        normalize_line(x, i, out, k, size, table, plain)
 
 
 @kernel
@@ -301,13 +197,13 @@ def forward(x, out, geometry, tile, weight, bias, eps, mean, var):
 
 
 @kernel
-def gradient_sums(dy, x, geometry, mean, sum_dy, sum_dy_xm):
+def gradient_sums(dy, x, geometry, mean, rstd, sum_dy, sum_dy_xm):
     """Sums of ``dy`` and ``dy * (x - mean)`` of every channel; tasks as in `moments`."""
     rows, channels, fold, dy_stride, x_stride = geometry
     segments = count_segments(rows, channels, fold)
     partial = np.empty((segments, 2, fold * channels))
-    center = np.empty(fold * channels, x.dtype)
-    fill_centers(center, mean, 0, channels)
+    centers = np.empty((2, fold * channels), x.dtype)
+    fill_centers(centers, x, mean, rstd, 0, channels)
     tiles = (fold * channels + COLUMNS - 1) // COLUMNS
     for task in prange(segments * tiles):
         segment = task // tiles
@@ -317,15 +213,16 @@ def gradient_sums(dy, x, geometry, mean, sum_dy, sum_dy_xm):
             hi = min(lo + COLUMNS, columns)
             segment_products(
                 dy, row * dy_stride + lo, fold * dy_stride,
-                x, row * x_stride + lo, fold * x_stride, lines, center[lo:hi],
+                x, row * x_stride + lo, fold * x_stride, lines,
+                centers[0, lo:hi], centers[1, lo:hi],
                 partial[segment, 0, lo:hi], partial[segment, 1, lo:hi],
             )  # fmt: skip
     add_segments(partial, rows, channels, fold, 0, channels, sum_dy, sum_dy_xm)
-    center_products(sum_dy_xm, sum_dy, mean, center, 0, channels)
+    center_products(sum_dy_xm, sum_dy, mean, centers[0], 0, channels)
 
 
 @inner
-def gradient_task(dy, x, dx, geometry, table, task, batch_statistics):
+def gradient_task(dy, x, dx, geometry, table, plain, task, batch_statistics):
     rows, channels, fold, dy_stride, x_stride, dx_stride = geometry
     _, per_task = tasks_of(rows, channels, fold)
     lines = (rows + fold - 1) // fold
@@ -334,7 +231,7 @@ def gradient_task(dy, x, dx, geometry, table, task, batch_statistics):
         width = line_width(line, rows, channels, fold)
         gradient_line(
             dy, row * dy_stride, x, row * x_stride, dx, row * dx_stride,
-            width, table, batch_statistics,
+            width, table, plain, batch_statistics,
         )  # fmt: skip
 
 
@@ -342,11 +239,11 @@ def gradient_task(dy, x, dx, geometry, table, task, batch_statistics):
 def input_gradient(dy, x, dx, geometry, mean, rstd, weight, sum_dy, sum_dy_xm, batch_statistics):
     """Gradient of x from the sums of `gradient_sums`, backwards: its last reads first."""
     rows, channels, fold = geometry[:3]
-    table = np.empty((4, fold * channels), x.dtype)
-    fill_gradient_terms(table, 0, channels, rows, mean, rstd, weight, sum_dy, sum_dy_xm)
+    table = np.empty((5, fold * channels), x.dtype)
+    plain = fill_gradient_terms(table, x, 0, channels, rows, mean, rstd, weight, sum_dy, sum_dy_xm)
     tasks, _ = tasks_of(rows, channels, fold)
     for i in prange(tasks):
-        gradient_task(dy, x, dx, geometry, table, tasks - 1 - i, batch_statistics)
+        gradient_task(dy, x, dx, geometry, table, plain, tasks - 1 - i, batch_statistics)
 
 
 @inner
@@ -355,26 +252,27 @@ def backward_tile(
 ):
     rows, channels, fold, dy_stride, x_stride, dx_stride = geometry
     width = hi - lo if fold == 1 else fold * channels
-    center = np.empty(width, x.dtype)
-    fill_centers(center, mean, lo, hi)
+    centers = np.empty((2, width), x.dtype)
+    fill_centers(centers, x, mean, rstd, lo, hi)
     for segment in range(partial.shape[0]):
         row, lines, columns = segment_bounds(segment, rows, channels, fold)
         end = min(lo + width, columns)
         segment_products(
             dy, row * dy_stride + lo, fold * dy_stride,
-            x, row * x_stride + lo, fold * x_stride, lines, center[: end - lo],
+            x, row * x_stride + lo, fold * x_stride, lines,
+            centers[0, : end - lo], centers[1, : end - lo],
             partial[segment, 0, lo:end], partial[segment, 1, lo:end],
         )  # fmt: skip
     add_segments(partial, rows, channels, fold, lo, hi, sum_dy, sum_dy_xm)
-    center_products(sum_dy_xm, sum_dy, mean, center, lo, hi)
-    table = np.empty((4, width), x.dtype)
-    fill_gradient_terms(table, lo, hi, rows, mean, rstd, weight, sum_dy, sum_dy_xm)
+    center_products(sum_dy_xm, sum_dy, mean, centers[0], lo, hi)
+    table = np.empty((5, width), x.dtype)
+    plain = fill_gradient_terms(table, x, lo, hi, rows, mean, rstd, weight, sum_dy, sum_dy_xm)
     for line in range((rows + fold - 1) // fold - 1, -1, -1):
         row = line * fold
         size = width if fold == 1 else line_width(line, rows, channels, fold)
         gradient_line(
             dy, row * dy_stride + lo, x, row * x_stride + lo, dx, row * dx_stride + lo,
-            size, table, batch_statistics,
+            size, table, plain, batch_statistics,
         )  # fmt: skip
 
 

@@ -1,7 +1,10 @@
 """Channels-last, innermost: vectors along lines. Each column of a line is a channel of its own."""
 
+import numpy as np
+
 from fastbn.kernels import cpu_formulas as formulas
 from fastbn.kernels.compile import inner
+from fastbn.kernels.cpu_range import DOWN, UP, better_unit, narrow, out_of_range
 from fastbn.kernels.vector import broadcast, lanes, load, load_first, store, store_first
 
 
@@ -48,6 +51,66 @@ def block_sums(x, start, lines, stride, shift, sums, squares):
 
 
 @inner
+def scaled_block_sums(x, start, lines, stride, shift, j, unit, sums, squares):
+    """`block_sums` of ``x * unit`` for the columns of one vector from ``j`` on."""
+    step = lanes(x)
+    n = min(step, shift.size - j)
+    s = q = zero = broadcast(x, 0.0)
+    factor = broadcast(x, unit)
+    center = load_first(shift, j, n, zero)
+    for line in range(lines):
+        d = load_first(x, start + line * stride + j, n, center) * factor - center * factor
+        s, q = s + d, q + d * d
+    store_first(sums, 0, n, s)
+    store_first(squares, 0, n, q)
+
+
+@inner
+def rescue_sums(x, start, lines, stride, shift, sums, squares):
+    """Take again, in other units, the sums of columns that float32 could not hold."""
+    step = lanes(x)
+    s = np.empty(step, x.dtype)
+    q = np.empty(step, x.dtype)
+    for j in range(0, shift.size, step):
+        end = min(j + step, shift.size)
+        for unit in (UP, DOWN):
+            wanted = False
+            for c in range(j, end):
+                wanted |= out_of_range(squares[c]) and better_unit(squares[c]) == unit
+            if not wanted:
+                continue
+            scaled_block_sums(x, start, lines, stride, shift, j, unit, s, q)
+            for c in range(j, end):
+                if out_of_range(squares[c]) and better_unit(squares[c]) == unit:
+                    sums[c] = np.float64(s[c - j]) / unit
+                    squares[c] = np.float64(q[c - j]) / (unit * unit)
+
+
+@inner
+def safe_block_sums(x, start, lines, stride, shift, narrow_sums, narrow_squares, sums, squares):
+    """`block_sums` as float64, once more in other units where x's dtype could not hold them."""
+    block_sums(x, start, lines, stride, shift, narrow_sums, narrow_squares)
+    lost = False
+    for c in range(shift.size):
+        sums[c] = narrow_sums[c]
+        squares[c] = narrow_squares[c]
+        lost |= out_of_range(squares[c])
+    if narrow(x) and lost:
+        rescue_sums(x, start, lines, stride, shift, sums, squares)
+
+
+@inner
+def wide_column_products(dy, i, dy_stride, x, k, x_stride, lines, shift):
+    """Sums of ``dy`` and ``dy * (x - shift)`` of one column, in float64."""
+    s = p = 0.0
+    for line in range(lines):
+        g = np.float64(dy[i + line * dy_stride])
+        s += g
+        p += g * (np.float64(x[k + line * x_stride]) - shift)
+    return s, p
+
+
+@inner
 def block_products(dy, dy_start, dy_stride, x, x_start, x_stride, lines, shift, sums, products):
     """Sums of ``dy`` and ``dy * (x - shift)`` for each column."""
     step = lanes(x)
@@ -84,8 +147,31 @@ def block_products(dy, dy_start, dy_stride, x, x_start, x_stride, lines, shift, 
 
 
 @inner
-def normalize_line(x, i, out, k, width, table):
-    """One line; the rows of ``table`` are center, scale and shift of its columns."""
+def scaled_normalize_line(x, i, out, k, width, table):
+    """`normalize_line` where some columns have a unit."""
+    step = lanes(x)
+    zero = broadcast(x, 0.0)
+    center, scale, shift, unit = table[0], table[1], table[2], table[3]
+    j = 0
+    while j < width:
+        n = min(step, width - j)
+        c = load_first(center, j, n, zero)
+        a = load_first(scale, j, n, zero)
+        b = load_first(shift, j, n, zero)
+        value = load_first(x, i + j, n, c) * load_first(unit, j, n, zero)
+        store_first(out, k + j, n, formulas.normalize(value, c, a, b))
+        j += step
+
+
+@inner
+def normalize_line(x, i, out, k, width, table, plain):
+    """One line; the rows of ``table`` are center, scale, shift and unit of its columns.
+
+    ``plain``: every unit is 1.
+    """
+    if not plain:
+        scaled_normalize_line(x, i, out, k, width, table)
+        return
     step = lanes(x)
     center, scale, shift = table[0], table[1], table[2]
     j = 0
@@ -103,8 +189,23 @@ def normalize_line(x, i, out, k, width, table):
 
 
 @inner
+def scaled_input_gradient_line(dy, i, x, k, dx, m, width, table):
+    """`input_gradient_line` where some columns have a unit."""
+    step = lanes(x)
+    zero = broadcast(x, 0.0)
+    j = 0
+    while j < width:
+        n = min(step, width - j)
+        c, a = load_first(table[0], j, n, zero), load_first(table[1], j, n, zero)
+        b, d = load_first(table[2], j, n, zero), load_first(table[3], j, n, zero)
+        value = load_first(x, k + j, n, c) * load_first(table[4], j, n, zero)
+        g = load_first(dy, i + j, n, zero)
+        store_first(dx, m + j, n, formulas.input_gradient(g, value, c, a, b, d))
+        j += step
+
+
+@inner
 def input_gradient_line(dy, i, x, k, dx, m, width, table):
-    """One line; the rows of ``table`` are center, scale, slope and offset of its columns."""
     step = lanes(x)
     center, scale, slope, offset = table[0], table[1], table[2], table[3]
     j = 0
@@ -139,8 +240,14 @@ def scale_line(dy, i, dx, m, width, table):
 
 
 @inner
-def gradient_line(dy, i, x, k, dx, m, width, table, batch_statistics):
-    if batch_statistics:
+def gradient_line(dy, i, x, k, dx, m, width, table, plain, batch_statistics):
+    """One line; the rows of ``table`` are center, scale, slope, offset and unit of its columns.
+
+    ``plain``: every unit is 1.
+    """
+    if not batch_statistics:
+        scale_line(dy, i, dx, m, width, table)
+    elif plain:
         input_gradient_line(dy, i, x, k, dx, m, width, table)
     else:
-        scale_line(dy, i, dx, m, width, table)
+        scaled_input_gradient_line(dy, i, x, k, dx, m, width, table)

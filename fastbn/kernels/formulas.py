@@ -31,14 +31,15 @@ def reciprocal_std(var, eps):
     return 1.0 / np.sqrt(var + eps)
 
 
-def affine_terms(mean, rstd, weight, bias, center):
-    """Scale and shift for `normalize`, which subtracts ``center`` instead of ``mean``.
+def affine_terms(residual, rstd, weight, bias):
+    """Scale and shift for `normalize`, which subtracts ``center`` instead of the mean.
 
-    ``center`` is ``mean`` rounded to the precision of the data; the shift makes
-    up for the rounding, so nothing is lost when the mean is far from zero.
+    ``center`` is the mean rounded to the precision of the data, ``residual`` is
+    ``mean - center``: the shift makes up for the rounding, so nothing is lost when the
+    mean is far from zero.
     """
     scale = weight * rstd
-    return scale, bias - (mean - center) * scale
+    return scale, bias - residual * scale
 
 
 def normalize(x, center, scale, shift):
@@ -46,9 +47,9 @@ def normalize(x, center, scale, shift):
     return (x - center) * scale + shift
 
 
-def centered_product_sum(sum_dy, sum_dy_xc, mean, center):
+def centered_product_sum(sum_dy, sum_dy_xc, residual):
     """``sum(dy * (x - mean))`` from ``sum(dy * (x - center))``."""
-    return sum_dy_xc - (mean - center) * sum_dy
+    return sum_dy_xc - residual * sum_dy
 
 
 def weight_gradient(sum_dy_xm, rstd):
@@ -56,7 +57,7 @@ def weight_gradient(sum_dy_xm, rstd):
     return sum_dy_xm * rstd
 
 
-def input_gradient_terms(count, sum_dy, sum_dy_xm, mean, rstd, weight, center):
+def input_gradient_terms(count, sum_dy, sum_dy_xm, residual, rstd, weight):
     """Scale, slope and offset for `input_gradient` under batch statistics.
 
     From ``dx = weight * rstd * (dy - mean(dy) - x_hat * mean(dy * x_hat))``
@@ -64,7 +65,7 @@ def input_gradient_terms(count, sum_dy, sum_dy_xm, mean, rstd, weight, center):
     """
     scale = weight * rstd
     slope = -scale * rstd * rstd * (sum_dy_xm / count)
-    return scale, slope, -scale * (sum_dy / count) - slope * (mean - center)
+    return scale, slope, -scale * (sum_dy / count) - slope * residual
 
 
 def input_gradient(dy, x, center, scale, slope, offset):

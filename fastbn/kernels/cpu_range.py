@@ -1,0 +1,49 @@
+"""What float32 cannot hold: squares of tiny and huge values, differences that overflow.
+
+Sums that have left the range of float32 are taken again with the data multiplied by a
+power of two, which is exact. The usual loops pay one comparison per block for it.
+float64 needs none of this: there the reference overflows too.
+"""
+
+import numpy as np
+
+from fastbn.kernels.compile import inner
+from fastbn.kernels.vector import lanes
+
+SMALLEST = 1e-30  # a smaller sum of squares may have lost terms to underflow
+UP, DOWN = 2.0**100, 2.0**-100  # bring any float32 to where its square is one
+FAR = 1e37  # a center beyond it may overflow when it is subtracted
+LEAST_RSTD, MOST_RSTD = 1e-30, 1e25  # beyond them a scale or slope may leave the range
+
+
+@inner
+def narrow(x):
+    """Whether ``x`` is float32; known when a kernel is compiled."""
+    return lanes(x) > 8
+
+
+@inner
+def out_of_range(squares):
+    """Whether a float32 sum of squares may be wrong; also of a constant or a NaN."""
+    return not SMALLEST < squares < np.inf
+
+
+@inner
+def better_unit(squares):
+    """Factor for the data under which ``squares`` would have stayed in range."""
+    return UP if squares <= SMALLEST else DOWN
+
+
+@inner
+def unit_of(x, mean, rstd):
+    """Factor for the data and the center under which terms and products stay in range."""
+    if not narrow(x):
+        return 1.0
+    if abs(mean) > FAR or rstd < LEAST_RSTD:
+        return DOWN
+    return UP if rstd > MOST_RSTD else 1.0
+
+
+@inner
+def finite_or(value, other):
+    return value if np.isfinite(value) else other

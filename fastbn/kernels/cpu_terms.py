@@ -1,0 +1,35 @@
+"""Per-channel terms in the precision of the data: what the loops multiply and add."""
+
+import numpy as np
+
+from fastbn.kernels import cpu_formulas as formulas
+from fastbn.kernels.compile import inner
+from fastbn.kernels.cpu_range import unit_of
+from fastbn.kernels.vector import rounded
+
+
+@inner
+def residual(mean, center):
+    """What rounding has left of the mean; none if there is no finite center."""
+    return mean - center if np.isfinite(center) else 0.0
+
+
+@inner
+def normalizing_terms(x, mean, var, weight, bias, eps):
+    """Center, scale, shift and unit of one channel; center and scale are in that unit."""
+    rstd = formulas.reciprocal_std(var, eps)
+    center = rounded(x, mean)
+    scale, shift = formulas.affine_terms(residual(mean, center), rstd, weight, bias)
+    unit = unit_of(x, mean, rstd)
+    return center * unit, scale / unit, shift, unit
+
+
+@inner
+def gradient_terms(x, count, sum_dy, sum_dy_xm, mean, rstd, weight):
+    """Center, scale, slope, offset and unit of one channel; center and slope are in that unit."""
+    center = rounded(x, mean)
+    scale, slope, offset = formulas.input_gradient_terms(
+        count, sum_dy, sum_dy_xm, residual(mean, center), rstd, weight
+    )
+    unit = unit_of(x, mean, rstd)
+    return center * unit, scale, slope / unit, offset, unit

@@ -1,0 +1,158 @@
+"""NaN, infinities, subnormals and huge values: as the reference has them, in their channel only."""
+
+import numpy as np
+import pytest
+
+import fastbn
+from tests import reference
+
+MAX, TINY = float(np.finfo(np.float32).max), float(np.finfo(np.float32).smallest_subnormal)
+LAYOUTS = {
+    "NCL": ((40, 5, 33), 1),
+    "NCL long": ((2, 5, 5000), 1),
+    "NC": ((700, 5), 1),
+    "NC wide": ((300, 97), 1),
+    "NHWC": ((9, 8, 7, 70), -1),
+}
+
+
+def channel(x, axis, c=2):
+    """One channel as a writable view."""
+    return np.moveaxis(x, axis, 0)[c]
+
+
+def others(x, axis, c=2):
+    return np.delete(np.moveaxis(np.asarray(x), axis, 0), c, 0)
+
+
+def expected(x, axis, eps=1e-5):
+    c = x.shape[axis]
+    with np.errstate(all="ignore"):
+        y, mean, var = reference.forward(x, np.ones(c), np.zeros(c), eps, axis)
+    return y, mean, var
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "values",
+    [(np.nan,), (np.inf,), (-np.inf,), (np.inf, -np.inf), (np.inf, np.nan)],
+    ids=lambda v: "and".join(map(str, v)),
+)
+@pytest.mark.parametrize("where", [0, 3, -1])
+def test_what_is_not_finite_stays_in_its_channel(layout, dtype, values, where, rng):
+    shape, axis = LAYOUTS[layout]
+    clean = rng.normal(3, 2, shape).astype(dtype)
+    x = clean.copy()
+    for k, value in enumerate(values):
+        channel(x, axis).flat[where - k] = value
+    c = shape[axis]
+    mean, var = np.zeros(c, dtype), np.ones(c, dtype)
+    y, cache = fastbn.batch_norm_forward(x, mean, var, training=True, momentum=1.0, axis=axis)
+    assert np.isnan(channel(y, axis)).all()
+    _, wanted, _ = expected(x, axis)
+    np.testing.assert_array_equal(mean[2], wanted[2].astype(dtype))
+    assert np.isnan(var[2])
+    # the other channels do not even change a bit
+    np.testing.assert_array_equal(
+        others(y, axis), others(fastbn.batch_norm(clean, training=True, axis=axis), axis)
+    )
+    assert np.isfinite(np.delete(mean, 2)).all()
+    assert np.isfinite(np.delete(var, 2)).all()
+    grads = fastbn.batch_norm_backward(np.ones_like(x), cache)
+    assert np.isnan(channel(grads.x, axis)).all()
+    assert np.isfinite(others(grads.x, axis)).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_not_finite_in_evaluation_stays_in_its_place(layout, rng):
+    shape, axis = LAYOUTS[layout]
+    x = rng.normal(size=shape).astype(np.float32)
+    special = [np.nan, np.inf, -np.inf, -0.0, MAX, -MAX, TINY]
+    x.reshape(-1)[: len(special)] = special
+    c = shape[axis]
+    mean, var = rng.normal(size=c).astype(np.float32), np.ones(c, np.float32)
+    with np.errstate(all="ignore"):
+        wanted = reference.normalize(x, mean, var, np.ones(c), np.zeros(c), 1e-5, axis)
+        wanted = wanted.astype(np.float32)
+    y = fastbn.batch_norm(x, mean, var, axis=axis)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_an_impossible_running_variance_gives_nan_and_no_error(bad, axis):
+    x = np.ones((4, 3, 3), np.float32)
+    var = np.array([1, bad, 1], np.float32)
+    y, cache = fastbn.batch_norm_forward(x, np.zeros(3, np.float32), var, axis=axis)
+    values = channel(y, axis, 1)
+    assert (values == 0).all() if bad == np.inf else np.isnan(values).all()
+    assert np.isfinite(others(y, axis, 1)).all()
+    dx = fastbn.batch_norm_backward(x, cache).x
+    assert np.isfinite(others(dx, axis, 1)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_running_mean_that_is_not_finite(bad, axis):
+    x = np.arange(36, dtype=np.float32).reshape(4, 3, 3)
+    mean = np.array([0, bad, 0], np.float32)
+    with np.errstate(all="ignore"):
+        wanted = reference.normalize(x, mean, np.ones(3), np.ones(3), np.zeros(3), 1e-5, axis)
+    y = fastbn.batch_norm(x, mean, np.ones(3, np.float32), axis=axis)
+    np.testing.assert_allclose(y, wanted.astype(np.float32), rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1e-22, 1e-15, 1e15, 1e19, 1e30, 1e38])
+def test_statistics_of_tiny_and_huge_values(layout, scale, rng):
+    """Squares that float32 cannot hold are no reason to lose a variance."""
+    shape, axis = LAYOUTS[layout]
+    x = rng.normal(3, 2, shape).astype(np.float32)
+    values = channel(x, axis)
+    values[...] = (rng.uniform(-3, 3, values.shape) * scale).astype(np.float32)
+    stats = fastbn.channel_stats(x, axis)
+    _, mean, var = expected(x, axis)
+    np.testing.assert_allclose(stats.var(), var.astype(float), rtol=1e-5)
+    np.testing.assert_allclose(stats.mean, mean.astype(float), rtol=1e-5, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e15, 1e19, 1e30, MAX / 3.001])
+@pytest.mark.parametrize("eps", [1e-5, 1e-70])
+def test_training_on_tiny_and_huge_values(layout, scale, eps, rng):
+    shape, axis = LAYOUTS[layout]
+    x = rng.normal(3, 2, shape).astype(np.float32)
+    values = channel(x, axis)
+    values[...] = (rng.uniform(-3, 3, values.shape) * scale).astype(np.float32)
+    y, cache = fastbn.batch_norm_forward(x, training=True, axis=axis, eps=eps)
+    wanted, mean, var = expected(x, axis, eps)
+    np.testing.assert_allclose(y, wanted.astype(np.float32), rtol=1e-4, atol=1e-5)
+    weight = np.ones(shape[axis], np.float32)
+    dy = rng.normal(size=shape).astype(np.float32)
+    y, cache = fastbn.batch_norm_forward(x, None, None, weight, training=True, axis=axis, eps=eps)
+    grads = fastbn.batch_norm_backward(dy, cache)
+    wanted = reference.backward(dy, x, mean, var, weight, eps, axis, batch_statistics=True)
+    np.testing.assert_allclose(grads.weight, wanted[1].astype(np.float32), rtol=1e-4, atol=1e-3)
+    if eps == 1e-5:
+        np.testing.assert_allclose(grads.x, wanted[0].astype(np.float32), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_huge_values_do_not_disturb_the_tiny_ones_of_another_channel(axis, rng):
+    x = rng.normal(size=(50, 4, 4)).astype(np.float32)
+    channel(x, axis, 0)[...] *= 1e38
+    channel(x, axis, 1)[...] *= 1e-30
+    y = fastbn.batch_norm(x, training=True, axis=axis, eps=1e-70)
+    wanted, _, _ = expected(x, axis, 1e-70)
+    np.testing.assert_allclose(y, wanted.astype(np.float32), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_overflow_is_no_accident_of_the_order(axis):
+    """x - mean overflows float32 here, the result does not."""
+    x = np.full((4, 3, 3), MAX, np.float32)
+    mean, var = np.full(3, -MAX, np.float32), np.full(3, 1e38, np.float32)
+    wanted = reference.normalize(x, mean, var, np.ones(3), np.zeros(3), 1e-5, axis)
+    y = fastbn.batch_norm(x, mean, var, axis=axis)
+    np.testing.assert_allclose(y, wanted.astype(np.float32), rtol=1e-5)
