@@ -1,6 +1,7 @@
 """Batch normalization on NumPy arrays, at the speed of the memory bus, without torch."""
 
 from fastbn._threads import get_num_threads, set_num_threads
+from fastbn._warmup import warmup
 from fastbn.functional import (
     Gradients,
     batch_norm,
@@ -25,4 +26,5 @@ __all__ = [
     "channel_stats",
     "get_num_threads",
     "set_num_threads",
+    "warmup",
 ]

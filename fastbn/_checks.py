@@ -69,6 +69,24 @@ def check_device(device: Any) -> None:
         raise ValueError(f"device must be None or 'cpu', got {device!r}")
 
 
+def check_on_nonfinite(value: Any) -> str:
+    """One of the three policies."""
+    if value not in ("propagate", "skip", "raise"):
+        raise ValueError(f"on_nonfinite must be 'propagate', 'skip' or 'raise', got {value!r}")
+    return value
+
+
+def check_finite(mean: np.ndarray, var: np.ndarray, x_shape: tuple[int, ...]) -> None:
+    """Refuse statistics that are not finite, and say whose they are."""
+    bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(var)))
+    if bad.size:
+        some = ", ".join(map(str, bad[:5])) + (", ..." if bad.size > 5 else "")
+        raise ValueError(
+            f"x of shape {x_shape} holds NaN or infinity in channel {some}, and on_nonfinite is "
+            "'raise'; clean x, or leave such batches out of the running statistics with 'skip'"
+        )
+
+
 def check_vector(name: str, value: Any, channels: int, x_shape: tuple[int, ...]) -> np.ndarray:
     """``value`` as a plain array of one floating-point number per channel."""
     value = _plan.as_array(name, value)

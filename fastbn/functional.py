@@ -61,6 +61,7 @@ def batch_norm(
     *,
     axis: int = 1,
     out: np.ndarray | None = None,
+    on_nonfinite: str = "propagate",
 ) -> np.ndarray:
     """Normalize each channel of ``x``, then scale and shift it.
 
@@ -91,6 +92,10 @@ def batch_norm(
         Which axis of ``x`` holds the channels; negative counts from the end.
     out : ndarray, optional
         Where to write; shape and dtype of ``x``. ``out=x`` works in place.
+    on_nonfinite : {"propagate", "skip", "raise"}
+        What a training batch with NaN or infinity in it does to the running statistics:
+        goes in as it is, as in torch; leaves them as they were; or is refused, at the
+        cost of one more pass over ``x``.
 
     Returns
     -------
@@ -103,8 +108,9 @@ def batch_norm(
         If an array is not an ndarray of float32 or float64, or a number is not one.
     ValueError
         If a shape does not fit, only one running statistic is given, ``eps`` is not
-        positive, batch statistics are asked of one value per channel, or ``out``
-        is read-only or overlaps ``x`` in part. Nothing has been changed then.
+        positive, batch statistics are asked of one value per channel, ``out`` is
+        read-only or overlaps ``x`` in part, or the batch is refused by
+        ``on_nonfinite="raise"``. Nothing has been changed then.
 
     References
     ----------
@@ -125,7 +131,10 @@ def batch_norm(
     >>> mean, var
     (array([ 1., 10.]), array([  1.5, 100.5]))
     """
-    call = _Forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out)
+    call = _Forward(
+        x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
+        on_nonfinite,
+    )  # fmt: skip
     return call.run()
 
 
@@ -141,6 +150,7 @@ def batch_norm_forward(
     *,
     axis: int = 1,
     out: np.ndarray | None = None,
+    on_nonfinite: str = "propagate",
 ) -> tuple[np.ndarray, ForwardCache]:
     """`batch_norm`, and what `batch_norm_backward` needs to differentiate it.
 
@@ -162,7 +172,10 @@ def batch_norm_forward(
     >>> fastbn.batch_norm_backward(y, cache).weight is None
     True
     """
-    call = _Forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out)
+    call = _Forward(
+        x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
+        on_nonfinite,
+    )  # fmt: skip
     y = call.run()
     return y, call.cache()
 
@@ -288,7 +301,7 @@ class _Forward:
 
     def __init__(
         self, x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
-        counter=None,
+        on_nonfinite="propagate", counter=None,
     ):  # fmt: skip
         x = _plan.as_array("x", x)
         self.x = x
@@ -303,6 +316,7 @@ class _Forward:
         self.update = bool(training) and self.tracked
         self.batch_statistics = bool(training) or not self.tracked
         self.counter = counter
+        self.on_nonfinite = _checks.check_on_nonfinite(on_nonfinite)
         if self.update:
             self.momentum = _checks.check_momentum(momentum)
             _checks.check_updatable("running_mean", self.running_mean)
@@ -310,6 +324,9 @@ class _Forward:
         if self.batch_statistics:
             _plan.check_batch_count(x.shape, self.count)
         self.out = self._output(out)
+        if self.update and self.on_nonfinite == "raise":
+            stats = ChannelStats.from_array(x, self.axis)
+            _checks.check_finite(stats.mean, stats.m2, x.shape)
 
     def _vector(self, name, value):
         if value is None:
@@ -340,12 +357,17 @@ class _Forward:
         else:
             self.mean, self.var = self._running_for_kernel()
             _run.normalize(self.x, self.out, self.axis, self.mean, self.var, weight, bias, self.eps)
-        if self.update:
+        if self.update and self._may_update():
             _run.update_running(
                 self.running_mean, self.running_var, self.counter,
                 self.mean, self.var, self.count, self.momentum,
             )  # fmt: skip
         return self.returned
+
+    def _may_update(self) -> bool:
+        if self.on_nonfinite == "propagate":
+            return True
+        return bool(np.isfinite(self.mean).all() and np.isfinite(self.var).all())
 
     def _for_kernel(self, vector, default):
         if vector is None:

@@ -35,6 +35,7 @@ class _BatchNorm:
         *,
         bias: bool = True,
         axis: int = 1,
+        on_nonfinite: str = "propagate",
     ) -> None:
         self.num_features = _checks.check_num_features(num_features)
         self.eps = _checks.check_eps(eps)
@@ -42,6 +43,7 @@ class _BatchNorm:
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
         self.axis = self._check_axis(axis)
+        self.on_nonfinite = _checks.check_on_nonfinite(on_nonfinite)
         _checks.check_device(device)
         dtype = _checks.parameter_dtype(dtype)
         size = self.num_features
@@ -132,7 +134,7 @@ class _BatchNorm:
             )
         return _Forward(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
-            self._momentum(), self.eps, axis, out, self.num_batches_tracked,
+            self._momentum(), self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,
         )  # fmt: skip
 
     def _momentum(self) -> float:
@@ -318,6 +320,9 @@ _PARAMETERS = """
         False: a weight, but no bias.
     axis : int
         Channel axis of a batch; -1 for channels last.
+    on_nonfinite : {"propagate", "skip", "raise"}
+        What a training batch with NaN or infinity does to the running statistics and
+        the counter: `fastbn.batch_norm` says more.
 
     Raises
     ------

@@ -156,3 +156,29 @@ def test_overflow_is_no_accident_of_the_order(axis):
     wanted = reference.normalize(x, mean, var, np.ones(3), np.zeros(3), 1e-5, axis)
     y = fastbn.batch_norm(x, mean, var, axis=axis)
     np.testing.assert_allclose(y, wanted.astype(np.float32), rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("view", ["plain", "stepped"])
+def test_on_nonfinite(value, view, rng):
+    x = rng.normal(size=(6, 3, 8)).astype(np.float32)[..., :: 1 if view == "plain" else 2]
+    bad = x.copy()
+    bad[1, 2, 0] = value
+    for policy in ("propagate", "skip", "raise"):
+        bn = fastbn.BatchNorm1d(3, on_nonfinite=policy)
+        bn(x)
+        before, out = bn.state_dict(), np.zeros(x.shape, np.float32)
+        if policy == "raise":
+            with pytest.raises(ValueError, match="NaN or infinity in channel 2, and on_nonfinite"):
+                bn(bad, out=out)
+            assert not out.any()
+        else:
+            assert np.isnan(bn(bad)[:, 2]).all()
+        changed = any(not np.array_equal(before[k], v) for k, v in bn.state_dict().items())
+        assert changed == (policy == "propagate")
+        assert bn.num_batches_tracked == (2 if policy == "propagate" else 1)
+        assert bn.eval()(bad).shape == x.shape  # evaluation has nothing to update
+    with pytest.raises(ValueError, match="on_nonfinite must be"):
+        fastbn.BatchNorm1d(3, on_nonfinite="ignore")
+    with pytest.raises(ValueError, match="on_nonfinite must be"):
+        fastbn.batch_norm(x, training=True, on_nonfinite=None)

@@ -1,11 +1,16 @@
-"""The only place that names Numba options.
+"""The only place that names Numba options, and where its disk cache is made safe to rely on.
 
 `kernel` turns one body into a serial and a parallel kernel; `inner` compiles a
 function that kernels call. Nothing is compiled before its first call.
 """
 
+import contextlib
+import hashlib
+import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -28,7 +33,7 @@ _PRANGE_ONLY = {
 
 def inner(body: Callable) -> Callable:
     """Compile ``body`` for use inside kernels."""
-    return numba.njit(**_OPTIONS)(body)
+    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(body)
 
 
 class Kernel:
@@ -38,6 +43,20 @@ class Kernel:
         self.name = body.__name__
         self.serial = _cached(_renamed(body, "serial"), **_OPTIONS)
         self.parallel = _cached(_renamed(body, "parallel"), parallel=_PRANGE_ONLY, **_OPTIONS)
+
+    def incomplete(self) -> list[Callable[[], object]]:
+        """What compiles those signatures that only one of the two kernels has so far."""
+        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+            return []
+        pair = self.serial, self.parallel
+        known = [set(k.signatures) for k in pair]  # type: ignore[attr-defined]
+        return [
+            partial(target.compile, signature)  # type: ignore[attr-defined]
+            for target, missing in zip(
+                pair, (known[1] - known[0], known[0] - known[1]), strict=True
+            )
+            for signature in missing
+        ]
 
     def __repr__(self) -> str:
         return f"Kernel({self.name})"
@@ -49,8 +68,13 @@ def kernel(body: Callable) -> Kernel:
 
 
 def _renamed(body: Callable, target: str) -> types.FunctionType:
-    """Copy ``body`` under its own name: Numba's disk cache tells kernels apart by it alone."""
-    name = f"{body.__name__}_{target}"
+    """Copy ``body`` under a name of its own, by which the disk cache knows it.
+
+    The name alone tells the serial kernel from the parallel one, and the digest in it
+    tells kernels from those of another version: Numba looks at the file of the body,
+    and not at those of the functions that it calls.
+    """
+    name = f"{body.__name__}_{target}_{_sources_digest()}"
     copy = types.FunctionType(
         body.__code__, body.__globals__, name, body.__defaults__, body.__closure__
     )
@@ -60,8 +84,70 @@ def _renamed(body: Callable, target: str) -> types.FunctionType:
     return copy
 
 
+@lru_cache(maxsize=1)
+def _sources_digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        with contextlib.suppress(OSError):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def _cached(body: Callable, **options: Any) -> Callable:
     try:
-        return numba.njit(cache=True, **options)(body)
+        dispatcher = numba.njit(cache=True, **options)(body)
     except RuntimeError:  # no directory that a cache could be written to
         return numba.njit(**options)(body)
+    if hasattr(dispatcher, "_cache"):
+        dispatcher._cache = _Cache(dispatcher._cache)
+    return dispatcher
+
+
+class _Cache:
+    """Numba's disk cache, except that its failures cost a compilation and never a call.
+
+    A full or read-only disk, a truncated file, another process at work on the same
+    entry: then the kernel is compiled, and perhaps not stored.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        try:
+            found = self._cache.load_overload(signature, target_context)
+        except Exception:
+            self._forget()
+            return None
+        if found is not None and tuple(found.signature.args) != tuple(_arguments(signature)):
+            self._forget()
+            return None
+        return found
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        with contextlib.suppress(Exception), self._locked():
+            self._cache.save_overload(signature, data)
+
+    def _forget(self) -> None:
+        with contextlib.suppress(Exception), self._locked():
+            self._cache.flush()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes out while the index is read, changed and written back."""
+        try:
+            import fcntl
+        except ImportError:  # Windows: `load_overload` notices a mix-up
+            yield
+            return
+        os.makedirs(self._cache.cache_path, exist_ok=True)
+        with open(os.path.join(self._cache.cache_path, "fastbn.lock"), "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _arguments(signature: Any) -> Any:
+    return signature.args if hasattr(signature, "args") else signature
