@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
-from fastbn import _checks, _threads
+from fastbn import _checks, _fast, _threads
 from fastbn._memory import flat
 from fastbn._plan import Plan, make_plan
 from fastbn.kernels import cpu_channels, cpu_first, cpu_last
@@ -79,6 +79,8 @@ def normalize(x, out, axis, mean, var, weight, bias, eps) -> None:
     )  # fmt: skip
     if result is not out:
         np.copyto(out, result)
+    elif mean.dtype == x.dtype:
+        _fast.remember(x, out, axis, plan, kernels.normalize)
 
 
 def forward(x, out, axis, weight, bias, eps) -> tuple[np.ndarray, np.ndarray]:

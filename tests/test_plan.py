@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import _plan, _run
+from fastbn import _fast, _plan, _run
+from tests import reference
 
 X = np.zeros((6, 8, 10, 12), np.float32)
 LAST = np.zeros((6, 10, 12, 8), np.float32)
@@ -104,3 +105,93 @@ def test_no_temporary_of_the_size_of_x(view, axis):
         _, cache = fastbn.batch_norm_forward(x, axis=axis)
         assert peak_bytes(lambda: fastbn.batch_norm_backward(x, cache)) < x.nbytes + allowance
         assert peak_bytes(lambda: fastbn.channel_stats(x, axis)) < allowance
+
+
+class TestFastEvaluation:
+    """A call like one before goes straight to the kernel; whatever differs goes the long way."""
+
+    @pytest.fixture
+    def call(self, rng):
+        x = rng.normal(2, 3, (4, 3, 5)).astype(np.float32)
+        vectors = [*rng.normal(size=(1, 3)), *rng.uniform(1, 2, (3, 3))]
+        vectors = [v.astype(np.float32) for v in vectors]
+        fastbn.batch_norm(x, *vectors)
+        return x, vectors
+
+    @pytest.mark.compiled
+    @pytest.mark.parametrize("axis", [1, -2])
+    def test_it_gives_the_same_bits(self, call, axis):
+        x, vectors = call
+        _fast._known.clear()
+        slow = fastbn.batch_norm(x, *vectors, axis=axis)
+        assert _fast._known
+        fast = _fast.evaluate(x, *vectors, 1e-5, axis, None)
+        np.testing.assert_array_equal(fast, slow)
+        out = np.empty_like(x)
+        assert _fast.evaluate(x, *vectors, 1e-5, axis, out) is out
+        np.testing.assert_array_equal(out, slow)
+        work = x.copy()
+        assert _fast.evaluate(work, *vectors, 1e-5, axis, work) is work
+        np.testing.assert_array_equal(work, slow)
+
+    @pytest.mark.compiled
+    def test_absent_parameters(self, call):
+        x, (mean, var, _, _) = call
+        fast = _fast.evaluate(x, mean, var, None, None, 1e-5, 1, None)
+        wanted = reference.normalize(x, mean, var, np.ones(3), np.zeros(3), 1e-5, 1)
+        np.testing.assert_allclose(fast, wanted.astype(float), rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda x, v: (x[:3], *v, 1e-5, 1, None),  # another shape
+            lambda x, v: (x.astype(float), *v, 1e-5, 1, None),
+            lambda x, v: (x.tolist(), *v, 1e-5, 1, None),
+            lambda x, v: (np.ma.array(x), *v, 1e-5, 1, None),
+            lambda x, v: (x.view(np.matrix) if x.ndim == 2 else None, *v, 1e-5, 1, None),
+            lambda x, v: (_read_only(x), *v, 1e-5, 1, None),
+            lambda x, v: (x, v[0].astype(float), *v[1:], 1e-5, 1, None),
+            lambda x, v: (x, v[0].view(np.int32), *v[1:], 1e-5, 1, None),
+            lambda x, v: (x, v[0].astype(">f4"), *v[1:], 1e-5, 1, None),
+            lambda x, v: (x, np.zeros(4, np.float32), *v[1:], 1e-5, 1, None),
+            lambda x, v: (x, np.zeros((3, 1), np.float32), *v[1:], 1e-5, 1, None),
+            lambda x, v: (x, np.zeros(6, np.float32)[::2], *v[1:], 1e-5, 1, None),
+            lambda x, v: (x, v[0].tolist(), *v[1:], 1e-5, 1, None),
+            lambda x, v: (x, None, *v[1:], 1e-5, 1, None),
+            lambda x, v: (x, *v, 0.0, 1, None),
+            lambda x, v: (x, *v, float("nan"), 1, None),
+            lambda x, v: (x, *v, "1e-5", 1, None),
+            lambda x, v: (x, *v, 1e-5, 0, None),
+            lambda x, v: (x, *v, 1e-5, "1", None),
+            lambda x, v: (x, *v, 1e-5, [1], None),
+            lambda x, v: (x, *v, 1e-5, 1, x[:, :, :4]),
+            lambda x, v: (x, *v, 1e-5, 1, np.empty((4, 3, 5))),
+            lambda x, v: (x, *v, 1e-5, 1, np.empty((4, 3, 10), np.float32)[..., ::2]),
+            lambda x, v: (x, *v, 1e-5, 1, np.empty((5, 3, 5), np.float32)[1:]),
+            lambda x, v: (x, *v, 1e-5, 1, _read_only(np.empty((4, 3, 5), np.float32))),
+            lambda x, v: (x, *v, 1e-5, 1, "out"),
+        ],
+    )
+    def test_what_differs_goes_the_long_way(self, call, change):
+        x, vectors = call
+        assert _fast.evaluate(*change(x, vectors)) is None
+
+    @pytest.mark.compiled
+    def test_an_output_that_overlaps_a_parameter(self, call):
+        x, (mean, var, weight, _) = call
+        out = np.empty_like(x)
+        assert _fast.evaluate(x, mean, var, weight, out[0, 0, :3], 1e-5, 1, out) is None
+
+    @pytest.mark.compiled
+    def test_it_does_not_remember_without_end(self, call, monkeypatch):
+        monkeypatch.setattr(_fast, "_MOST", 3)
+        _, vectors = call
+        for n in range(1, 9):
+            fastbn.batch_norm(np.ones((n, 3, 2), np.float32), *vectors)
+        assert len(_fast._known) <= 3
+
+
+def _read_only(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 
 from fastbn._progress import Progress, track
+from fastbn._threads import get_num_threads
 from fastbn.demo.network import Network, convolutional_network, cross_entropy
 from fastbn.demo.timing import COMPARISONS, compare, fitting_shape, free_memory
 from fastbn.demo.training import (
@@ -186,7 +186,7 @@ def _show_timing(shape: Sequence[int]) -> None:
         TIMING.format(
             shape=tuple(shape),
             megabytes=4 * math.prod(shape) / 1e6,
-            threads=numba.get_num_threads(),
+            threads=get_num_threads(),
         )
     )
     results = list(track(compare(shape), "timing", total=len(COMPARISONS)))

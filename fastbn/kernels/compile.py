@@ -43,6 +43,7 @@ class Kernel:
         self.name = body.__name__
         self.serial = _cached(_renamed(body, "serial"), **_OPTIONS)
         self.parallel = _cached(_renamed(body, "parallel"), parallel=_PRANGE_ONLY, **_OPTIONS)
+        self._fixed: dict[tuple, Callable] = {}
 
     def incomplete(self) -> list[Callable[[], object]]:
         """What compiles those signatures that only one of the two kernels has so far."""
@@ -57,6 +58,23 @@ class Kernel:
             )
             for signature in missing
         ]
+
+    def fixed(self, arguments: tuple) -> Callable | None:
+        """The serial kernel for the types of ``arguments`` alone: any other is a TypeError.
+
+        None without the JIT, where nothing would check types.
+        """
+        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+            return None
+        signature = tuple(numba.typeof(argument) for argument in arguments)
+        if signature not in self._fixed:
+            compiled: Any = self.serial
+            compiled.compile(signature)
+            fixed: Any = numba.njit(**_OPTIONS)(compiled.py_func)
+            fixed.add_overload(compiled.overloads[signature])
+            fixed.disable_compile()
+            self._fixed[signature] = fixed
+        return self._fixed[signature]
 
     def __repr__(self) -> str:
         return f"Kernel({self.name})"
