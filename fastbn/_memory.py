@@ -1,5 +1,9 @@
-"""Flat views: what kernels see of an array, without a copy and of one Numba type."""
+"""Memory without copies: the flat views that kernels see, and writes that nothing interrupts."""
 
+import operator
+from collections import deque
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -30,3 +34,13 @@ def flat(array: np.ndarray, extent: int) -> np.ndarray:
     if array.flags.carray and array.size == extent:
         return array.reshape(-1)
     return np.asarray(_Window(array, extent))
+
+
+def assign_all(arrays: Iterable[np.ndarray], values: Iterable[Any]) -> None:
+    """``array[...] = value`` for each pair, all or none.
+
+    Ctrl-C becomes an exception only between two steps of Python code, and here there
+    is none in between: the loop, the assignment and the conversion are all NumPy's and
+    the interpreter's own. The values must fit, which is for the caller to know.
+    """
+    deque(map(operator.setitem, arrays, repeat(...), values), maxlen=0)

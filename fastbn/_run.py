@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 
 from fastbn import _checks, _fast, _threads
-from fastbn._memory import flat
+from fastbn._memory import assign_all, flat
 from fastbn._plan import Plan, make_plan
 from fastbn.kernels import cpu_channels, cpu_first, cpu_last
 
@@ -146,9 +146,8 @@ def update_running(running_mean, running_var, counter, mean, var, count, momentu
     pair = running_mean, running_var
     dtype = np.result_type(*pair)
     native = [_checks.kernel_vector(vector, dtype) for vector in pair]
-    cpu_channels.update_running.serial(
-        *native, counter.reshape(1), mean, var, float(count), momentum
-    )
-    for array, updated in zip(pair, native, strict=True):
-        if updated is not array:
-            np.copyto(array, updated)
+    whole = native[0] is running_mean and native[1] is running_var
+    count_to = counter.reshape(1) if whole else counter.reshape(1).copy()
+    cpu_channels.update_running.serial(*native, count_to, mean, var, float(count), momentum)
+    if not whole:
+        assign_all((*pair, counter), (*native, count_to[0]))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from fastbn import _checks, _fast, _plan
+from fastbn._memory import assign_all
 from fastbn._state import IncompatibleKeys, read_state
 from fastbn.functional import ForwardCache, Gradients, _Forward, batch_norm_backward
 from fastbn.kernels import formulas
@@ -208,18 +209,17 @@ class _BatchNorm:
 
     def reset_running_stats(self) -> None:
         """Running mean 0, running variance 1, no batches tracked."""
-        for name, value in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
-            array = getattr(self, name)
-            if array is not None:
-                array[...] = value
+        self._fill({"running_mean": 0, "running_var": 1, "num_batches_tracked": 0})
 
     def reset_parameters(self) -> None:
         """Weight 1, bias 0, and `reset_running_stats`."""
+        self._fill({"weight": 1, "bias": 0})
         self.reset_running_stats()
-        for name, value in (("weight", 1), ("bias", 0)):
-            array = getattr(self, name)
-            if array is not None:
-                array[...] = value
+
+    def _fill(self, values: dict[str, int]) -> None:
+        arrays = self._arrays()
+        names = [name for name in values if name in arrays]
+        assign_all([arrays[name] for name in names], [values[name] for name in names])
 
     def _arrays(self) -> dict[str, np.ndarray]:
         names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -263,8 +263,7 @@ class _BatchNorm:
         """
         arrays = self._arrays()
         values, incompatible = read_state(state, prefix, arrays, strict)
-        for name, value in values.items():
-            arrays[name][...] = value
+        assign_all([arrays[name] for name in values], values.values())
         return incompatible
 
     def affine_terms(self) -> tuple[np.ndarray, np.ndarray]:
