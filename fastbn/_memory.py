@@ -2,7 +2,7 @@
 
 import operator
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -36,11 +36,13 @@ def flat(array: np.ndarray, extent: int) -> np.ndarray:
     return np.asarray(_Window(array, extent))
 
 
-def assign_all(arrays: Iterable[np.ndarray], values: Iterable[Any]) -> None:
-    """``array[...] = value`` for each pair, all or none.
+def assign_all(arrays: Sequence[np.ndarray], values: Iterable[Any]) -> None:
+    """``array[...] = value`` for each pair, all or none; shapes must fit.
 
-    Ctrl-C becomes an exception only between two steps of Python code, and here there
-    is none in between: the loop, the assignment and the conversion are all NumPy's and
-    the interpreter's own. The values must fit, which is for the caller to know.
+    Values are converted first. Ctrl-C becomes an exception only between two steps of
+    Python code, and in the assignments there is none: the loop is the interpreter's own.
     """
-    deque(map(operator.setitem, arrays, repeat(...), values), maxlen=0)
+    with np.errstate(over="ignore"):
+        ready = [np.array(v, a.dtype) for a, v in zip(arrays, values, strict=True)]
+    assign: Any = operator.setitem
+    deque(map(assign, arrays, repeat(...), ready), maxlen=0)
