@@ -101,6 +101,22 @@ def test_the_output_keeps_its_digits_with_a_far_mean(axis, rng):
     np.testing.assert_allclose(y, expected.astype(float), atol=2e-6)
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("cut", [1, 60])
+def test_gradients_with_a_far_mean(axis, cut, rng):
+    """What rounding the mean to float32 leaves over is part of both sums."""
+    x = rng.normal(1e4, 1, (cut * 20, 6, 30, 6)).astype(np.float32)
+    _, mean, var = reference.forward(x, np.ones(6), np.zeros(6), 1e-5, axis)
+    x_hat = reference.normalize(x, mean, var, np.ones(6), np.zeros(6), 1e-5, axis)
+    dy = (x_hat + 1 + 0.1 * rng.normal(size=x.shape)).astype(np.float32)
+    weight = np.ones(6, np.float32)
+    _, cache = fastbn.batch_norm_forward(x, None, None, weight, axis=axis)
+    grads = fastbn.batch_norm_backward(dy, cache)
+    dx, dweight, _ = reference.backward(dy, x, mean, var, weight, 1e-5, axis, True)
+    np.testing.assert_allclose(grads.x, dx.astype(float), atol=1e-5)
+    np.testing.assert_allclose(grads.weight, dweight.astype(float), rtol=1e-5)
+
+
 @pytest.mark.parametrize("batch_statistics", [True, False])
 @pytest.mark.parametrize(
     ("shape", "axis"), [((4, 3), 1), ((3, 2, 5), 1), ((2, 3, 2, 2), 1), ((2, 2, 3, 3), -1)]

@@ -293,6 +293,8 @@ def test_training_needs_writable_statistics():
     other = np.ones(3, np.float32)
     with raises(ValueError, "running_mean is read-only", "training=False"):
         fastbn.batch_norm(X, frozen, other, training=True)
+    with raises(ValueError, "running_var is read-only"):
+        fastbn.batch_norm(X, other, frozen, training=True)
     np.testing.assert_array_equal(other, np.ones(3))
     assert fastbn.batch_norm(X, frozen, other).shape == X.shape
 

@@ -150,6 +150,15 @@ def test_backward_in_evaluation_through_an_explicit_cache(rng):
     assert pickle.dumps(bn) == before
 
 
+def test_an_explicit_cache_is_not_kept_on_the_layer(rng):
+    bn = fastbn.BatchNorm1d(3, dtype=np.float64)
+    x, other, dy = rng.normal(size=(3, 6, 3))
+    bn(x)
+    expected = bn.backward(dy).x
+    bn.forward_with_cache(other)
+    np.testing.assert_array_equal(bn.backward(dy).x, expected)
+
+
 def test_an_evaluation_call_stores_nothing(rng):
     bn = trained().eval()
     before = dict(bn.__dict__)

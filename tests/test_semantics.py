@@ -245,3 +245,30 @@ def test_parameters_of_another_precision(rng):
     fastbn.batch_norm(x.astype(float), mean, var, training=True, momentum=1.0)
     np.testing.assert_allclose(mean, x.mean(0, dtype=float), rtol=1e-6)
     np.testing.assert_allclose(var, x.var(0, ddof=1, dtype=float), rtol=1e-6)
+
+
+def test_running_statistics_of_two_precisions(rng):
+    x = rng.normal(2, 3, (50, 4))
+    mean, var = np.zeros(4, np.float32), np.ones(4)
+    fastbn.batch_norm(x, mean, var, training=True, momentum=1.0)
+    np.testing.assert_allclose(mean, x.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(var, x.var(0, ddof=1), rtol=1e-12)
+    assert (mean.dtype, var.dtype) == (np.float32, np.float64)
+
+
+def test_the_cache_of_an_evaluation_outlives_changes_of_the_statistics(rng):
+    x, dy = rng.normal(size=(2, 6, 3))
+    mean, var = rng.normal(size=3), np.ones(3)
+    _, cache = fastbn.batch_norm_forward(x, mean, var, np.ones(3))
+    expected = fastbn.batch_norm_backward(dy, cache).weight
+    mean += 7
+    np.testing.assert_array_equal(fastbn.batch_norm_backward(dy, cache).weight, expected)
+
+
+def test_a_memmap_as_output(rng, tmp_path):
+    x = rng.normal(size=(6, 3))
+    out = np.memmap(tmp_path / "y", x.dtype, "w+", shape=x.shape)
+    y, cache = fastbn.batch_norm_forward(x, training=True, out=out)
+    assert y is out
+    np.testing.assert_array_equal(out, fastbn.batch_norm(x, training=True))
+    fastbn.batch_norm_backward(x, cache)  # x is still there
