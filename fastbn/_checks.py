@@ -25,16 +25,26 @@ def check_eps(eps: Any) -> float:
 
 
 def check_momentum(momentum: Any) -> float:
-    """``momentum`` as a finite float."""
+    """``momentum`` as a float from 0 to 1."""
     if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real):
         raise TypeError(
             f"momentum must be a number, got {momentum!r} ({type(momentum).__name__}); "
             "a cumulative average (None) needs a layer, which counts its batches"
         )
     value = float(momentum)
-    if not math.isfinite(value):
-        raise ValueError(f"momentum must be finite, got {momentum!r}; the usual value is 0.1")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(
+            f"momentum must be 0 to 1, the weight of the new batch, got {momentum!r}; "
+            "the usual value is 0.1"
+        )
     return value
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """``value`` as a bool: a number in its place is an argument gone astray."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def check_num_features(value: Any) -> int:
@@ -120,12 +130,28 @@ def check_running(running_mean: Any, running_var: Any) -> bool:
     return running_mean is not None
 
 
-def check_updatable(name: str, value: np.ndarray) -> None:
-    """Training updates running statistics in place."""
-    if not value.flags.writeable:
+def check_updatable(running_mean: np.ndarray, running_var: np.ndarray, counter: Any) -> None:
+    """Training updates running statistics in place, and a layer's counter with them."""
+    for name, value in (("running_mean", running_mean), ("running_var", running_var)):
+        if not value.flags.writeable:
+            raise ValueError(
+                f"{name} is read-only, but training updates it in place; "
+                f"pass a writable array ({name}.copy()) or training=False"
+            )
+    if np.may_share_memory(running_mean, running_var):
         raise ValueError(
-            f"{name} is read-only, but training updates it in place; "
-            f"pass a writable array ({name}.copy()) or training=False"
+            "running_mean and running_var share memory, but training updates each of them; "
+            "pass two arrays"
+        )
+    if counter is not None and not (
+        isinstance(counter, np.ndarray)
+        and counter.shape == ()
+        and counter.dtype == np.int64
+        and counter.flags.carray
+    ):
+        raise TypeError(
+            f"num_batches_tracked must be a writable int64 array of shape (), got {counter!r}; "
+            "change its value in place: bn.num_batches_tracked[...] = 0"
         )
 
 
@@ -143,14 +169,25 @@ def check_out(
         raise ValueError(f"out has dtype {plain.dtype}, expected the dtype of x, {dtype}")
     if not plain.flags.writeable:
         raise ValueError("out is read-only, expected a writable array")
-    if any(n > 1 and s == 0 for n, s in zip(plain.shape, plain.strides, strict=True)):
+    if overlaps_itself(plain):
         raise ValueError(
-            f"out has strides {plain.strides}: elements share memory, as in a broadcast view; "
-            "expected an array of its own, such as np.empty_like(x)"
+            f"out has strides {plain.strides}: elements share memory, as in a broadcast or "
+            "windowed view; expected an array of its own, such as np.empty_like(x)"
         )
     for name, array in inputs.items():
         check_overlap(plain, name, array)
     return plain
+
+
+def overlaps_itself(array: np.ndarray) -> bool:
+    """Whether elements may share memory: a stride that does not clear the dimensions within."""
+    reach = array.itemsize
+    for stride, n in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
+        if n > 1:
+            if stride < reach:
+                return array.size > 0
+            reach += stride * (n - 1)
+    return False
 
 
 def check_overlap(out: np.ndarray, name: str, array: np.ndarray) -> None:

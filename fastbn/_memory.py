@@ -39,9 +39,16 @@ def flat(array: np.ndarray, extent: int) -> np.ndarray:
 def assign_all(arrays: Sequence[np.ndarray], values: Iterable[Any]) -> None:
     """``array[...] = value`` for each pair, all or none; shapes must fit.
 
-    Values are converted first. Ctrl-C becomes an exception only between two steps of
-    Python code, and in the assignments there is none: the loop is the interpreter's own.
+    Raises ValueError if one of the arrays cannot be written, before any is. Values are
+    converted first. Ctrl-C becomes an exception only between two steps of Python code,
+    and in the assignments there is none: the loop is the interpreter's own.
     """
+    for array in arrays:
+        if not (isinstance(array, np.ndarray) and array.flags.writeable):
+            raise ValueError(
+                f"cannot write to {array!r}: parameters and statistics must be writable arrays; "
+                "nothing was changed"
+            )
     with np.errstate(over="ignore"):
         ready = [np.array(v, a.dtype) for a, v in zip(arrays, values, strict=True)]
     assign: Any = operator.setitem

@@ -7,6 +7,7 @@ NHWC array is read in place. Every error message about ``x`` itself is here.
 """
 
 import math
+import operator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -84,23 +85,29 @@ def check_dtype(name: str, dtype: np.dtype) -> None:
     raise TypeError(f"{name} must be float32 or float64, got dtype {dtype}; {fix}")
 
 
-def channel_axis(shape: tuple[int, ...], axis: Any) -> int:
+def as_axis(axis: Any) -> int:
+    """``axis`` as an int; whether there is such an axis is for `describe` to say."""
+    try:
+        if isinstance(axis, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis must be an integer, got {axis!r}") from None
+
+
+def channel_axis(shape: tuple[int, ...], axis: int) -> int:
     """``axis`` as a non-negative number, or an error that shows the shape."""
     if len(shape) < 2:
         raise ValueError(
             f"x must have at least 2 dimensions, samples and channels, got shape {shape}; "
             "a single sample of C channels is x[None]"
         )
-    try:
-        position = axis.__index__()
-    except AttributeError:
-        raise TypeError(f"axis must be an integer, got {type(axis).__name__}") from None
-    if not -len(shape) <= position < len(shape):
+    if not -len(shape) <= axis < len(shape):
         raise ValueError(
             f"axis {axis} is out of bounds for x of shape {shape}; "
             f"expected {-len(shape)} to {len(shape) - 1}"
         )
-    return position % len(shape)
+    return axis % len(shape)
 
 
 def check_batch_count(shape: tuple[int, ...], count: int) -> None:

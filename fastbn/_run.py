@@ -1,9 +1,10 @@
 """Which kernel runs on which view of which array.
 
-The arrays of one call are walked together. Where their strides do not allow it
-(a step of two, a transposed gradient), the input is first copied into the
-output, which is needed anyway, and the walk goes over the output in place: there
-is no temporary of the size of x. Only an ``out`` that no kernel can walk costs one.
+The arrays of one call are walked together. Where their strides do not allow it (a
+reversed axis, a transposed gradient), one input is first copied into the output, which
+is needed anyway, and the walk goes over the output in place. So there is no temporary of
+the size of x, but for an ``out`` that no kernel can walk, and for the backward of an x that
+none can.
 """
 
 from types import ModuleType
@@ -140,14 +141,21 @@ def moments(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def update_running(running_mean, running_var, counter, mean, var, count, momentum) -> None:
-    """Move running statistics towards the batch's, and count it, in one uninterruptible call."""
+    """Move running statistics towards the batch's, and count it: whole, one call at a time.
+
+    ``momentum`` None is the cumulative average, by the counter.
+    """
     if counter is None:
         counter = np.zeros((), np.int64)
     pair = running_mean, running_var
     dtype = np.result_type(*pair)
-    native = [_checks.kernel_vector(vector, dtype) for vector in pair]
-    whole = native[0] is running_mean and native[1] is running_var
-    count_to = counter.reshape(1) if whole else counter.reshape(1).copy()
-    cpu_channels.update_running.serial(*native, count_to, mean, var, float(count), momentum)
-    if not whole:
-        assign_all((*pair, counter), (*native, count_to[0]))
+    cumulative = momentum is None
+    with _threads.updating():
+        native = [_checks.kernel_vector(vector, dtype) for vector in pair]
+        whole = native[0] is running_mean and native[1] is running_var
+        count_to = counter.reshape(1) if whole else counter.reshape(1).copy()
+        cpu_channels.update_running.serial(
+            *native, count_to, mean, var, float(count), 0.0 if cumulative else momentum, cumulative
+        )
+        if not whole:
+            assign_all((*pair, counter), (*native, count_to[0]))

@@ -72,7 +72,10 @@ def _read_array(key: str, value: Any, current: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"{key!r} holds negative values or NaN, which no variance can be; nothing was loaded"
         )
-    if integral and (array < 0).any():
-        raise ValueError(f"{key!r} must not be negative, got {array}; nothing was loaded")
+    if integral and not ((array >= 0) & (array <= np.iinfo(np.int64).max)).all():
+        raise ValueError(f"{key!r} must be 0 to 2**63 - 1, got {array}; nothing was loaded")
     with np.errstate(over="ignore"):
-        return array.astype(current.dtype)
+        values = array.astype(current.dtype)
+    if not integral and not np.array_equal(np.isinf(values), np.isinf(array)):
+        raise ValueError(f"{key!r} holds values too large for {current.dtype}; nothing was loaded")
+    return values

@@ -8,6 +8,7 @@ for threads, and under omp is refused them.
 """
 
 import math
+import operator
 import os
 import threading
 import warnings
@@ -15,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 import numba
+from numba.core.compiler_lock import global_compiler_lock
 
 from fastbn.kernels.compile import Kernel
 
@@ -23,6 +25,9 @@ __all__ = ["get_num_threads", "set_num_threads"]
 #: Held while a parallel kernel runs. Reentrant: whoever runs Python code in the thread
 #: that holds it, a signal handler say, runs no kernel at that moment.
 _region = threading.RLock()
+#: Held while running statistics are updated. Both are new in a forked child, where the
+#: thread that held them may not exist.
+_update = threading.RLock()
 _requested: int | None = None
 _forked = False
 _layer_at_fork: str | None = None
@@ -67,14 +72,20 @@ def set_num_threads(n: int) -> None:
     Examples
     --------
     >>> import fastbn
+    >>> before = fastbn.get_num_threads()
     >>> fastbn.set_num_threads(1)
     >>> fastbn.get_num_threads()
     1
+    >>> fastbn.set_num_threads(before)
     """
     global _requested
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
+    try:
+        number = operator.index(n)
+    except TypeError:
+        number = None
+    if number is None or isinstance(n, bool):
         raise TypeError(f"the number of threads must be an integer, got {n!r}")
-    number, most = n.__index__(), _numba_threads()
+    most = _numba_threads()
     if not 1 <= number <= most:
         raise ValueError(
             f"the number of threads must be 1 to {most}, got {number}; a larger limit is set by "
@@ -101,19 +112,22 @@ def launch(kernel: Kernel, threads: int, *args: Any) -> None:
         return
     try:
         before = numba.get_num_threads()
-        if before > threads:
-            numba.set_num_threads(threads)
         try:
+            numba.set_num_threads(min(before, threads))
             kernel.parallel(*args)
         finally:
-            if before > threads:
-                numba.set_num_threads(before)
+            numba.set_num_threads(before)
     finally:
         _region.release()
 
 
 def _numba_threads() -> int:
     return numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+
+
+def updating() -> threading.RLock:
+    """Context in which one thread at a time updates running statistics."""
+    return _update
 
 
 @lru_cache(maxsize=1)
@@ -165,17 +179,44 @@ def _ratio(quota: str, period: str) -> float | None:
 
 
 def _before_fork() -> None:
+    """Let a compilation in another thread end: its lock would never be free in the child."""
     global _layer_at_fork
+    global_compiler_lock.acquire()
     try:
         _layer_at_fork = numba.threading_layer()
     except ValueError:  # no layer has been started
         _layer_at_fork = None
 
 
+def _after_fork_in_parent() -> None:
+    global_compiler_lock.release()
+
+
 def _after_fork_in_child() -> None:
-    global _forked, _requested, _region
-    _forked, _requested, _region = True, None, threading.RLock()
+    global _forked, _requested, _region, _update
+    global_compiler_lock.release()
+    _forked, _requested = True, None
+    _region, _update = threading.RLock(), threading.RLock()
+
+
+def _forked_before_import() -> bool:
+    """Whether OpenMP was started by a process of which this one is only a copy.
+
+    Threads do not survive a fork: a started layer without any is a copy.
+    """
+    try:
+        return numba.threading_layer() == "omp" and len(os.listdir("/proc/self/task")) == 1
+    except (ValueError, OSError):
+        return False
+
+
+if _forked_before_import():
+    _forked, _layer_at_fork = True, "omp"
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

@@ -79,13 +79,14 @@ def batch_norm(
         ``(N, C)``, ``(N, C, L)``, ``(N, C, H, W)``, ``(N, C, D, H, W)`` with
         ``axis=1``, channels last with ``axis=-1``, or any strided view of them.
     running_mean, running_var : ndarray of shape (C,), optional
-        Both or neither. Needed unless ``training``; updated in place if ``training``.
+        Both or neither; updated in place if ``training``. Without them the batch's
+        statistics serve in evaluation too.
     weight, bias : ndarray of shape (C,), optional
         Scale (gamma) and shift (beta); 1 and 0 where absent.
     training : bool
         Use the statistics of the batch, and update the running ones.
     momentum : float
-        Weight of the new batch in the running statistics.
+        Weight of the new batch in the running statistics, 0 to 1.
     eps : float
         Added to the variance inside the root; positive.
     axis : int
@@ -131,7 +132,7 @@ def batch_norm(
     >>> mean, var
     (array([ 1., 10.]), array([  1.5, 100.5]))
     """
-    if not training:
+    if training is False and on_nonfinite == "propagate":
         y = _fast.evaluate(x, running_mean, running_var, weight, bias, eps, axis, out)
         if y is not None:
             return y
@@ -221,7 +222,7 @@ def batch_norm_backward(
     ValueError
         If ``dy`` or ``out`` do not fit the shape or dtype of x.
     RuntimeError
-        If the forward wrote over its own input (``out=x``).
+        If there is no cache, or the forward wrote over its own input (``out=x``).
 
     References
     ----------
@@ -242,10 +243,10 @@ def batch_norm_backward(
     x = cache.x
     inputs = {"dy": dy, "x": x}
     if out is None:
-        dx = np.empty_like(x, dtype=x.dtype.newbyteorder("="))
+        returned = dx = np.empty_like(x, dtype=x.dtype.newbyteorder("="))
     else:
-        out = _checks.check_out(out, x.shape, x.dtype.newbyteorder("="), inputs)
-        dx = out
+        dx = _checks.check_out(out, x.shape, x.dtype.newbyteorder("="), inputs)
+        returned = out
     sum_dy, sum_dy_xm = np.zeros_like(cache.mean), np.zeros_like(cache.mean)
     weight = np.ones_like(cache.mean) if cache.weight is None else cache.weight
     if x.size:
@@ -254,7 +255,7 @@ def batch_norm_backward(
             sum_dy, sum_dy_xm, cache.batch_statistics,
         )  # fmt: skip
     return Gradients(
-        dx,
+        returned,
         None
         if cache.weight is None
         else formulas.weight_gradient(sum_dy_xm, cache.rstd).astype(dx.dtype),
@@ -263,6 +264,10 @@ def batch_norm_backward(
 
 
 def _checked_gradient(dy: Any, cache: Any) -> np.ndarray:
+    if cache is None:
+        raise RuntimeError(
+            "there is no cache to differentiate with; y, cache = batch_norm_forward(x, ...)"
+        )
     if not isinstance(cache, ForwardCache):
         raise TypeError(
             f"cache must come from batch_norm_forward, got {type(cache).__name__}; "
@@ -309,7 +314,7 @@ class _Forward:
     ):  # fmt: skip
         x = _plan.as_array("x", x)
         self.x = x
-        self.axis, self.channels, self.count = _plan.describe(x.shape, x.dtype, axis)
+        self.axis, self.channels, self.count = _plan.describe(x.shape, x.dtype, _plan.as_axis(axis))
         self.dtype = x.dtype.newbyteorder("=")
         self.weight = self._vector("weight", weight)
         self.bias = self._vector("bias", bias)
@@ -317,15 +322,16 @@ class _Forward:
         self.running_mean = self._vector("running_mean", running_mean)
         self.running_var = self._vector("running_var", running_var)
         self.eps = _checks.check_eps(eps)
-        self.update = bool(training) and self.tracked
-        self.batch_statistics = bool(training) or not self.tracked
+        training = _checks.check_bool("training", training)
+        self.update = training and self.tracked
+        self.batch_statistics = training or not self.tracked
         self.counter = counter
         self.on_nonfinite = _checks.check_on_nonfinite(on_nonfinite)
         if self.update:
-            self.momentum = _checks.check_momentum(momentum)
-            _checks.check_updatable("running_mean", self.running_mean)
-            _checks.check_updatable("running_var", self.running_var)
-        if self.batch_statistics:
+            cumulative = momentum is None and counter is not None
+            self.momentum = None if cumulative else _checks.check_momentum(momentum)
+            _checks.check_updatable(self.running_mean, self.running_var, counter)
+        if self.batch_statistics and x.size:
             _plan.check_batch_count(x.shape, self.count)
         self.out = self._output(out)
         if self.update and self.on_nonfinite == "raise":
@@ -397,5 +403,5 @@ class _Forward:
             None if self.weight is None else np.array(self.weight, np.float64),
             self.bias is not None,
             self.batch_statistics,
-            np.may_share_memory(self.out, self.x),
+            _checks.same_elements(self.out, self.x),
         )

@@ -1,6 +1,5 @@
 """Layers: parameters, running statistics and modes. The arithmetic is in `functional`."""
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -136,7 +135,7 @@ class _BatchNorm:
             )
         return _Forward(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
-            self._momentum(), self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,
+            self.momentum, self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,
         )  # fmt: skip
 
     def _evaluate_fast(self, x: Any, out: Any) -> np.ndarray | None:
@@ -148,21 +147,10 @@ class _BatchNorm:
             self.eps, self.axis, out,
         )  # fmt: skip
 
-    def _momentum(self) -> float:
-        """Weight of the next batch; a cumulative average gives the n-th batch 1 / n."""
-        if self.momentum is not None:
-            return self.momentum
-        if self.num_batches_tracked is None:
-            return 0.0
-        return 1.0 / (int(self.num_batches_tracked) + 1)
-
     # --- axes -------------------------------------------------------------------------------
 
     def _check_axis(self, axis: Any) -> int:
-        try:
-            position = operator.index(axis)
-        except TypeError:
-            raise TypeError(f"axis must be an integer, got {axis!r}") from None
+        position = _plan.as_axis(axis)
         rank = self._dimensions[-1]
         if position % rank == 0 or not -rank < position < rank:
             raise ValueError(
@@ -184,11 +172,13 @@ class _BatchNorm:
         """Whether the next call takes batch statistics and updates the running ones."""
         return self._training and not self._frozen
 
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.train(mode)
+
     def train(self: _Layer, mode: bool = True) -> _Layer:
         """Go to training mode (evaluation if ``mode`` is False); returns the layer."""
-        if not isinstance(mode, (bool, np.bool_)):
-            raise TypeError(f"mode must be True or False, got {mode!r}")
-        self._training = bool(mode)
+        self._training = _checks.check_bool("mode", mode)
         return self
 
     def eval(self: _Layer) -> _Layer:
@@ -314,8 +304,8 @@ _PARAMETERS = """
     eps : float
         Added to the variance inside the root; positive.
     momentum : float or None
-        Weight of the new batch in the running statistics; None for the cumulative
-        average over all batches.
+        Weight of the new batch in the running statistics, 0 to 1; None for the
+        cumulative average over all batches.
     affine : bool
         Have a learnable weight (gamma, starts at 1) and bias (beta, starts at 0).
     track_running_stats : bool

@@ -83,7 +83,7 @@ class ChannelStats:
             If ``x`` has fewer than two dimensions, or no such axis.
         """
         x = _plan.as_array("x", x)
-        position, channels, count = _plan.describe(x.shape, x.dtype, axis)
+        position, channels, count = _plan.describe(x.shape, x.dtype, _plan.as_axis(axis))
         if x.size == 0:
             return cls.empty(channels)
         found = _run.moments(x, position)
@@ -126,8 +126,11 @@ class ChannelStats:
             merged = formulas.merge(
                 self.count, self.mean, self.m2, other.count, other.mean, other.m2
             )
-        mean, m2 = (np.where(count > 0, value, 0.0) for value in merged[1:])
-        return ChannelStats(count, mean, m2)
+            plain = (self.count * self.mean + other.count * other.mean) / count
+        mean = np.where(np.isfinite(merged[1]), merged[1], plain)  # infinity stays infinity
+        return ChannelStats(
+            count, np.where(count > 0, mean, 0.0), np.where(count > 0, merged[2], 0.0)
+        )
 
     def var(self, ddof: int = 0) -> np.ndarray:
         """Variance ``m2 / (count - ddof)``, NaN where that has no meaning.

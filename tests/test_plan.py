@@ -171,6 +171,10 @@ class TestFastEvaluation:
             lambda x, v: (x, *v, 1e-5, 0, None),
             lambda x, v: (x, *v, 1e-5, "1", None),
             lambda x, v: (x, *v, 1e-5, [1], None),
+            lambda x, v: (x, *v, 1e-5, True, None),
+            lambda x, v: (x, np.ma.array(v[0]), *v[1:], 1e-5, 1, None),
+            lambda x, v: (x, _unaligned(v[0]), *v[1:], 1e-5, 1, None),
+            lambda x, v: (x, *v, 1e-5, 1, _read_only(np.empty_like(x))),
             lambda x, v: (x, *v, 1e-5, 1, x[:, :, :4]),
             lambda x, v: (x, *v, 1e-5, 1, np.empty((4, 3, 5))),
             lambda x, v: (x, *v, 1e-5, 1, np.empty((4, 3, 10), np.float32)[..., ::2]),
@@ -202,3 +206,9 @@ def _read_only(a):
     a = a.copy()
     a.flags.writeable = False
     return a
+
+
+def _unaligned(a):
+    view = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype)
+    view[:] = a
+    return view

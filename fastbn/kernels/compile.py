@@ -7,13 +7,19 @@ function that kernels call. Nothing is compiled before its first call.
 import contextlib
 import hashlib
 import os
+import threading
+import time
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numba
+
+#: Seconds to wait for another process at the cache before going without.
+_PATIENCE = 5.0
 
 #: No fastmath: kernels spell out their order of operations (see `vector`).
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -43,7 +49,6 @@ class Kernel:
         self.name = body.__name__
         self.serial = _cached(_renamed(body, "serial"), **_OPTIONS)
         self.parallel = _cached(_renamed(body, "parallel"), parallel=_PRANGE_ONLY, **_OPTIONS)
-        self._fixed: dict[tuple, Callable] = {}
 
     def incomplete(self) -> list[Callable[[], object]]:
         """What compiles those signatures that only one of the two kernels has so far."""
@@ -58,23 +63,6 @@ class Kernel:
             )
             for signature in missing
         ]
-
-    def fixed(self, arguments: tuple) -> Callable | None:
-        """The serial kernel for the types of ``arguments`` alone: any other is a TypeError.
-
-        None without the JIT, where nothing would check types.
-        """
-        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-            return None
-        signature = tuple(numba.typeof(argument) for argument in arguments)
-        if signature not in self._fixed:
-            compiled: Any = self.serial
-            compiled.compile(signature)
-            fixed: Any = numba.njit(**_OPTIONS)(compiled.py_func)
-            fixed.add_overload(compiled.overloads[signature])
-            fixed.disable_compile()
-            self._fixed[signature] = fixed
-        return self._fixed[signature]
 
     def __repr__(self) -> str:
         return f"Kernel({self.name})"
@@ -113,12 +101,33 @@ def _sources_digest() -> str:
 
 def _cached(body: Callable, **options: Any) -> Callable:
     try:
-        dispatcher = numba.njit(cache=True, **options)(body)
+        dispatcher: Any = numba.njit(cache=True, **options)(body)
     except RuntimeError:  # no directory that a cache could be written to
-        return numba.njit(**options)(body)
-    if hasattr(dispatcher, "_cache"):
+        dispatcher = numba.njit(**options)(body)
+    if hasattr(dispatcher, "_cache"):  # not without the JIT
         dispatcher._cache = _Cache(dispatcher._cache)
+        dispatcher.compile = partial(_in_own_thread, dispatcher.compile)
     return dispatcher
+
+
+def _in_own_thread(compile_signature: Callable, *args: Any) -> Any:
+    """Compile where no Ctrl-C can reach, which leaves Numba unable to compile ever again.
+
+    Python delivers it to the main thread alone. That gets its KeyboardInterrupt while it
+    waits; the compilation goes on, and the next call finds it done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return compile_signature(*args)
+    future: Future = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(compile_signature(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="fastbn compiler").start()
+    return future.result()
 
 
 class _Cache:
@@ -163,8 +172,19 @@ class _Cache:
             return
         os.makedirs(self._cache.cache_path, exist_ok=True)
         with open(os.path.join(self._cache.cache_path, "fastbn.lock"), "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            deadline = time.monotonic() + _PATIENCE
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.01)
+            try:
+                yield
+            finally:  # closing is not enough: a child forked meanwhile has the file too
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _arguments(signature: Any) -> Any:

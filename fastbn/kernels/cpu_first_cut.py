@@ -3,15 +3,22 @@
 from fastbn.kernels.compile import inner
 
 BLOCK = 4096  # values whose sums are kept in x's precision: 16 KiB of float32, half of an L1
+CHAIN = 64  # additions in x's precision that one sum may go through
 SEGMENT = 32  # blocks: enough to make a task, few enough to share a channel among threads
 TASK = 65536  # values of an elementwise task
+
+
+@inner
+def rows_of_block(length):
+    """Short rows that make a block: each adds to every sum once, and long ones more often."""
+    return max(1, min(BLOCK // length, CHAIN // (1 + length // CHAIN)))
 
 
 @inner
 def count_blocks(outer, length):
     """Blocks of one channel: several short rows each, or a part of one long row."""
     if length <= BLOCK:
-        rows = BLOCK // length
+        rows = rows_of_block(length)
         return (outer + rows - 1) // rows
     return outer * ((length + BLOCK - 1) // BLOCK)
 
@@ -25,7 +32,7 @@ def count_segments(outer, length):
 def block_bounds(block, outer, length):
     """First row, number of rows, first value in the row, number of values per row."""
     if length <= BLOCK:
-        rows = BLOCK // length
+        rows = rows_of_block(length)
         row = block * rows
         return row, min(rows, outer - row), 0, length
     pieces = (length + BLOCK - 1) // BLOCK

@@ -4,7 +4,7 @@ import numpy as np
 
 from fastbn.kernels import cpu_formulas as formulas
 from fastbn.kernels.compile import inner
-from fastbn.kernels.cpu_range import better_unit, narrow, out_of_range
+from fastbn.kernels.cpu_range import better_unit, narrow, out_of_range, scaled_difference
 from fastbn.kernels.vector import broadcast, lanes, load, load_first, store, store_first, total
 
 
@@ -27,28 +27,36 @@ def block_sums(x, start, rows, stride, size, shift):
             s2, q2 = s2 + d2, q2 + d2 * d2
             s3, q3 = s3 + d3, q3 + d3 * d3
             i += 4 * step
-        while i + step <= end:
+        if i + step <= end:
             d0 = load(x, i) - center
             s0, q0 = s0 + d0, q0 + d0 * d0
             i += step
-        if i < end:
-            d1 = load_first(x, i, end - i, center) - center
+        if i + step <= end:
+            d1 = load(x, i) - center
             s1, q1 = s1 + d1, q1 + d1 * d1
+            i += step
+        if i + step <= end:
+            d2 = load(x, i) - center
+            s2, q2 = s2 + d2, q2 + d2 * d2
+            i += step
+        if i < end:
+            d3 = load_first(x, i, end - i, center) - center
+            s3, q3 = s3 + d3, q3 + d3 * d3
     return total((s0 + s1) + (s2 + s3)), total((q0 + q1) + (q2 + q3))
 
 
 @inner
 def scaled_block_sums(x, start, rows, stride, size, shift, unit):
-    """`block_sums` of ``x * unit`` and ``shift * unit``, in the units of x again."""
+    """`block_sums` of ``(x - shift) * unit``, in the units of x again."""
     step = lanes(x)
-    factor = broadcast(x, unit)
     center = broadcast(x, shift)
+    down, up = broadcast(x, min(unit, 1.0)), broadcast(x, max(unit, 1.0))
     s = q = broadcast(x, 0.0)
     for row in range(rows):
         i = start + row * stride
         end = i + size
         while i < end:
-            d = load_first(x, i, end - i, center) * factor - center * factor
+            d = scaled_difference(load_first(x, i, end - i, center), center, down, up)
             s, q = s + d, q + d * d
             i += step
     return total(s) / unit, total(q) / (unit * unit)
@@ -69,25 +77,39 @@ def block_products(dy, dy_start, dy_stride, x, x_start, x_stride, rows, size, sh
     """Sums of ``dy`` and ``dy * (x - shift)`` over ``rows`` runs of ``size`` values."""
     step = lanes(x)
     center = broadcast(x, shift)
-    zero = broadcast(x, 0.0)
-    s0 = s1 = p0 = p1 = zero
+    s0 = s1 = s2 = s3 = p0 = p1 = p2 = p3 = zero = broadcast(x, 0.0)
     for row in range(rows):
         i = dy_start + row * dy_stride
         j = x_start + row * x_stride
         end = i + size
-        while i + 2 * step <= end:
-            g0 = load(dy, i)
-            g1 = load(dy, i + step)
+        while i + 4 * step <= end:
+            g0, g1 = load(dy, i), load(dy, i + step)
+            g2, g3 = load(dy, i + 2 * step), load(dy, i + 3 * step)
             s0, p0 = s0 + g0, p0 + g0 * (load(x, j) - center)
             s1, p1 = s1 + g1, p1 + g1 * (load(x, j + step) - center)
-            i += 2 * step
-            j += 2 * step
-        while i < end:
-            g0 = load_first(dy, i, end - i, zero)
-            s0, p0 = s0 + g0, p0 + g0 * (load_first(x, j, end - i, center) - center)
+            s2, p2 = s2 + g2, p2 + g2 * (load(x, j + 2 * step) - center)
+            s3, p3 = s3 + g3, p3 + g3 * (load(x, j + 3 * step) - center)
+            i += 4 * step
+            j += 4 * step
+        if i + step <= end:
+            g0 = load(dy, i)
+            s0, p0 = s0 + g0, p0 + g0 * (load(x, j) - center)
             i += step
             j += step
-    return total(s0 + s1), total(p0 + p1)
+        if i + step <= end:
+            g1 = load(dy, i)
+            s1, p1 = s1 + g1, p1 + g1 * (load(x, j) - center)
+            i += step
+            j += step
+        if i + step <= end:
+            g2 = load(dy, i)
+            s2, p2 = s2 + g2, p2 + g2 * (load(x, j) - center)
+            i += step
+            j += step
+        if i < end:
+            g3 = load_first(dy, i, end - i, zero)
+            s3, p3 = s3 + g3, p3 + g3 * (load_first(x, j, end - i, center) - center)
+    return total((s0 + s1) + (s2 + s3)), total((p0 + p1) + (p2 + p3))
 
 
 @inner
@@ -115,13 +137,19 @@ def safe_block_products(dy, dy_start, dy_stride, x, x_start, x_stride, rows, siz
 
 @inner
 def scaled_normalize_row(x, i, out, j, size, center, scale, shift, unit):
-    """`normalize_row` of ``x * unit``; ``center`` and ``scale`` are in that unit too."""
+    """`normalize_row` where ``scale`` is that of ``(x - center) * unit``."""
     step = lanes(x)
-    c, a, b, u = broadcast(x, center), broadcast(x, scale), broadcast(x, shift), broadcast(x, unit)
+    c, a, b, zero = (
+        broadcast(x, center),
+        broadcast(x, scale),
+        broadcast(x, shift),
+        broadcast(x, 0.0),
+    )
+    down, up = broadcast(x, min(unit, 1.0)), broadcast(x, max(unit, 1.0))
     end = i + size
     while i < end:
-        value = load_first(x, i, end - i, c) * u
-        store_first(out, j, end - i, formulas.normalize(value, c, a, b))
+        d = scaled_difference(load_first(x, i, end - i, c), c, down, up)
+        store_first(out, j, end - i, formulas.normalize(d, zero, a, b))
         i += step
         j += step
 
@@ -144,15 +172,17 @@ def normalize_row(x, i, out, j, size, center, scale, shift, unit):
 
 @inner
 def scaled_input_gradient_row(dy, i, x, j, dx, k, size, center, scale, slope, offset, unit):
-    """`input_gradient_row` of ``x * unit``; ``center`` and ``slope`` are in that unit too."""
+    """`input_gradient_row` where ``slope`` is that of ``(x - center) * unit``."""
     step = lanes(x)
-    c, a, u = broadcast(x, center), broadcast(x, scale), broadcast(x, unit)
-    b, d = broadcast(x, slope), broadcast(x, offset)
+    c, a, zero = broadcast(x, center), broadcast(x, scale), broadcast(x, 0.0)
+    b, e = broadcast(x, slope), broadcast(x, offset)
+    down, up = broadcast(x, min(unit, 1.0)), broadcast(x, max(unit, 1.0))
     end = i + size
     while i < end:
         rest = end - i
-        g, value = load_first(dy, i, rest, c), load_first(x, j, rest, c) * u
-        store_first(dx, k, rest, formulas.input_gradient(g, value, c, a, b, d))
+        d = scaled_difference(load_first(x, j, rest, c), c, down, up)
+        g = load_first(dy, i, rest, zero)
+        store_first(dx, k, rest, formulas.input_gradient(g, d, zero, a, b, e))
         i += step
         j += step
         k += step

@@ -154,7 +154,7 @@ def normalize_task(x, out, geometry, table, plain, task):
 def normalize(x, out, geometry, mean, var, weight, bias, eps, by_channel):
     """Normalize with given statistics; ``by_channel``: backwards, after `moments`."""
     rows, channels, fold = geometry[:3]
-    table = np.empty((4, fold * channels), x.dtype)
+    table = np.empty((5, fold * channels), x.dtype)
     plain = fill_terms(table, x, 0, channels, mean, var, weight, bias, eps)
     tasks, _ = tasks_of(rows, channels, fold)
     for i in prange(tasks):
@@ -176,7 +176,7 @@ def forward_tile(x, out, geometry, lo, hi, weight, bias, eps, mean, var, partial
     plain_means(x, rows, x_stride, lo, hi, mean)
     for c in range(lo, hi):
         var[c] /= rows
-    table = np.empty((4, width), x.dtype)
+    table = np.empty((5, width), x.dtype)
     plain = fill_terms(table, x, lo, hi, mean, var, weight, bias, eps)
     for line in range((rows + fold - 1) // fold - 1, -1, -1):
         i = line * fold * x_stride + lo
@@ -239,7 +239,7 @@ def gradient_task(dy, x, dx, geometry, table, plain, task, batch_statistics):
 def input_gradient(dy, x, dx, geometry, mean, rstd, weight, sum_dy, sum_dy_xm, batch_statistics):
     """Gradient of x from the sums of `gradient_sums`, backwards: its last reads first."""
     rows, channels, fold = geometry[:3]
-    table = np.empty((5, fold * channels), x.dtype)
+    table = np.empty((6, fold * channels), x.dtype)
     plain = fill_gradient_terms(table, x, 0, channels, rows, mean, rstd, weight, sum_dy, sum_dy_xm)
     tasks, _ = tasks_of(rows, channels, fold)
     for i in prange(tasks):
@@ -265,7 +265,7 @@ def backward_tile(
         )  # fmt: skip
     add_segments(partial, rows, channels, fold, lo, hi, sum_dy, sum_dy_xm)
     center_products(sum_dy_xm, sum_dy, mean, centers[0], lo, hi)
-    table = np.empty((5, width), x.dtype)
+    table = np.empty((6, width), x.dtype)
     plain = fill_gradient_terms(table, x, lo, hi, rows, mean, rstd, weight, sum_dy, sum_dy_xm)
     for line in range((rows + fold - 1) // fold - 1, -1, -1):
         row = line * fold

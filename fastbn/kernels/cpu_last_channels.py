@@ -53,7 +53,7 @@ def add_segments(partial, rows, channels, fold, lo, hi, sum_dy, sum_dy_xc):
 
 @inner
 def fill_terms(table, x, lo, hi, mean, var, weight, bias, eps):
-    """Rows of ``table``: center, scale, shift and unit of channels lo to hi, repeated.
+    """Rows of ``table``: center, scale, shift, parts of the unit, of channels lo to hi, repeated.
 
     Returns whether every unit is 1.
     """
@@ -69,7 +69,7 @@ def fill_terms(table, x, lo, hi, mean, var, weight, bias, eps):
             np.float64(bias[k]),
             eps,
         )
-        table[3, c] = unit
+        table[3, c], table[4, c] = min(unit, 1.0), max(unit, 1.0)
         plain &= unit == 1.0
     repeat_columns(table, channels)
     return plain
@@ -77,7 +77,7 @@ def fill_terms(table, x, lo, hi, mean, var, weight, bias, eps):
 
 @inner
 def fill_gradient_terms(table, x, lo, hi, count, mean, rstd, weight, sum_dy, sum_dy_xm):
-    """Rows of ``table``: center, scale, slope, offset and unit of channels lo to hi, repeated.
+    """Rows of ``table``: center, scale, slope, offset, parts of the unit, repeated.
 
     Returns whether every unit is 1.
     """
@@ -88,7 +88,7 @@ def fill_gradient_terms(table, x, lo, hi, count, mean, rstd, weight, sum_dy, sum
         table[0, c], table[1, c], table[2, c], table[3, c], unit = gradient_terms(
             x, count, sum_dy[k], sum_dy_xm[k], mean[k], rstd[k], weight[k]
         )
-        table[4, c] = unit
+        table[4, c], table[5, c] = min(unit, 1.0), max(unit, 1.0)
         plain &= unit == 1.0
     repeat_columns(table, channels)
     return plain

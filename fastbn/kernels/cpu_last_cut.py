@@ -3,6 +3,7 @@
 from fastbn.kernels.compile import inner
 
 BLOCK = 256  # lines whose sums are kept in x's precision, one lane each
+CHAIN = 64  # additions in x's precision that one sum may go through
 SEGMENT = 131072  # values of a segment, at least
 SEGMENTS = 256  # segments at most, so that their partial results stay small
 COLUMNS = 1024  # columns of a statistics task: 4 KiB of each line of float32

@@ -5,6 +5,8 @@ power of two, which is exact. The usual loops pay one comparison per block for i
 float64 needs none of this: there the reference overflows too.
 """
 
+import math
+
 import numpy as np
 
 from fastbn.kernels.compile import inner
@@ -13,7 +15,8 @@ from fastbn.kernels.vector import lanes
 SMALLEST = 1e-30  # a smaller sum of squares may have lost terms to underflow
 UP, DOWN = 2.0**100, 2.0**-100  # bring any float32 to where its square is one
 FAR = 1e37  # a center beyond it may overflow when it is subtracted
-LEAST_RSTD, MOST_RSTD = 1e-30, 1e25  # beyond them a scale or slope may leave the range
+LEAST_RSTD, MOST_RSTD = 1e-15, 1e15  # beyond them 1 / var leaves the range
+LAST_EXPONENT = 120  # of a unit: it and its inverse are float32 too
 
 
 @inner
@@ -36,12 +39,25 @@ def better_unit(squares):
 
 @inner
 def unit_of(x, mean, rstd):
-    """Factor for the data and the center under which terms and products stay in range."""
+    """Power of two for ``x - center`` under which terms and products stay in range.
+
+    About ``rstd`` where that is extreme, so that the product is about one.
+    """
     if not narrow(x):
         return 1.0
-    if abs(mean) > FAR or rstd < LEAST_RSTD:
-        return DOWN
-    return UP if rstd > MOST_RSTD else 1.0
+    if 0.0 < rstd < LEAST_RSTD or MOST_RSTD < rstd < np.inf:
+        exponent = math.frexp(rstd)[1]
+        return math.ldexp(1.0, max(-LAST_EXPONENT, min(LAST_EXPONENT, exponent)))
+    return DOWN if abs(mean) > FAR else 1.0
+
+
+@inner
+def scaled_difference(x, center, down, up):
+    """``(x - center) * unit`` for a unit split in its part below one and its part above.
+
+    Huge values are made smaller before they are subtracted, tiny differences larger after.
+    """
+    return (x * down - center * down) * up
 
 
 @inner

@@ -16,20 +16,20 @@ def residual(mean, center):
 
 @inner
 def normalizing_terms(x, mean, var, weight, bias, eps):
-    """Center, scale, shift and unit of one channel; center and scale are in that unit."""
+    """Center, scale, shift and unit of one channel; the scale is that of units."""
     rstd = formulas.reciprocal_std(var, eps)
     center = rounded(x, mean)
     scale, shift = formulas.affine_terms(residual(mean, center), rstd, weight, bias)
     unit = unit_of(x, mean, rstd)
-    return center * unit, scale / unit, shift, unit
+    return center, scale / unit, shift, unit
 
 
 @inner
 def gradient_terms(x, count, sum_dy, sum_dy_xm, mean, rstd, weight):
-    """Center, scale, slope, offset and unit of one channel; center and slope are in that unit."""
+    """Center, scale, slope, offset and unit of one channel; the slope is that of units."""
     center = rounded(x, mean)
     scale, slope, offset = formulas.input_gradient_terms(
         count, sum_dy, sum_dy_xm, residual(mean, center), rstd, weight
     )
     unit = unit_of(x, mean, rstd)
-    return center * unit, scale, slope / unit, offset, unit
+    return center, scale, slope / unit, offset, unit
