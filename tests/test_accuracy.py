@@ -36,7 +36,7 @@ def test_variance_with_a_far_mean(layout, mean_over_std, rng):
 def test_a_million_rows_with_a_far_mean(layout, rng):
     """The case where a plain float32 sum gives a running variance of 14.7 instead of 1."""
     shape, axis = LAYOUTS[layout](1_000_000, 3)
-    x = rng.normal(1000, 1, shape).astype(np.float32)
+    x = rng.normal(10_000, 1, shape).astype(np.float32)
     assert variance_error(x, axis) <= 1e-5
     mean, var = np.zeros(3, np.float32), np.ones(3, np.float32)
     fastbn.batch_norm(x, mean, var, training=True, momentum=1.0, axis=axis)
@@ -76,7 +76,7 @@ def test_a_leading_block_of_zeros_then_a_far_mean(layout, rng):
 @pytest.mark.compiled
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("constant", [0.0, 0.1, -7.3, 1e6, 1e-20])
+@pytest.mark.parametrize("constant", [0.0, 0.1, -7.3, 1e6, 1e-20, 3e8, -1e12, 1e30, 3e38])
 def test_a_constant_channel_gives_exactly_the_bias(layout, constant, dtype):
     shape, axis = LAYOUTS[layout](30_000, 2)
     x = np.full(shape, constant, dtype)
@@ -99,6 +99,45 @@ def test_the_output_keeps_its_digits_with_a_far_mean(axis, rng):
     np.testing.assert_allclose(y, expected.astype(float), atol=2e-6)
     y = fastbn.batch_norm(x, mean.astype(float), var.astype(float), None, bias, axis=axis)
     np.testing.assert_allclose(y, expected.astype(float), atol=2e-6)
+
+
+SHORT = {
+    **{f"rows of {n}": ((9000 // n, 3, n), 1) for n in (2, 3, 7, 17, 49)},
+    "NC": ((9000, 3), 1),
+    "NC wide": ((3000, 70), 1),
+    "one row": ((1, 3, 9000), 1),
+}
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("layout", SHORT)
+@pytest.mark.parametrize("kind", ["two values", "sparse", "outlier"])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 1.7])
+def test_sums_do_not_lose_digits_one_by_one(layout, kind, scale, rng):
+    """Equal addends round the same way each time: chains of additions must be short."""
+    shape, axis = SHORT[layout]
+    if kind == "two values":
+        x = np.where(rng.random(shape) < 0.5, -scale, scale)
+    elif kind == "sparse":
+        x = np.where(rng.random(shape) < 0.01, scale, 0.0)
+    else:
+        x = rng.normal(0, scale, shape)
+        x.reshape(-1)[: 5 * shape[axis]] = 3e3 * scale
+    assert variance_error(x.astype(np.float32), axis) <= 1e-5
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("layout", SHORT)
+def test_the_gradient_of_the_bias_is_a_sum_without_loss(layout):
+    shape, axis = SHORT[layout]
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    dy = np.full(shape, 0.1, np.float32)
+    bias = np.zeros(shape[axis], np.float32)
+    _, cache = fastbn.batch_norm_forward(x, None, None, None, bias, axis=axis)
+    count = x.size // shape[axis]
+    np.testing.assert_allclose(
+        fastbn.batch_norm_backward(dy, cache).bias, count * np.float64(np.float32(0.1)), rtol=4e-6
+    )
 
 
 @pytest.mark.parametrize("axis", [1, -1])

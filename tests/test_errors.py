@@ -91,9 +91,10 @@ def test_functions_need_two_dimensions(shape):
         fastbn.batch_norm(np.zeros(shape, np.float32), training=True)
 
 
-@pytest.mark.parametrize("axis", [3, -4, 1.0, None, "1"])
+@pytest.mark.parametrize("axis", [3, -4, 1.0, None, "1", [1], True])
 def test_axis(axis):
-    error = ValueError if isinstance(axis, int) else TypeError
+    error = ValueError if type(axis) is int else TypeError
+    fastbn.batch_norm(X, training=True, axis=1)  # which must not be found again for 1.0
     with raises(error, "axis"):
         fastbn.batch_norm(X, training=True, axis=axis)
     with raises(error, "axis"):
@@ -167,9 +168,10 @@ class TestConstructor:
         with raises(TypeError, "momentum", repr(momentum)):
             layer(3, momentum=momentum)
 
-    def test_momentum_value(self, layer):
-        with raises(ValueError, "momentum", "nan"):
-            layer(3, momentum=float("nan"))
+    @pytest.mark.parametrize("momentum", [float("nan"), -0.1, 1.01])
+    def test_momentum_value(self, layer, momentum):
+        with raises(ValueError, "momentum", repr(momentum)):
+            layer(3, momentum=momentum)
 
     @pytest.mark.parametrize("number", [0, -1, np.int64(0)])
     def test_num_features_value(self, layer, number):
@@ -221,12 +223,25 @@ def test_eps_of_a_function(eps):
         fastbn.batch_norm(X, training=True, eps=eps)
 
 
+@pytest.mark.parametrize("training", [0.1, 1, None, "yes"])
+def test_training_of_a_function(training):
+    with raises(TypeError, "training must be True or False", repr(training)):
+        fastbn.batch_norm(X, None, None, None, None, training)
+
+
+def test_one_array_for_both_statistics():
+    both = np.ones(3, np.float32)
+    with raises(ValueError, "share memory", "two arrays"):
+        fastbn.batch_norm(X, both, both, training=True)
+
+
 def test_momentum_of_a_function():
     mean, var = np.zeros(3, np.float32), np.ones(3, np.float32)
     with raises(TypeError, "momentum", "None", "layer"):
         fastbn.batch_norm(X, mean, var, training=True, momentum=None)
-    with raises(ValueError, "momentum", "inf"):
-        fastbn.batch_norm(X, mean, var, training=True, momentum=float("inf"))
+    for momentum in (float("inf"), -0.1, 1.1):
+        with raises(ValueError, "momentum", repr(momentum), "0 to 1"):
+            fastbn.batch_norm(X, mean, var, training=True, momentum=momentum)
     np.testing.assert_array_equal(mean, np.zeros(3))
 
 
@@ -249,6 +264,13 @@ def _read_only(a):
         (
             lambda x: np.lib.stride_tricks.as_strided(
                 np.empty(6, np.float32), (4, 3, 2), (0, 8, 4)
+            ),
+            ValueError,
+            "elements share memory",
+        ),
+        (
+            lambda x: np.lib.stride_tricks.as_strided(
+                np.empty(12, np.float32), (4, 3, 2), (8, 8, 4)
             ),
             ValueError,
             "elements share memory",
@@ -299,6 +321,28 @@ def test_training_needs_writable_statistics():
     assert fastbn.batch_norm(X, frozen, other).shape == X.shape
 
 
+@pytest.mark.parametrize(
+    "counter", [np.int64(3), 3, np.zeros(1, np.int64), np.zeros((), np.int32), np.array(1.5)]
+)
+def test_a_counter_that_cannot_count(counter):
+    bn = BatchNorm1d(3, momentum=None)
+    bn.num_batches_tracked = counter
+    out = np.zeros_like(X)
+    with raises(TypeError, "num_batches_tracked must be a writable int64 array", "in place"):
+        bn(X, out=out)
+    assert not out.any()
+    np.testing.assert_array_equal(bn.running_mean, np.zeros(3))
+
+
+def test_a_load_into_what_cannot_be_written_loads_nothing():
+    bn, state = BatchNorm1d(3), BatchNorm1d(3).state_dict()
+    state["weight"] += 8
+    bn.running_var.flags.writeable = False
+    with raises(ValueError, "cannot write", "nothing was changed"):
+        bn.load_state_dict(state)
+    np.testing.assert_array_equal(bn.weight, np.ones(3))
+
+
 def test_a_call_that_raises_leaves_the_layer_alone():
     bn = BatchNorm1d(3)
     bn(X)
@@ -323,6 +367,8 @@ def test_backward_without_a_cache():
 def test_backward_with_something_else():
     with raises(TypeError, "cache", "dict", "batch_norm_forward"):
         fastbn.batch_norm_backward(X, {})
+    with raises(RuntimeError, "no cache", "batch_norm_forward"):
+        fastbn.batch_norm_backward(X, None)
 
 
 def test_gradient_of_the_wrong_shape_or_dtype():

@@ -84,6 +84,8 @@ def test_modes_return_the_layer():
     assert bn.training
     assert bn.train(False) is bn
     assert not bn.training
+    bn.training = True
+    assert bn.training
 
 
 def test_frozen_stays_in_evaluation(rng):
@@ -169,7 +171,7 @@ def test_an_evaluation_call_stores_nothing(rng):
 
 def test_many_threads_evaluate_one_layer(rng):
     bn = trained().eval()
-    inputs = [rng.normal(size=(7, 3, 5, 5)).astype(np.float32) for _ in range(8)]
+    inputs = [rng.normal(size=(7, 3, 64, 64)).astype(np.float32) for _ in range(8)]
     expected = [bn(x) for x in inputs]
     wrong = []
 
@@ -266,6 +268,8 @@ def test_load_not_strict_takes_what_matches():
         (lambda s: s.update(running_var=[1, -1e-9, 1]), ValueError, "'running_var' holds negative"),
         (lambda s: s.update(num_batches_tracked=1.5), ValueError, "must hold an integer"),
         (lambda s: s.update(num_batches_tracked=-1), ValueError, "must be 0 to 2**63 - 1"),
+        (lambda s: s.update(num_batches_tracked=np.uint64(2**63 + 5)), ValueError, "2**63 - 1"),
+        (lambda s: s.update(weight=[1e300] * 3), ValueError, "too large for float32"),
         (lambda s: s.update({3: 4}), TypeError, "keys of state must be strings"),
     ],
 )

@@ -190,7 +190,9 @@ def test_the_cache_remembers_the_weight_of_its_forward(rng):
     np.testing.assert_array_equal(fastbn.batch_norm_backward(dy, cache).x, expected)
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 5), (4, 3, 0), (0, 3, 4, 4), (2, 3, 0, 0)])
+@pytest.mark.parametrize(
+    "shape", [(0, 3), (0, 3, 5), (4, 3, 0), (0, 3, 4, 4), (2, 3, 0, 0), (1, 3, 0)]
+)
 def test_an_empty_batch_gives_an_empty_output_and_changes_nothing(shape):
     bn = {2: fastbn.BatchNorm1d, 3: fastbn.BatchNorm1d, 4: fastbn.BatchNorm2d}[len(shape)](3)
     before = bn.state_dict()

@@ -79,3 +79,11 @@ def test_a_large_view_that_no_kernel_walks_is_read_in_pieces(rng):
     x = rng.normal(7, 2, (3, 4, 500, 1100)).astype(np.float32)[..., ::2]
     assert x.size > 2 * fastbn.stats._PIECE
     assert_stats(fastbn.channel_stats(x), x, rtol=1e-6)
+
+
+def test_merging_keeps_infinity():
+    infinite = ChannelStats.from_array(np.array([[np.inf], [1.0]]))
+    finite = ChannelStats.from_array(np.array([[1.0], [2.0]]))
+    for merged in (infinite.merge(finite), finite.merge(infinite)):
+        assert merged.mean[0] == np.inf
+        assert np.isnan(merged.m2[0])
