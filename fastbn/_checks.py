@@ -7,6 +7,7 @@ argument, what came, what was expected, and the way out. No check changes anythi
 import math
 import numbers
 import operator
+import sys
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,17 @@ def check_eps(eps: Any) -> float:
     """``eps`` as a float; it must be positive, or 1 / sqrt(var + eps) has no bound."""
     if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
         raise TypeError(f"eps must be a positive number, got {eps!r} ({type(eps).__name__})")
-    value = float(eps)
+    value = _float(eps)
     if not 0.0 < value < math.inf:
         raise ValueError(f"eps must be positive and finite, got {eps!r}; the usual value is 1e-5")
     return value
+
+
+def _float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def check_momentum(momentum: Any) -> float:
@@ -31,7 +39,7 @@ def check_momentum(momentum: Any) -> float:
             f"momentum must be a number, got {momentum!r} ({type(momentum).__name__}); "
             "a cumulative average (None) needs a layer, which counts its batches"
         )
-    value = float(momentum)
+    value = _float(momentum)
     if not 0.0 <= value <= 1.0:
         raise ValueError(
             f"momentum must be 0 to 1, the weight of the new batch, got {momentum!r}; "
@@ -57,7 +65,7 @@ def check_num_features(value: Any) -> int:
         raise TypeError(
             f"num_features must be a positive integer, got {value!r} ({type(value).__name__})"
         ) from None
-    if number < 1:
+    if not 1 <= number <= sys.maxsize:
         raise ValueError(f"num_features must be a positive integer, got {value!r}")
     return number
 
@@ -66,7 +74,7 @@ def parameter_dtype(dtype: Any) -> np.dtype:
     """The dtype of a layer's parameters and statistics; None is float32."""
     try:
         found = np.dtype(np.float32 if dtype is None else dtype)
-    except TypeError:
+    except Exception:  # strings are parsed, and fail in many ways
         raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from None
     if found not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
@@ -75,7 +83,7 @@ def parameter_dtype(dtype: Any) -> np.dtype:
 
 def check_device(device: Any) -> None:
     """Refuse any device but the CPU; an explicit request never falls back."""
-    if device is not None and device != "cpu":
+    if device is not None and not (isinstance(device, str) and device == "cpu"):
         raise ValueError(f"device must be None or 'cpu', got {device!r}")
 
 
@@ -114,7 +122,8 @@ def kernel_vector(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """``value`` itself if a kernel can take it, else a copy in ``dtype``."""
     if value.dtype == dtype and value.flags.carray:
         return value
-    return np.array(value, dtype, order="C")
+    with np.errstate(over="ignore"):
+        return np.array(value, dtype, order="C")
 
 
 def check_running(running_mean: Any, running_var: Any) -> bool:
@@ -130,7 +139,12 @@ def check_running(running_mean: Any, running_var: Any) -> bool:
     return running_mean is not None
 
 
-def check_updatable(running_mean: np.ndarray, running_var: np.ndarray, counter: Any) -> None:
+def check_updatable(
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
+    counter: Any,
+    inputs: dict[str, np.ndarray],
+) -> None:
     """Training updates running statistics in place, and a layer's counter with them."""
     for name, value in (("running_mean", running_mean), ("running_var", running_var)):
         if not value.flags.writeable:
@@ -138,11 +152,13 @@ def check_updatable(running_mean: np.ndarray, running_var: np.ndarray, counter: 
                 f"{name} is read-only, but training updates it in place; "
                 f"pass a writable array ({name}.copy()) or training=False"
             )
-    if np.may_share_memory(running_mean, running_var):
-        raise ValueError(
-            "running_mean and running_var share memory, but training updates each of them; "
-            "pass two arrays"
-        )
+        if overlaps_itself(value):
+            raise ValueError(
+                f"{name} has strides {value.strides}: elements share memory, but training "
+                f"updates each of them; pass an array of its own ({name}.copy())"
+            )
+    check_apart("running_mean", running_mean, running_var=running_var, **inputs)
+    check_apart("running_var", running_var, **inputs)
     if counter is not None and not (
         isinstance(counter, np.ndarray)
         and counter.shape == ()
@@ -153,6 +169,26 @@ def check_updatable(running_mean: np.ndarray, running_var: np.ndarray, counter: 
             f"num_batches_tracked must be a writable int64 array of shape (), got {counter!r}; "
             "change its value in place: bn.num_batches_tracked[...] = 0"
         )
+
+
+def check_apart(name: str, array: np.ndarray, **others: np.ndarray) -> None:
+    """Refuse an array that is updated if it shares memory with another."""
+    for other, value in others.items():
+        if shares_memory(array, value):
+            raise ValueError(
+                f"{name} and {other} share memory, but training updates {name} in place; "
+                f"pass an array of its own ({name}.copy())"
+            )
+
+
+def shares_memory(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays share an element; True where that would take long to find out."""
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
 
 
 def check_out(
@@ -192,13 +228,7 @@ def overlaps_itself(array: np.ndarray) -> bool:
 
 def check_overlap(out: np.ndarray, name: str, array: np.ndarray) -> None:
     """Refuse an ``out`` that shares memory with ``array``, unless they are the same elements."""
-    if not np.may_share_memory(out, array) or same_elements(out, array):
-        return
-    try:
-        overlap = np.shares_memory(out, array, max_work=100_000)  # type: ignore[arg-type]
-    except np.exceptions.TooHardError:
-        overlap = True
-    if overlap:
+    if not same_elements(out, array) and shares_memory(out, array):
         raise ValueError(
             f"out overlaps {name} without being the same array; expected out is {name} (in "
             "place) or an array of its own, such as np.empty_like(x)"

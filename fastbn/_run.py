@@ -151,11 +151,11 @@ def update_running(running_mean, running_var, counter, mean, var, count, momentu
     dtype = np.result_type(*pair)
     cumulative = momentum is None
     with _threads.updating():
-        native = [_checks.kernel_vector(vector, dtype) for vector in pair]
-        whole = native[0] is running_mean and native[1] is running_var
+        whole = all(v.dtype == dtype and v.flags.carray for v in pair)
+        targets = pair if whole else tuple(np.array(v, dtype) for v in pair)
         count_to = counter.reshape(1) if whole else counter.reshape(1).copy()
         cpu_channels.update_running.serial(
-            *native, count_to, mean, var, float(count), 0.0 if cumulative else momentum, cumulative
+            *targets, count_to, mean, var, float(count), 0.0 if cumulative else momentum, cumulative
         )
         if not whole:
-            assign_all((*pair, counter), (*native, count_to[0]))
+            assign_all((*pair, counter), (*targets, count_to[0]))

@@ -4,12 +4,12 @@ State is passed in and, for running statistics, updated in place; nothing is
 remembered between calls. Layers that hold the state are in `fastbn.layers`.
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastbn import _checks, _fast, _plan, _run
+from fastbn._forward import Forward, ForwardCache
 from fastbn.kernels import formulas
 from fastbn.stats import ChannelStats
 
@@ -29,24 +29,6 @@ class Gradients(NamedTuple):
     x: np.ndarray
     weight: np.ndarray | None
     bias: np.ndarray | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ForwardCache:
-    """What a backward needs of its forward. Opaque: fields may change between versions.
-
-    It refers to ``x`` and does not copy it: change ``x`` and the gradients are
-    those of the changed values.
-    """
-
-    x: np.ndarray
-    axis: int
-    mean: np.ndarray
-    rstd: np.ndarray
-    weight: np.ndarray | None
-    has_bias: bool
-    batch_statistics: bool
-    overwritten: bool
 
 
 def batch_norm(
@@ -136,7 +118,7 @@ def batch_norm(
         y = _fast.evaluate(x, running_mean, running_var, weight, bias, eps, axis, out)
         if y is not None:
             return y
-    call = _Forward(
+    call = Forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
         on_nonfinite,
     )  # fmt: skip
@@ -177,7 +159,7 @@ def batch_norm_forward(
     >>> fastbn.batch_norm_backward(y, cache).weight is None
     True
     """
-    call = _Forward(
+    call = Forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
         on_nonfinite,
     )  # fmt: skip
@@ -254,12 +236,13 @@ def batch_norm_backward(
             dy, x, dx, cache.axis, cache.mean, cache.rstd, weight,
             sum_dy, sum_dy_xm, cache.batch_statistics,
         )  # fmt: skip
+    with np.errstate(over="ignore", invalid="ignore"):
+        d_weight = formulas.weight_gradient(sum_dy_xm, cache.rstd).astype(dx.dtype)
+        d_bias = sum_dy.astype(dx.dtype)
     return Gradients(
         returned,
-        None
-        if cache.weight is None
-        else formulas.weight_gradient(sum_dy_xm, cache.rstd).astype(dx.dtype),
-        sum_dy.astype(dx.dtype) if cache.has_bias else None,
+        None if cache.weight is None else d_weight,
+        d_bias if cache.has_bias else None,
     )
 
 
@@ -303,105 +286,3 @@ def channel_stats(x: np.ndarray, axis: int = 1) -> ChannelStats:
     (array([ 2., 20.]), array([  1., 100.]))
     """
     return ChannelStats.from_array(x, axis)
-
-
-class _Forward:
-    """One forward call: every check first, then the computation, then the update."""
-
-    def __init__(
-        self, x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
-        on_nonfinite="propagate", counter=None,
-    ):  # fmt: skip
-        x = _plan.as_array("x", x)
-        self.x = x
-        self.axis, self.channels, self.count = _plan.describe(x.shape, x.dtype, _plan.as_axis(axis))
-        self.dtype = x.dtype.newbyteorder("=")
-        self.weight = self._vector("weight", weight)
-        self.bias = self._vector("bias", bias)
-        self.tracked = _checks.check_running(running_mean, running_var)
-        self.running_mean = self._vector("running_mean", running_mean)
-        self.running_var = self._vector("running_var", running_var)
-        self.eps = _checks.check_eps(eps)
-        training = _checks.check_bool("training", training)
-        self.update = training and self.tracked
-        self.batch_statistics = training or not self.tracked
-        self.counter = counter
-        self.on_nonfinite = _checks.check_on_nonfinite(on_nonfinite)
-        if self.update:
-            cumulative = momentum is None and counter is not None
-            self.momentum = None if cumulative else _checks.check_momentum(momentum)
-            _checks.check_updatable(self.running_mean, self.running_var, counter)
-        if self.batch_statistics and x.size:
-            _plan.check_batch_count(x.shape, self.count)
-        self.out = self._output(out)
-        if self.update and self.on_nonfinite == "raise":
-            stats = ChannelStats.from_array(x, self.axis)
-            _checks.check_finite(stats.mean, stats.m2, x.shape)
-
-    def _vector(self, name, value):
-        if value is None:
-            return None
-        return _checks.check_vector(name, value, self.channels, self.x.shape)
-
-    def _output(self, out):
-        self.returned = out
-        if out is None:
-            self.returned = np.empty_like(self.x, dtype=self.dtype)
-            return self.returned
-        inputs = {
-            "x": self.x, "weight": self.weight, "bias": self.bias,
-            "running_mean": self.running_mean, "running_var": self.running_var,
-        }  # fmt: skip
-        return _checks.check_out(
-            out, self.x.shape, self.dtype, {k: v for k, v in inputs.items() if v is not None}
-        )
-
-    def run(self) -> np.ndarray:
-        if self.x.size == 0:
-            self.mean, self.var = np.zeros(self.channels), np.zeros(self.channels)
-            return self.returned
-        weight = self._for_kernel(self.weight, 1.0)
-        bias = self._for_kernel(self.bias, 0.0)
-        if self.batch_statistics:
-            self.mean, self.var = _run.forward(self.x, self.out, self.axis, weight, bias, self.eps)
-        else:
-            self.mean, self.var = self._running_for_kernel()
-            _run.normalize(self.x, self.out, self.axis, self.mean, self.var, weight, bias, self.eps)
-        if self.update and self._may_update():
-            _run.update_running(
-                self.running_mean, self.running_var, self.counter,
-                self.mean, self.var, self.count, self.momentum,
-            )  # fmt: skip
-        return self.returned
-
-    def _may_update(self) -> bool:
-        if self.on_nonfinite == "propagate":
-            return True
-        return bool(np.isfinite(self.mean).all() and np.isfinite(self.var).all())
-
-    def _for_kernel(self, vector, default):
-        if vector is None:
-            return np.full(self.channels, default, self.dtype)
-        return _checks.kernel_vector(vector, self.dtype)
-
-    def _running_for_kernel(self):
-        """Running statistics of x's dtype as they are; others in float64, to lose nothing."""
-        pair = self.running_mean, self.running_var
-        same = all(vector.dtype == self.dtype for vector in pair)
-        dtype = self.dtype if same else np.dtype(np.float64)
-        return tuple(_checks.kernel_vector(vector, dtype) for vector in pair)
-
-    def cache(self) -> ForwardCache:
-        mean = np.array(self.mean, np.float64)
-        with np.errstate(invalid="ignore"):
-            rstd = formulas.reciprocal_std(np.array(self.var, np.float64), self.eps)
-        return ForwardCache(
-            self.x,
-            self.axis,
-            mean,
-            rstd,
-            None if self.weight is None else np.array(self.weight, np.float64),
-            self.bias is not None,
-            self.batch_statistics,
-            _checks.same_elements(self.out, self.x),
-        )

@@ -6,9 +6,10 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from fastbn import _checks, _fast, _plan
+from fastbn._forward import Forward, ForwardCache
 from fastbn._memory import assign_all
 from fastbn._state import IncompatibleKeys, read_state
-from fastbn.functional import ForwardCache, Gradients, _Forward, batch_norm_backward
+from fastbn.functional import Gradients, batch_norm_backward
 from fastbn.kernels import formulas
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
@@ -120,7 +121,7 @@ class _BatchNorm:
             )
         return batch_norm_backward(dy, cache)
 
-    def _prepare(self, x: Any, out: Any) -> _Forward:
+    def _prepare(self, x: Any, out: Any) -> Forward:
         x = _plan.as_array("x", x)
         if x.ndim not in self._dimensions:
             raise ValueError(
@@ -133,7 +134,7 @@ class _BatchNorm:
                 f"{type(self).__name__} has num_features={self.num_features}, but x of shape "
                 f"{x.shape} has {x.shape[axis]} channels on axis {axis}"
             )
-        return _Forward(
+        return Forward(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
             self.momentum, self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,
         )  # fmt: skip
@@ -275,13 +276,13 @@ class _BatchNorm:
             )
         weight = 1.0 if self.weight is None else self.weight.astype(np.float64)
         bias = 0.0 if self.bias is None else self.bias.astype(np.float64)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             rstd = formulas.reciprocal_std(self.running_var.astype(np.float64), self.eps)
             scale, shift = formulas.affine_terms(
                 self.running_mean.astype(np.float64), rstd, weight, bias
             )
-        dtype = self.running_mean.dtype
-        return scale.astype(dtype), shift.astype(dtype)
+            dtype = self.running_mean.dtype
+            return scale.astype(dtype), shift.astype(dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the last forward's cache, which refers to a whole batch."""

@@ -93,7 +93,18 @@ class ChannelStats:
 
     @classmethod
     def _from_pieces(cls, x: np.ndarray, axis: int) -> "ChannelStats":
-        """Halve ``x`` along its longest other axis until a piece is worth a copy."""
+        """Halve ``x`` along its longest other axis until a piece is worth a copy.
+
+        Where a broadcast view repeats its values, they are read once.
+        """
+        once = tuple(
+            slice(0, 1) if k != axis and stride == 0 else slice(None)
+            for k, stride in enumerate(x.strides)
+        )
+        repeats = float(x.size // max(x[once].size, 1))
+        if repeats > 1:
+            stats = cls.from_array(x[once], axis)
+            return cls(stats.count * repeats, stats.mean, stats.m2 * repeats)
         sizes = [n if k != axis else 0 for k, n in enumerate(x.shape)]
         longest = int(np.argmax(sizes))
         if x.size <= _PIECE or sizes[longest] < 2:

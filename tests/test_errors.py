@@ -231,8 +231,14 @@ def test_training_of_a_function(training):
 
 def test_one_array_for_both_statistics():
     both = np.ones(3, np.float32)
-    with raises(ValueError, "share memory", "two arrays"):
+    with raises(ValueError, "running_mean and running_var share memory", "copy()"):
         fastbn.batch_norm(X, both, both, training=True)
+    x, one = X.copy(), np.ones(3, np.float32)
+    with raises(ValueError, "running_var and x share memory"):
+        fastbn.batch_norm(x, one, x[0, :, 0], training=True)
+    with raises(ValueError, "running_mean has strides (0,)"):
+        zero = np.lib.stride_tricks.as_strided(np.ones(1, np.float32), (3,), (0,))
+        fastbn.batch_norm(x, zero, one, training=True)
 
 
 def test_momentum_of_a_function():

@@ -30,7 +30,7 @@ from fastbn.kernels.cpu_first_loops import (
     safe_block_products,
     safe_block_sums,
 )
-from fastbn.kernels.cpu_range import finite_or, unit_of
+from fastbn.kernels.cpu_range import center_of, finite_or, unit_of
 from fastbn.kernels.cpu_terms import gradient_terms, normalizing_terms, residual
 from fastbn.kernels.vector import rounded
 
@@ -204,7 +204,7 @@ def gradient_sums(dy, x, geometry, mean, rstd, sum_dy, sum_dy_xm):
         c = task // segments
         partial[task, 0], partial[task, 1] = segment_products(
             dy, c * dy_channel, dy_outer, x, c * x_channel, x_outer,
-            outer, length, task - c * segments, rounded(x, mean[c]), unit_of(x, mean[c], rstd[c]),
+            outer, length, task - c * segments, center_of(x, mean[c]), unit_of(x, mean[c], rstd[c]),
         )  # fmt: skip
     for c in range(channels):
         s, p = 0.0, 0.0
@@ -212,7 +212,7 @@ def gradient_sums(dy, x, geometry, mean, rstd, sum_dy, sum_dy_xm):
             s += partial[task, 0]
             p += partial[task, 1]
         sum_dy[c] = s
-        sum_dy_xm[c] = formulas.centered_product_sum(s, p, residual(mean[c], rounded(x, mean[c])))
+        sum_dy_xm[c] = formulas.centered_product_sum(s, p, residual(mean[c], center_of(x, mean[c])))
 
 
 @inner
@@ -255,7 +255,7 @@ def backward_channel(dy, x, dx, geometry, c, mean, rstd, weight, batch_statistic
     """Sums, then the gradient of x, of one channel; returns the two sums."""
     outer, _, length = geometry[:3]
     dy_outer, dy_channel, x_outer, x_channel, dx_outer, dx_channel = geometry[3:]
-    center, unit = rounded(x, mean), unit_of(x, mean, rstd)
+    center, unit = center_of(x, mean), unit_of(x, mean, rstd)
     s, p = 0.0, 0.0
     for segment in range(count_segments(outer, length)):
         segment_s, segment_p = segment_products(

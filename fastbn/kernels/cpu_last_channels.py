@@ -5,7 +5,7 @@ import numpy as np
 from fastbn.kernels import cpu_formulas as formulas
 from fastbn.kernels.compile import inner
 from fastbn.kernels.cpu_last_cut import segment_bounds
-from fastbn.kernels.cpu_range import unit_of
+from fastbn.kernels.cpu_range import center_of, unit_of
 from fastbn.kernels.cpu_terms import gradient_terms, normalizing_terms, residual
 
 
@@ -106,7 +106,7 @@ def repeat_columns(table, channels):
 def fill_centers(centers, x, mean, rstd, lo, hi):
     """Rows of ``centers``: mean of channels lo to hi in x's dtype, and unit, repeated."""
     for c in range(hi - lo):
-        centers[0, c] = mean[lo + c]
+        centers[0, c] = center_of(x, mean[lo + c])
         centers[1, c] = unit_of(x, mean[lo + c], rstd[lo + c])
     repeat_columns(centers, hi - lo)
 

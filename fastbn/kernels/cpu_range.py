@@ -10,12 +10,13 @@ import math
 import numpy as np
 
 from fastbn.kernels.compile import inner
-from fastbn.kernels.vector import lanes
+from fastbn.kernels.vector import lanes, rounded
 
 SMALLEST = 1e-30  # a smaller sum of squares may have lost terms to underflow
 UP, DOWN = 2.0**100, 2.0**-100  # bring any float32 to where its square is one
 FAR = 1e37  # a center beyond it may overflow when it is subtracted
 LEAST_RSTD, MOST_RSTD = 1e-15, 1e15  # beyond them 1 / var leaves the range
+LARGEST = 3.4028234663852886e38  # of float32
 LAST_EXPONENT = 120  # of a unit: it and its inverse are float32 too
 
 
@@ -49,6 +50,14 @@ def unit_of(x, mean, rstd):
         exponent = math.frexp(rstd)[1]
         return math.ldexp(1.0, max(-LAST_EXPONENT, min(LAST_EXPONENT, exponent)))
     return DOWN if abs(mean) > FAR else 1.0
+
+
+@inner
+def center_of(x, mean):
+    """``mean`` rounded to x's dtype, and not to infinity."""
+    if narrow(x) and np.isfinite(mean):
+        mean = min(max(mean, -LARGEST), LARGEST)
+    return rounded(x, mean)
 
 
 @inner

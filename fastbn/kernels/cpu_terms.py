@@ -4,8 +4,7 @@ import numpy as np
 
 from fastbn.kernels import cpu_formulas as formulas
 from fastbn.kernels.compile import inner
-from fastbn.kernels.cpu_range import unit_of
-from fastbn.kernels.vector import rounded
+from fastbn.kernels.cpu_range import center_of, unit_of
 
 
 @inner
@@ -18,7 +17,7 @@ def residual(mean, center):
 def normalizing_terms(x, mean, var, weight, bias, eps):
     """Center, scale, shift and unit of one channel; the scale is that of units."""
     rstd = formulas.reciprocal_std(var, eps)
-    center = rounded(x, mean)
+    center = center_of(x, mean)
     scale, shift = formulas.affine_terms(residual(mean, center), rstd, weight, bias)
     unit = unit_of(x, mean, rstd)
     return center, scale / unit, shift, unit
@@ -27,7 +26,7 @@ def normalizing_terms(x, mean, var, weight, bias, eps):
 @inner
 def gradient_terms(x, count, sum_dy, sum_dy_xm, mean, rstd, weight):
     """Center, scale, slope, offset and unit of one channel; the slope is that of units."""
-    center = rounded(x, mean)
+    center = center_of(x, mean)
     scale, slope, offset = formulas.input_gradient_terms(
         count, sum_dy, sum_dy_xm, residual(mean, center), rstd, weight
     )

@@ -64,7 +64,7 @@ def input_gradient_terms(count, sum_dy, sum_dy_xm, residual, rstd, weight):
     (Ioffe & Szegedy 2015, section 3, with the sums carried out).
     """
     scale = weight * rstd
-    slope = -scale * rstd * rstd * (sum_dy_xm / count)
+    slope = -scale * (rstd * (rstd * (sum_dy_xm / count)))  # no power of rstd by itself
     return scale, slope, -scale * (sum_dy / count) - slope * residual
 
 

@@ -1,0 +1,441 @@
+"""Whatever happens to a layer in its life, in any order, it stays what the model says it is.
+
+The model is plain NumPy in long double. After every step the layer's state must be the model's:
+to the bit where nothing was computed, within rounding where a batch went in; and a call that
+raised has changed nothing at all.
+"""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+import fastbn
+from tests import reference
+
+C = 3
+LAYERS = {
+    fastbn.BatchNorm1d: ((4, C), (4, C, 5)),
+    fastbn.BatchNorm2d: ((3, C, 2, 2), (C, 3, 2)),
+    fastbn.BatchNorm3d: ((2, C, 2, 1, 3), (C, 2, 2, 2)),
+}
+NAMES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+SEEDS = st.integers(0, 2**32 - 1)
+DTYPES = st.sampled_from([np.float32, np.float64])
+
+
+class Life(RuleBasedStateMachine):
+    """Steps of a layer's life, each taken by the layer and by the model."""
+
+    @initialize(
+        layer=st.sampled_from(list(LAYERS)),
+        momentum=st.sampled_from([None, 0.0, 0.1, 0.7, 1.0]),
+        affine=st.booleans(),
+        bias=st.booleans(),
+        tracked=st.booleans(),
+        dtype=DTYPES,
+        last=st.booleans(),
+        policy=st.sampled_from(["propagate", "skip", "raise"]),
+    )
+    def born(self, layer, momentum, affine, bias, tracked, dtype, last, policy):
+        self.bn = layer(
+            C, 1e-3, momentum, affine, tracked, dtype=dtype, bias=bias, axis=-1 if last else 1,
+            on_nonfinite=policy,
+        )  # fmt: skip
+        self.dtype, self.momentum, self.policy, self.tracked = dtype, momentum, policy, tracked
+        self.shapes, self.last = LAYERS[layer], last
+        self.state = {}
+        if affine:
+            self.state["weight"] = np.ones(C, np.longdouble)
+            if bias:
+                self.state["bias"] = np.zeros(C, np.longdouble)
+        if tracked:
+            self.state["running_mean"] = np.zeros(C, np.longdouble)
+            self.state["running_var"] = np.ones(C, np.longdouble)
+        self.count = 0
+        self.training, self.frozen = True, False
+        self.cache = None  # what the layer's own backward must differentiate
+        self.kept = []  # explicit caches: (cache, model's cache)
+
+    # --- the model ----------------------------------------------------------------------------
+
+    def vector(self, name, default):
+        return self.state.get(name, np.full(C, default, np.longdouble))
+
+    @property
+    def batch_mode(self):
+        return (self.training and not self.frozen) or not self.tracked
+
+    def axis_of(self, shape):
+        if len(shape) == 2:
+            return 1
+        if self.last:
+            return len(shape) - 1
+        return shape.index(C) if len(shape) == len(self.shapes[0]) - 1 and shape[0] == C else 1
+
+    def unit(self, dtype):
+        """Of whatever a call in ``dtype`` computes; parameters are float32 at times."""
+        return 1e-5 if np.float32 in (dtype, self.dtype) else 1e-12
+
+    def input(self, shape, seed, dtype, bad_value=None):
+        shape = tuple(shape)
+        axis = self.axis_of(shape)
+        if self.last and len(shape) > 2:
+            channel = 0 if len(shape) == len(self.shapes[0]) - 1 or (
+                shape[0] == C and len(shape) < len(self.shapes[0])) else 1  # fmt: skip
+            moved = list(shape)
+            del moved[channel if shape[channel] == C else shape.index(C)]
+            shape = (*moved, C)
+            axis = len(shape) - 1
+        rng = np.random.default_rng(seed)
+        x = (rng.standard_normal(shape) * 3 + rng.normal(0, 4)).astype(dtype)
+        if bad_value is not None:
+            np.moveaxis(x, axis, 0)[seed % C].flat[0] = bad_value
+        return x, axis
+
+    def step(self, x, axis, y, overwritten=False):
+        """The model takes a batch that the layer has taken; returns the model's cache."""
+        dtype, unit = x.dtype, self.unit(x.dtype)
+        weight, bias = self.vector("weight", 1), self.vector("bias", 0)
+        with np.errstate(all="ignore"):
+            if self.batch_mode:
+                mean, var = reference.mean_and_var(x, axis)
+            else:
+                mean, var = self.state["running_mean"], self.state["running_var"]
+            expected = reference.normalize(x, mean, var, weight, bias, 1e-3, axis)
+            size = np.abs(expected) + reference.per_channel(
+                np.abs(bias) + np.abs(weight) * (1 + np.abs(mean)), x.ndim, axis)  # fmt: skip
+        np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
+        good = np.isfinite(expected)
+        assert (np.abs(y[good] - expected[good]) <= 4 * unit * size[good]).all()
+        if self.training and not self.frozen and self.tracked:
+            self.track(mean, var, x.size // C)
+        # parameters as they are now: a backward later must not see later ones
+        return x.copy(), axis, mean, var, weight.copy(), self.batch_mode, overwritten, dtype
+
+    def track(self, mean, var, m):
+        finite = np.isfinite(mean).all() and np.isfinite(var).all()
+        if not finite and self.policy == "skip":
+            return
+        self.count += 1
+        momentum = 1 / np.longdouble(self.count) if self.momentum is None else self.momentum
+        for name, value in (("running_mean", mean), ("running_var", var * m / (m - 1))):
+            new = (1 - momentum) * self.state[name] + momentum * value
+            self.agree(name, getattr(self.bn, name), new)
+            # from here on as the layer has rounded it, so that errors do not add up
+            self.state[name] = getattr(self.bn, name).astype(np.longdouble)
+
+    def agree(self, name, actual, expected):
+        np.testing.assert_allclose(
+            actual.astype(float), expected.astype(float), rtol=2e-5, atol=2e-4, err_msg=name
+        )
+        if self.dtype == np.float64 and self.all_double:
+            np.testing.assert_allclose(
+                actual, expected.astype(float), rtol=1e-12, atol=1e-11, err_msg=name
+            )
+
+    all_double = False
+
+    def refused(self, error, call, *args, **kwargs):
+        """The call raises, and the layer is what it was to the last bit."""
+        before = {k: v.tobytes() for k, v in self.bn.state_dict().items()}
+        cache, modes = self.bn._cache, (self.bn.training, self.bn._training, self.bn._frozen)
+        with pytest.raises(error):
+            call(*args, **kwargs)
+        assert {k: v.tobytes() for k, v in self.bn.state_dict().items()} == before
+        assert self.bn._cache is cache
+        assert (self.bn.training, self.bn._training, self.bn._frozen) == modes
+
+    # --- calls --------------------------------------------------------------------------------
+
+    @rule(which=st.integers(0, 1), seed=SEEDS, dtype=DTYPES,
+          out=st.sampled_from(["none", "fresh", "x", "stepped"]))  # fmt: skip
+    def forward(self, which, seed, dtype, out):
+        x, axis = self.input(self.shapes[which], seed, dtype)
+        given = x.copy()
+        target = {
+            "none": lambda: None, "fresh": lambda: np.full_like(given, np.nan),
+            "x": lambda: given, "stepped": lambda: np.repeat(np.zeros_like(given), 2, 0)[::2],
+        }[out]()  # fmt: skip
+        self.all_double = dtype == np.float64
+        y = self.bn(given, out=target)
+        assert target is None or y is target
+        if out != "x":
+            np.testing.assert_array_equal(given, x)
+        remembered = self.step(x, axis, y, overwritten=out == "x")
+        if self.training and not self.frozen:
+            self.cache = remembered
+
+    @rule(which=st.integers(0, 1), seed=SEEDS, dtype=DTYPES)
+    def forward_with_cache(self, which, seed, dtype):
+        x, axis = self.input(self.shapes[which], seed, dtype)
+        self.all_double = dtype == np.float64
+        own = self.bn._cache
+        y, cache = self.bn.forward_with_cache(x)
+        assert self.bn._cache is own
+        self.kept = [*self.kept[-2:], (cache, self.step(x, axis, y))]
+
+    @rule(which=st.integers(0, 1), seed=SEEDS, value=st.sampled_from([np.nan, np.inf, -np.inf]))
+    def forward_not_finite(self, which, seed, value):
+        x, axis = self.input(self.shapes[which], seed, self.dtype, bad_value=value)
+        updates = self.training and not self.frozen and self.tracked
+        if updates and self.policy == "raise":
+            self.refused(ValueError, self.bn, x)
+            return
+        if updates and self.policy == "propagate":
+            return  # running statistics would be NaN for the rest of this life
+        y = self.bn(x)
+        remembered = self.step(x, axis, y)
+        if self.training and not self.frozen:
+            self.cache = remembered
+
+    @rule(which=st.integers(0, 1))
+    def empty_batch(self, which):
+        shape = list(self.shapes[which])
+        if len(shape) == len(self.shapes[0]) - 1 and shape[0] == C:
+            return  # a single sample
+        shape[0] = 0
+        x, axis = self.input(shape, 0, self.dtype)
+        y = self.bn(x)
+        assert y.shape == x.shape
+        if self.training and not self.frozen:
+            self.cache = (x, axis, np.zeros(C), np.zeros(C), self.vector("weight", 1).copy(),
+                          True, False, x.dtype)  # fmt: skip
+
+    @precondition(lambda self: self.batch_mode)
+    @rule(seed=SEEDS)
+    def one_value_per_channel(self, seed):
+        shape = (1, C) + (1,) * (len(self.shapes[0]) - 2)
+        x, _ = self.input(shape, seed, self.dtype)
+        self.refused(ValueError, self.bn, x)
+
+    @rule(kind=st.integers(0, 7))
+    def forward_bad(self, kind):
+        x, _ = self.input(self.shapes[0], 1, self.dtype)
+        frozen = x.copy()
+        frozen.flags.writeable = False
+        wrong = [
+            lambda: self.bn(x.astype(int)), lambda: self.bn(x.tolist()), lambda: self.bn(None),
+            lambda: self.bn(x[None, None, None]), lambda: self.bn(np.zeros((2, C + 1, 2, 2, 2))),
+            lambda: self.bn(x, out=frozen), lambda: self.bn(x, out=x[::-1]),
+            lambda: self.bn(x, out=np.empty(5, x.dtype)),
+        ]  # fmt: skip
+        self.refused((TypeError, ValueError), wrong[kind])
+
+    # --- gradients ----------------------------------------------------------------------------
+
+    def check_gradients(self, grads, dy, remembered):
+        x, axis, mean, var, weight, batch, _, dtype = remembered
+        assert grads.x.shape == x.shape
+        assert (grads.weight is None) == ("weight" not in self.state)
+        assert (grads.bias is None) == ("bias" not in self.state)
+        if not x.size:
+            assert grads.weight is None or not grads.weight.any()
+            assert grads.bias is None or not grads.bias.any()
+            return
+        if not np.isfinite(x).all():
+            return
+        wanted = reference.backward(dy, x, mean, var, weight, 1e-3, axis, batch)
+        unit = self.unit(dtype)
+        size = 100 * max(1, *(np.abs(v).max() for v in wanted))
+        for actual, value in zip(grads, wanted, strict=True):
+            if actual is not None:
+                assert (np.abs(actual - value) <= unit * size * 10).all()
+
+    @rule(seed=SEEDS)
+    def backward(self, seed):
+        if self.cache is None:
+            self.refused(RuntimeError, self.bn.backward, np.zeros((4, C), self.dtype))
+            return
+        x, overwritten, dtype = self.cache[0], self.cache[6], self.cache[7]
+        dy = np.random.default_rng(seed).normal(size=x.shape).astype(dtype)
+        if overwritten:
+            self.refused(RuntimeError, self.bn.backward, dy)
+        else:
+            self.check_gradients(self.bn.backward(dy), dy, self.cache)
+
+    @precondition(lambda self: self.kept)
+    @rule(seed=SEEDS)
+    def backward_of_an_earlier_forward(self, seed):
+        cache, remembered = self.kept[seed % len(self.kept)]
+        dy = np.random.default_rng(seed).normal(size=remembered[0].shape).astype(remembered[7])
+        self.check_gradients(self.bn.backward(dy, cache), dy, remembered)
+
+    @precondition(lambda self: self.cache is not None)
+    @rule(kind=st.integers(0, 3))
+    def backward_bad(self, kind):
+        x = self.cache[0]
+        wrong = [None, x.tolist(), np.zeros((9, 9), x.dtype), x.astype(np.complex64)][kind]
+        self.refused((TypeError, ValueError), self.bn.backward, wrong)
+
+    # --- modes --------------------------------------------------------------------------------
+
+    @rule(mode=st.booleans())
+    def train(self, mode):
+        assert self.bn.train(mode) is self.bn
+        self.training = mode
+
+    @rule()
+    def eval(self):
+        assert self.bn.eval() is self.bn
+        self.training = False
+
+    @rule(frozen=st.booleans())
+    def freeze(self, frozen):
+        assert (self.bn.freeze() if frozen else self.bn.unfreeze()) is self.bn
+        self.frozen = frozen
+
+    @rule(mode=st.sampled_from(["yes", None, 1, 0.0]))
+    def train_bad(self, mode):
+        self.refused(TypeError, self.bn.train, mode)
+
+    # --- state --------------------------------------------------------------------------------
+
+    def new_state(self, seed, prefix=""):
+        rng = np.random.default_rng(seed)
+        state = {k: rng.normal(1, 1, C) for k in self.state}
+        if self.tracked:
+            state["running_var"] = rng.uniform(0.1, 5, C)
+            state["num_batches_tracked"] = np.array(rng.integers(20))
+        return {prefix + k: v for k, v in state.items()}
+
+    @rule(seed=SEEDS, prefix=st.sampled_from(["", "net.bn."]), narrow=st.booleans())
+    def load(self, seed, prefix, narrow):
+        state = self.new_state(seed, prefix)
+        if narrow:
+            state = {k: v.astype(np.float32) if v.ndim else v for k, v in state.items()}
+        arrays = {name: getattr(self.bn, name) for name in NAMES}
+        assert self.bn.load_state_dict(state, prefix) == ([], [])
+        for name, array in arrays.items():
+            assert getattr(self.bn, name) is array
+        for name in self.state:
+            self.state[name] = state[prefix + name].astype(self.dtype).astype(np.longdouble)
+        if self.tracked:
+            self.count = int(state[prefix + "num_batches_tracked"])
+
+    @rule(seed=SEEDS, kind=st.integers(0, 6))
+    def load_bad(self, seed, kind):
+        state = self.new_state(seed)
+        if not state:
+            self.refused(KeyError, self.bn.load_state_dict, {"weight": np.ones(C)})
+            return
+        name = sorted(state)[seed % len(state)]
+        changes = [
+            (KeyError, lambda: state.pop(name)),
+            (KeyError, lambda: state.update(more=np.ones(C))),
+            (ValueError, lambda: state.update({name: np.ones((C, 1))})),
+            (ValueError, lambda: state.update({name: "text"})),
+            (ValueError, lambda: state.update({name: np.ones(state[name].shape, complex)})),
+            (TypeError, lambda: state.update({5: np.ones(C)})),
+        ]
+        if kind < len(changes):
+            error, change = changes[kind]
+        elif self.tracked:
+            error, change = ValueError, lambda: state.update(running_var=[1, np.nan, 1])
+        else:
+            return
+        change()
+        self.refused(error, self.bn.load_state_dict, state)
+
+    @rule(seed=SEEDS)
+    def load_what_matches(self, seed):
+        state = self.new_state(seed)
+        loaded = {k: v for k, v in list(state.items())[::2] if k != "num_batches_tracked"}
+        missing, unexpected = self.bn.load_state_dict({**loaded, "more": 3}, strict=False)
+        assert unexpected == ["more"]
+        assert set(missing) == set(state) - set(loaded)
+        for name, value in loaded.items():
+            self.state[name] = value.astype(self.dtype).astype(np.longdouble)
+
+    @rule(how=st.sampled_from(["pickle", "deepcopy", "state_dict"]))
+    def become_a_copy(self, how):
+        if how == "state_dict":
+            twin = type(self.bn)(
+                C, self.bn.eps, self.bn.momentum, self.bn.affine, self.bn.track_running_stats,
+                dtype=self.dtype, bias=self.bn.bias is not None, axis=self.bn.axis,
+                on_nonfinite=self.policy,
+            )  # fmt: skip
+            twin.load_state_dict(self.bn.state_dict("p."), "p.")
+            twin.train(self.training)
+            if self.frozen:
+                twin.freeze()
+        elif how == "pickle":
+            twin = pickle.loads(pickle.dumps(self.bn))
+        else:
+            twin = copy.deepcopy(self.bn)
+        for name in NAMES:
+            a, b = getattr(self.bn, name), getattr(twin, name)
+            assert (a is None) == (b is None)
+            assert a is None or not np.shares_memory(a, b)
+        assert repr(twin) == repr(self.bn)
+        if self.tracked:
+            self.bn.running_mean += 1  # the old one goes its own way
+        self.bn, self.cache = twin, None
+
+    @rule()
+    def reset_running_stats(self):
+        self.bn.reset_running_stats()
+        self.forget()
+
+    def forget(self):
+        if self.tracked:
+            self.state["running_mean"] = np.zeros(C, np.longdouble)
+            self.state["running_var"] = np.ones(C, np.longdouble)
+        self.count = 0
+
+    @rule()
+    def reset_parameters(self):
+        self.bn.reset_parameters()
+        self.forget()
+        for name, value in (("weight", 1), ("bias", 0)):
+            if name in self.state:
+                self.state[name] = np.full(C, value, np.longdouble)
+
+    @precondition(lambda self: "weight" in self.state)
+    @rule(seed=SEEDS)
+    def an_optimizer_steps(self, seed):
+        values = np.random.default_rng(seed).normal(1, 1, C).astype(self.dtype)
+        self.bn.weight[:] = values
+        self.state["weight"] = values.astype(np.longdouble)
+
+    # --- always -------------------------------------------------------------------------------
+
+    @invariant()
+    def the_state_is_the_model_s(self):
+        if not hasattr(self, "bn"):
+            return
+        state = self.bn.state_dict()
+        assert set(state) == set(self.state) | ({"num_batches_tracked"} if self.tracked else set())
+        for name, value in self.state.items():
+            assert state[name].dtype == self.dtype
+            np.testing.assert_array_equal(state[name], value.astype(self.dtype), err_msg=name)
+        if self.tracked:
+            assert state["num_batches_tracked"] == self.count
+        assert self.bn.training == (self.training and not self.frozen)
+        if self.tracked:
+            scale, shift = self.bn.affine_terms()
+            rstd = 1 / np.sqrt(self.state["running_var"] + 1e-3)
+            wanted = self.vector("weight", 1) * rstd
+            np.testing.assert_allclose(scale, wanted.astype(float), rtol=1e-6)
+            wanted = self.vector("bias", 0) - self.state["running_mean"] * wanted
+            np.testing.assert_allclose(shift, wanted.astype(float), rtol=1e-5, atol=1e-5)
+
+
+Life.TestCase.settings = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    stateful_step_count=30,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestLife = Life.TestCase

@@ -1,0 +1,560 @@
+"""Many threads, their number, and calls that are interrupted."""
+
+import os
+import sys
+
+import numba
+import numpy as np
+import pytest
+
+import fastbn
+from fastbn import _threads
+from tests import subprocess_tools as tools
+
+
+@pytest.fixture(params=tools.LAYERS)
+def layer(request):
+    return tools.require(request.param)
+
+
+# --- many threads ---------------------------------------------------------------------------
+
+CONCURRENT = """
+import sys, threading
+import numba, numpy as np, fastbn
+from tests import reference
+
+sys.setswitchinterval(1e-4)
+THREADS, ROUNDS, CHANNELS = 8, 12, 16
+rng = np.random.default_rng(7)
+shared = fastbn.BatchNorm1d(CHANNELS).eval()
+for name in ("weight", "bias", "running_mean", "running_var"):
+    getattr(shared, name)[...] = rng.uniform(0.5, 2, CHANNELS)
+# 768 KiB each: parallel kernels, some with tiles and some without
+batches = [
+    rng.normal(k, 2, (8, CHANNELS, 1500) if k % 2 else (4, CHANNELS, 3000)).astype(np.float32)
+    for k in range(THREADS)
+]
+
+
+def work(x, rounds):
+    own = fastbn.BatchNorm1d(CHANNELS, momentum=None)
+    results = []
+    for _ in range(rounds):
+        y = own(x)
+        results.append([shared(x), y, *own.backward(x), own.running_mean.copy(), own.running_var])
+    assert own.num_batches_tracked == rounds
+    return results
+
+
+fastbn.set_num_threads(1)
+alone = [work(x, 1)[0] for x in batches]
+w, b, m, v = (np.asarray(a, np.float64) for a in shared.state_dict().values() if a.ndim)
+for x, wanted in zip(batches, alone):
+    y = reference.normalize(x, m, v, w, b, shared.eps, 1)
+    np.testing.assert_allclose(wanted[0], y, rtol=1e-5, atol=1e-5)
+    y, _, _ = reference.forward(x, np.ones(CHANNELS), np.zeros(CHANNELS), shared.eps, 1)
+    np.testing.assert_allclose(wanted[1], y, rtol=1e-5, atol=1e-5)
+
+fastbn.set_num_threads(4)
+work(batches[0], 1), work(batches[1], 1)  # compiled before the race begins
+together, barrier = [None] * THREADS, threading.Barrier(THREADS)
+
+
+def run(k):
+    barrier.wait()
+    together[k] = work(batches[k], ROUNDS)
+
+
+threads = [threading.Thread(target=run, args=(k,)) for k in range(THREADS)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+for one, many in zip(alone, together, strict=True):
+    assert many is not None and len(many) == ROUNDS
+    for each in many:
+        for wanted, got in zip(one[:5], each[:5], strict=True):
+            np.testing.assert_array_equal(got, wanted)
+        for wanted, got in zip(one[5:], each[5:], strict=True):  # averages of equal numbers
+            np.testing.assert_allclose(got, wanted, rtol=1e-6)
+print(numba.threading_layer())
+"""
+
+
+@pytest.mark.compiled
+def test_eight_threads_evaluate_one_layer_and_train_their_own(layer):
+    assert tools.run(CONCURRENT, layer=layer).split() == [layer]
+
+
+SAME_LAYER = """
+import sys, threading
+import numba, numpy as np, fastbn
+
+sys.setswitchinterval(1e-5)
+CHANNELS, ROUNDS = 200_000, 150
+rng = np.random.default_rng(3)
+batches = [rng.normal(k, 1 + k, (2, CHANNELS)).astype(np.float32) for k in range(2)]
+fastbn.set_num_threads(4)
+
+
+def pair_of(x):
+    bn = fastbn.BatchNorm1d(CHANNELS, momentum=1.0)
+    bn(x)
+    return bn.running_mean, bn.running_var
+
+
+pairs = [pair_of(x) for x in batches]
+bn = fastbn.BatchNorm1d(CHANNELS, momentum=1.0)
+torn = []
+barrier = threading.Barrier(3)
+
+
+def train(x):
+    out = np.empty_like(x)
+    for _ in range(ROUNDS):
+        barrier.wait()
+        bn(x, out=out)
+        barrier.wait()
+
+
+threads = [threading.Thread(target=train, args=(x,)) for x in batches]
+for thread in threads: thread.start()
+for k in range(ROUNDS):
+    barrier.wait()
+    barrier.wait()
+    now = bn.running_mean, bn.running_var
+    assert all(np.isfinite(a).all() for a in now)
+    if not any(all(map(np.array_equal, now, pair)) for pair in pairs):
+        torn.append(k)
+for thread in threads: thread.join()
+assert not torn, f"half updated after {len(torn)} of {ROUNDS} rounds"
+assert bn.num_batches_tracked == 2 * ROUNDS
+print(numba.threading_layer())
+"""
+
+
+@pytest.mark.compiled
+def test_two_threads_that_train_one_layer_never_leave_it_half_updated(layer):
+    """Whose batch comes last is open; that the pair is one batch's is not."""
+    assert tools.run(SAME_LAYER, layer=layer).split() == [layer]
+
+
+COUNTER = """
+import sys, threading
+import numpy as np, fastbn
+
+sys.setswitchinterval(1e-6)
+bn = fastbn.BatchNorm1d(4)
+batches = [np.random.default_rng(k).normal(k, 1, (8, 4)).astype(np.float32) for k in range(4)]
+CALLS = 4000
+
+
+def train(x):
+    for _ in range(CALLS):
+        bn(x)
+
+
+threads = [threading.Thread(target=train, args=(x,)) for x in batches]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert bn.num_batches_tracked == 4 * CALLS, (int(bn.num_batches_tracked), 4 * CALLS)
+assert (bn.running_var > 0).all() and (abs(bn.running_mean) < 5).all()
+"""
+
+
+@pytest.mark.compiled
+def test_no_batch_goes_uncounted_when_threads_train_one_layer():
+    tools.run(COUNTER)
+
+
+# --- how many threads -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def restored():
+    """The number of threads as it was."""
+    before = _threads._requested
+    yield
+    _threads._requested = before
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(0, ValueError), (-1, ValueError), (10**6, ValueError), (10**30, ValueError)]
+    + [(value, TypeError) for value in (1.5, True, False, "2", None, np.bool_(True), np.ones(2))],
+    ids=repr,
+)
+def test_a_bad_number_of_threads_is_an_error_and_changes_nothing(number, error, restored):
+    fastbn.set_num_threads(1)
+    with pytest.raises(error, match="number of threads must be"):
+        fastbn.set_num_threads(number)
+    assert fastbn.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("number", [1, np.int8(1), numba.config.NUMBA_NUM_THREADS])
+def test_the_number_of_threads_is_what_was_set(number, restored):
+    fastbn.set_num_threads(number)
+    assert fastbn.get_num_threads() == number
+    assert type(fastbn.get_num_threads()) is int
+
+
+@pytest.fixture
+def default(monkeypatch):
+    """The default number of threads, worked out anew on a machine with 8 processors."""
+    monkeypatch.setattr(_threads, "_numba_threads", lambda: 8)
+    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.delenv("FASTBN_NUM_THREADS", raising=False)
+    return _threads._default.__wrapped__
+
+
+def test_the_default_is_the_smallest_of_all_limits(default, monkeypatch):
+    assert default() == 8
+    monkeypatch.setenv("FASTBN_NUM_THREADS", "9")
+    assert default() == 8
+    monkeypatch.setenv("FASTBN_NUM_THREADS", " 7 ")
+    assert default() == 7
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 4, 5, 9, 11, 12})
+    assert default() == 6
+    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: 4.2)
+    assert default() == 5
+    monkeypatch.setattr(_threads, "_numba_threads", lambda: 3)
+    assert default() == 3
+    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: 0.25)
+    assert default() == 1
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1", "two", "1.5", "1e1", "²", "0x2"])
+def test_a_bad_environment_variable_is_warned_of_and_ignored(value, default, monkeypatch):
+    monkeypatch.setenv("FASTBN_NUM_THREADS", value)
+    with pytest.warns(RuntimeWarning, match="FASTBN_NUM_THREADS must be a positive integer"):
+        assert default() == 8
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "400000 100000\n"}, 4),
+        ({"cpu.max": "100 \xff"}, None),
+        ({"cpu.max": "a b"}, None),
+        ({"cpu.max": "100000 0"}, None),
+        ({"cpu.max": "100000"}, None),
+        ({"cpu.max": ""}, None),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "0\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "50000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "?", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max/not a file": ""}, None),
+        (
+            {
+                "cpu.max": "max 100000",
+                "cpu/cpu.cfs_quota_us": "200000",
+                "cpu/cpu.cfs_period_us": "100000",
+            },
+            2,
+        ),
+    ],
+    ids=lambda value: (
+        "+".join(f"{k}={v.strip()!r}" for k, v in value.items())
+        if isinstance(value, dict)
+        else str(value)
+    ),
+)
+def test_quota_of_the_container(files, quota, tmp_path):
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode("latin-1"))
+    assert _threads._cgroup_quota(str(tmp_path)) == quota
+
+
+COUNT = "import fastbn; print(fastbn.get_num_threads())"
+
+
+def test_environment_of_a_new_process():
+    assert int(tools.run(COUNT, env={"FASTBN_NUM_THREADS": 1})) == 1
+    code = """
+import numpy as np, fastbn
+assert fastbn.get_num_threads() == 1
+fastbn.set_num_threads(1)
+try:
+    fastbn.set_num_threads(2)
+except ValueError as error:
+    print(error)
+"""
+    assert "1 to 1, got 2" in tools.run(code, threads=1)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_affinity_of_a_new_process():
+    before = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+    assert int(tools.run(before + COUNT)) == 1
+
+
+ANY_NUMBER = """
+import numba, numpy as np, fastbn
+
+rng = np.random.default_rng(11)
+CASES = [((2, 5, 40_000), 1), ((64, 64, 49), 1), ((3000, 40), 1), ((8, 30, 30, 24), -1)]
+cases = [(rng.normal(3, 2, shape).astype(np.float32), axis) for shape, axis in CASES]
+
+
+def results(x, axis):
+    c = x.shape[axis]
+    mean, var, w = np.zeros(c, x.dtype), np.ones(c, x.dtype), np.linspace(1, 2, c, dtype=x.dtype)
+    y, cache = fastbn.batch_norm_forward(x, mean, var, w, w, training=True, axis=axis)
+    stats = fastbn.channel_stats(x, axis)
+    yield from (y, mean, var, stats.mean, stats.m2)
+    yield from fastbn.batch_norm_backward(np.sin(x), cache)
+    yield fastbn.batch_norm(x, mean, var, w, w, axis=axis)
+
+
+for n in (1, 2, 3, 4):
+    fastbn.set_num_threads(n)
+    got = [list(results(*case)) for case in cases]
+    first = got if n == 1 else first
+    for a, b in zip(first, got, strict=True):
+        for one, many in zip(a, b, strict=True):
+            assert one.tobytes() == many.tobytes(), n
+
+# and Numba's own number, the user's, is the user's
+for theirs in (1, 3, 4):
+    for ours in (1, 2, 4):
+        numba.set_num_threads(theirs)
+        fastbn.set_num_threads(ours)
+        list(results(*cases[0]))
+        assert numba.get_num_threads() == theirs, (theirs, ours)
+print(numba.threading_layer())
+"""
+
+
+@pytest.mark.compiled
+def test_results_do_not_depend_on_the_number_of_threads_bit_for_bit():
+    tools.run(ANY_NUMBER)
+
+
+@pytest.mark.compiled
+def test_a_call_uses_no_more_threads_than_it_may(monkeypatch, restored):
+    """Else all of the above would be about numbers that nobody looks at."""
+    used = []
+
+    class Spy:
+        serial = staticmethod(lambda *args: used.append(1))
+        parallel = staticmethod(lambda *args: used.append(numba.get_num_threads()))
+
+    for n in {1, min(2, numba.config.NUMBA_NUM_THREADS), numba.config.NUMBA_NUM_THREADS}:
+        fastbn.set_num_threads(n)
+        _threads.launch(Spy, _threads.available(True))
+        assert used.pop() == min(n, numba.get_num_threads())
+        _threads.launch(Spy, _threads.available(False))
+        assert used.pop() == 1
+
+
+# --- interrupted calls ----------------------------------------------------------------------
+
+INTERRUPTED = """
+import os, random, signal, sys, threading, time
+import numpy as np, fastbn
+
+CHANNELS, FAULTS = 300, {faults}
+rng, chance = np.random.default_rng(5), random.Random(5)
+fastbn.set_num_threads(2)
+# (N, C) and (N, C, L); a large one on several threads
+batches = [
+    rng.normal(2, 3, shape).astype(np.float32)
+    for shape in ((9, CHANNELS), (4, CHANNELS, 5), (8, CHANNELS, 40))
+]
+
+
+def after(layer, x):
+    '''The state after one more batch, from a layer that nobody interrupts.'''
+    copy = fastbn.BatchNorm1d(CHANNELS, momentum=layer.momentum)
+    copy.load_state_dict(layer.state_dict())
+    copy(x)
+    return copy.state_dict()
+
+
+def same(a, b):
+    return all(np.array_equal(a[name], b[name]) for name in a)
+"""
+
+SIGNALS = (
+    INTERRUPTED
+    + """
+class Interrupt(KeyboardInterrupt): pass
+
+def interrupt(*_):
+    raise Interrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+faults = whole = 0
+for x in batches:
+    after(fastbn.BatchNorm1d(CHANNELS), x)  # compiled
+    start = time.perf_counter()
+    after(fastbn.BatchNorm1d(CHANNELS), x)
+    duration = 1.2 * (time.perf_counter() - start)
+    bn = fastbn.BatchNorm1d(CHANNELS, momentum=None)
+    for _ in range(FAULTS):
+        before, wanted = bn.state_dict(), after(bn, x)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, duration))
+            bn(x)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Interrupt:
+            faults += 1
+            whole += same(bn.state_dict(), wanted)
+            assert same(bn.state_dict(), before) or same(bn.state_dict(), wanted)
+        else:
+            assert same(bn.state_dict(), wanted)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+assert fastbn._threads._region.acquire(blocking=False)
+print(faults, whole)
+"""
+)
+
+
+@pytest.mark.compiled
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
+def test_ctrl_c_at_any_time_leaves_statistics_before_or_after():
+    faults, _ = map(int, tools.run(SIGNALS.replace("{faults}", "150")).split())
+    assert faults > 30  # of 150 sent; the others came between two calls
+
+
+EVERY_STEP = (
+    INTERRUPTED
+    + """
+KIND = {kind}
+
+def raise_at(step):
+    '''Raise at the step-th bytecode that fastbn runs from now on.'''
+    left = step
+
+    def local(frame, event, arg):
+        nonlocal left
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise KIND(step)
+        return local
+
+    def trace(frame, event, arg):
+        # not where an exception could not come from: inside __exit__ or a finally's body
+        if "/fastbn/" in frame.f_code.co_filename.replace(os.sep, "/"):
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            return local
+
+    sys.settrace(trace)
+
+
+faults = whole = 0
+x = batches[{batch}]
+bn = fastbn.BatchNorm1d(CHANNELS, momentum=None)
+after(bn, x)
+step = 1
+while True:
+    before, wanted = bn.state_dict(), after(bn, x)
+    try:
+        raise_at(step)
+        bn(x)
+    except KIND:
+        sys.settrace(None)
+        faults += 1
+        whole += same(bn.state_dict(), wanted)
+        assert same(bn.state_dict(), before) or same(bn.state_dict(), wanted), step
+    else:
+        sys.settrace(None)
+        assert same(bn.state_dict(), wanted)
+        break
+    step += {stride}
+print(faults, whole)
+"""
+)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("kind", ["KeyboardInterrupt", "MemoryError"])
+@pytest.mark.parametrize(("batch", "stride"), [(0, 3), (2, 5)])
+def test_an_exception_at_any_bytecode_leaves_statistics_before_or_after(kind, batch, stride):
+    values = {"{faults}": "0", "{kind}": kind, "{batch}": str(batch), "{stride}": str(stride)}
+    code = EVERY_STEP
+    for name, value in values.items():
+        code = code.replace(name, value)
+    faults, whole = map(int, tools.run(code).split())
+    assert faults > 100
+    assert 0 < whole < faults  # both happened
+
+
+NO_MEMORY = (
+    INTERRUPTED
+    + """
+import resource
+
+x = rng.normal(0, 1, (4000, CHANNELS, 20)).astype(np.float32)  # 92 MB
+bn = fastbn.BatchNorm1d(CHANNELS, momentum=None)
+out = np.empty_like(x)
+bn(x, out=out)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+before, failed = bn.state_dict(), 0
+for room in (0, 1, 8, 32, 64, 80):
+    resource.setrlimit(resource.RLIMIT_AS, (used + (room << 20), resource.RLIM_INFINITY))
+    try:
+        bn(x)
+    except MemoryError:
+        failed += 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    assert same(bn.state_dict(), before)
+wanted = after(bn, x)
+bn(x, out=out)
+assert same(bn.state_dict(), wanted)
+print(failed)
+"""
+)
+
+
+@pytest.mark.compiled
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS")
+def test_too_little_memory_is_a_memory_error_that_changes_nothing():
+    assert int(tools.run(NO_MEMORY.replace("{faults}", "0"))) == 6
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("statistics", ["f4", "f8", ">f8", "f8 strided", "f4 and f8"])
+def test_a_numpy_call_that_fails_leaves_statistics_before_or_after(statistics, monkeypatch):
+    """Training fails at its first, second, ... NumPy call, until there are no more."""
+    x = np.random.default_rng(0).normal(1, 2, (8, 6, 50)).astype(np.float32)
+    kinds = statistics.split(" and ") * 2
+    for step in range(1, 100):
+        running = [np.zeros(12, kind.split()[0]) for kind in kinds[:2]]
+        running = [r[::2] if "strided" in statistics else r[:6] for r in running]
+        calls = 0
+
+        def counted(original, step=step):
+            def call(*args, **kwargs):
+                nonlocal calls
+                calls += 1
+                if calls == step:
+                    raise MemoryError
+                return original(*args, **kwargs)
+
+            return call
+
+        names = ("empty", "empty_like", "zeros", "zeros_like", "full", "array", "copyto")
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setattr(np, name, counted(getattr(np, name)))
+            try:
+                fastbn.batch_norm(x, *running, training=True, momentum=1.0)
+                done = True
+            except MemoryError:
+                done = False
+        touched = [bool(statistic.any()) for statistic in running]
+        assert touched[0] == touched[1], f"half updated by a failure in call {step}"
+        if done:
+            break
+    assert all(touched)
+    assert step > 4
