@@ -65,7 +65,7 @@ def check_num_features(value: Any) -> int:
         raise TypeError(
             f"num_features must be a positive integer, got {value!r} ({type(value).__name__})"
         ) from None
-    if not 1 <= number <= sys.maxsize:
+    if not 1 <= number <= sys.maxsize // 8:  # bytes of float64
         raise ValueError(f"num_features must be a positive integer, got {value!r}")
     return number
 

@@ -121,12 +121,14 @@ class Expected:
             m, reach = max(p.count, 1), self.reach * self.rstd
             bias = self.unit * sum_dy
             weight = off * sum_dy + self.unit * sum_product
+            if self.unit > 1e-9:  # float32 has few digits left below its smallest normal number
+                weight = weight + 1e-3 * np.finfo(np.float32).tiny
             dx = self.unit * channel_max(dy, axis)
             if training:
                 dx = dx + bias / m + (reach * weight + off * sum_product) / m
                 dx = dx + 4 * self.unit * reach * sum_product / m
                 # rstd cubed is 0 there, and with it the part of dx that x_hat has
-                lost = self.rstd < (1e-12 if self.unit > 1e-9 else 1e-100)
+                lost = self.rstd < (1e-34 if self.unit > 1e-9 else 1e-150)
                 dx = dx + np.where(lost, 2 * reach * sum_product / m, 0)
             bounds = 2 * np.abs(self.weight) * self.rstd * dx, weight, bias
         return values, bounds
