@@ -8,6 +8,7 @@ import math
 import numbers
 import operator
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from fastbn import _plan
 
 def check_eps(eps: Any) -> float:
     """``eps`` as a float; it must be positive, or 1 / sqrt(var + eps) has no bound."""
+    if type(eps) is float and 0.0 < eps < math.inf:
+        return eps
     if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
         raise TypeError(f"eps must be a positive number, got {eps!r} ({type(eps).__name__})")
     value = _float(eps)
@@ -34,6 +37,8 @@ def _float(number: Any) -> float:
 
 def check_momentum(momentum: Any) -> float:
     """``momentum`` as a float from 0 to 1."""
+    if type(momentum) is float and 0.0 <= momentum <= 1.0:
+        return momentum
     if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real):
         raise TypeError(
             f"momentum must be a number, got {momentum!r} ({type(momentum).__name__}); "
@@ -78,7 +83,7 @@ def parameter_dtype(dtype: Any) -> np.dtype:
         raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from None
     if found not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
-    return found.newbyteorder("=")
+    return _plan.native(found)
 
 
 def check_device(device: Any) -> None:
@@ -143,7 +148,7 @@ def check_updatable(
     running_mean: np.ndarray,
     running_var: np.ndarray,
     counter: Any,
-    inputs: dict[str, np.ndarray],
+    inputs: Mapping[str, np.ndarray | None],
 ) -> None:
     """Training updates running statistics in place, and a layer's counter with them."""
     for name, value in (("running_mean", running_mean), ("running_var", running_var)):
@@ -157,8 +162,8 @@ def check_updatable(
                 f"{name} has strides {value.strides}: elements share memory, but training "
                 f"updates each of them; pass an array of its own ({name}.copy())"
             )
-    check_apart("running_mean", running_mean, running_var=running_var, **inputs)
-    check_apart("running_var", running_var, **inputs)
+    check_apart("running_mean", running_mean, {"running_var": running_var, **inputs})
+    check_apart("running_var", running_var, inputs)
     if counter is not None and not (
         isinstance(counter, np.ndarray)
         and counter.shape == ()
@@ -171,10 +176,10 @@ def check_updatable(
         )
 
 
-def check_apart(name: str, array: np.ndarray, **others: np.ndarray) -> None:
+def check_apart(name: str, array: np.ndarray, others: Mapping[str, np.ndarray | None]) -> None:
     """Refuse an array that is updated if it shares memory with another."""
     for other, value in others.items():
-        if shares_memory(array, value):
+        if value is not None and shares_memory(array, value):
             raise ValueError(
                 f"{name} and {other} share memory, but training updates {name} in place; "
                 f"pass an array of its own ({name}.copy())"
@@ -182,7 +187,12 @@ def check_apart(name: str, array: np.ndarray, **others: np.ndarray) -> None:
 
 
 def shares_memory(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays share an element; True where that would take long to find out."""
+    """Whether two arrays share an element; True where that would take long to find out.
+
+    Two arrays that own their memory share none, which is quick to see.
+    """
+    if a is not b and a.base is None and b.base is None:
+        return False
     if not np.may_share_memory(a, b):
         return False
     try:
@@ -192,7 +202,7 @@ def shares_memory(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def check_out(
-    out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[str, np.ndarray]
+    out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Mapping[str, np.ndarray | None]
 ) -> np.ndarray:
     """``out`` as a plain array that may be written, or an error.
 
@@ -211,12 +221,15 @@ def check_out(
             "windowed view; expected an array of its own, such as np.empty_like(x)"
         )
     for name, array in inputs.items():
-        check_overlap(plain, name, array)
+        if array is not None:
+            check_overlap(plain, name, array)
     return plain
 
 
 def overlaps_itself(array: np.ndarray) -> bool:
     """Whether elements may share memory: a stride that does not clear the dimensions within."""
+    if array.flags.forc:
+        return False
     reach = array.itemsize
     for stride, n in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
         if n > 1:
@@ -228,7 +241,7 @@ def overlaps_itself(array: np.ndarray) -> bool:
 
 def check_overlap(out: np.ndarray, name: str, array: np.ndarray) -> None:
     """Refuse an ``out`` that shares memory with ``array``, unless they are the same elements."""
-    if not same_elements(out, array) and shares_memory(out, array):
+    if out is not array and shares_memory(out, array) and not same_elements(out, array):
         raise ValueError(
             f"out overlaps {name} without being the same array; expected out is {name} (in "
             "place) or an array of its own, such as np.empty_like(x)"

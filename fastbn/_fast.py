@@ -49,7 +49,7 @@ def evaluate(
     for vector in (mean, var, weight, bias):
         if (
             type(vector) is not np.ndarray
-            or vector.dtype is not dtype
+            or vector.dtype != dtype
             or vector.shape != shape
             or not vector.flags.carray
         ):
@@ -83,6 +83,6 @@ def _apart(out: Any, x: np.ndarray, *vectors: np.ndarray) -> bool:
     """
     if type(out) is not np.ndarray or out.base is not None or not out.flags.carray:
         return False
-    if out is not x and (x.base is not None or out.shape != x.shape or out.dtype is not x.dtype):
+    if out is not x and (x.base is not None or out.shape != x.shape or out.dtype != x.dtype):
         return False
     return all(vector.base is None for vector in vectors)

@@ -70,9 +70,14 @@ def as_array(name: str, x: Any) -> np.ndarray:
     return x.view(np.ndarray)
 
 
+def native(dtype: np.dtype) -> np.dtype:
+    """``dtype`` in the byte order of the machine."""
+    return np.dtype(dtype.type)
+
+
 def check_dtype(name: str, dtype: np.dtype) -> None:
     """Refuse what is neither float32 nor float64, and name the fix."""
-    if dtype.newbyteorder("=") in (np.float32, np.float64):
+    if dtype.type in (np.float32, np.float64):
         return
     if dtype.kind in "iub":
         fix = f"convert it first: {name}.astype(np.float32)"
@@ -87,6 +92,8 @@ def check_dtype(name: str, dtype: np.dtype) -> None:
 
 def as_axis(axis: Any) -> int:
     """``axis`` as an int; whether there is such an axis is for `describe` to say."""
+    if type(axis) is int:
+        return axis
     try:
         if isinstance(axis, (bool, np.bool_)):
             raise TypeError

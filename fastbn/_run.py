@@ -128,6 +128,15 @@ def backward(dy, x, dx, axis, mean, rstd, weight, sum_dy, sum_dy_xm, batch_stati
         np.copyto(dx, result)
 
 
+def parameter_gradients(
+    sum_dy: np.ndarray, sum_dy_xm: np.ndarray, rstd: np.ndarray, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients of weight and bias from the sums of every channel."""
+    d_weight, d_bias = np.empty(rstd.size, dtype), np.empty(rstd.size, dtype)
+    cpu_channels.parameter_gradients.serial(sum_dy, sum_dy_xm, rstd, d_weight, d_bias)
+    return d_weight, d_bias
+
+
 def moments(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Mean and m2 of every channel; None if ``x`` cannot be walked as it is."""
     found = walk(axis, x)

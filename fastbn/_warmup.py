@@ -29,7 +29,7 @@ def warmup(
     """Compile the kernels now, and store them in Numba's cache for later processes.
 
     A server calls it at its start, an image build once. With everything in the cache it
-    takes about a second. How many kernels there are is bounded: 29 for float32 and 25 for
+    takes about a second. How many kernels there are is bounded: 30 for float32 and 26 for
     float64 with both layouts, and no shape, stride or flag of an array adds another.
 
     Parameters

@@ -10,7 +10,6 @@ import numpy as np
 
 from fastbn import _checks, _fast, _plan, _run
 from fastbn._forward import Forward, ForwardCache
-from fastbn.kernels import formulas
 from fastbn.stats import ChannelStats
 
 __all__ = [
@@ -225,9 +224,9 @@ def batch_norm_backward(
     x = cache.x
     inputs = {"dy": dy, "x": x}
     if out is None:
-        returned = dx = np.empty_like(x, dtype=x.dtype.newbyteorder("="))
+        returned = dx = np.empty_like(x, dtype=_plan.native(x.dtype))
     else:
-        dx = _checks.check_out(out, x.shape, x.dtype.newbyteorder("="), inputs)
+        dx = _checks.check_out(out, x.shape, _plan.native(x.dtype), inputs)
         returned = out
     sum_dy, sum_dy_xm = np.zeros_like(cache.mean), np.zeros_like(cache.mean)
     weight = np.ones_like(cache.mean) if cache.weight is None else cache.weight
@@ -236,9 +235,7 @@ def batch_norm_backward(
             dy, x, dx, cache.axis, cache.mean, cache.rstd, weight,
             sum_dy, sum_dy_xm, cache.batch_statistics,
         )  # fmt: skip
-    with np.errstate(over="ignore", invalid="ignore"):
-        d_weight = formulas.weight_gradient(sum_dy_xm, cache.rstd).astype(dx.dtype)
-        d_bias = sum_dy.astype(dx.dtype)
+    d_weight, d_bias = _run.parameter_gradients(sum_dy, sum_dy_xm, cache.rstd, dx.dtype)
     return Gradients(
         returned,
         None if cache.weight is None else d_weight,
@@ -260,7 +257,7 @@ def _checked_gradient(dy: Any, cache: Any) -> np.ndarray:
     _plan.check_dtype("dy", dy.dtype)
     if dy.shape != cache.x.shape:
         raise ValueError(f"dy has shape {dy.shape}, expected the shape of x, {cache.x.shape}")
-    if dy.dtype.newbyteorder("=") != cache.x.dtype.newbyteorder("="):
+    if _plan.native(dy.dtype) != _plan.native(cache.x.dtype):
         raise ValueError(
             f"dy has dtype {dy.dtype}, expected the dtype of x, {cache.x.dtype}; "
             f"dy.astype(np.{cache.x.dtype.name})"

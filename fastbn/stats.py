@@ -108,7 +108,7 @@ class ChannelStats:
         sizes = [n if k != axis else 0 for k, n in enumerate(x.shape)]
         longest = int(np.argmax(sizes))
         if x.size <= _PIECE or sizes[longest] < 2:
-            copy = np.array(x, x.dtype.newbyteorder("="), order="C")
+            copy = np.array(x, _plan.native(x.dtype), order="C")
             return cls.from_array(copy, axis)
         low, high = np.array_split(x, 2, axis=longest)
         return cls.from_array(low, axis).merge(cls.from_array(high, axis))

@@ -70,8 +70,8 @@ BAD_AXES = (*NOTHING_OF_USE, 1.0, np.float64(1), None, 99, -99, 2**70, -(2**70),
 BAD_EPS = (*NOTHING_OF_USE, 0, 0.0, -0.0, -1e-5, float("nan"), float("inf"), -float("inf"), None,
            True, np.False_, "1e-5", 10**400, -(10**400), Fraction(-1, 3), np.float32("nan"),
            np.array(1e-5), np.array([1e-5]))  # fmt: skip
-BAD_MOMENTA = (*NOTHING_OF_USE, -0.1, 1.5, float("nan"), float("inf"), True, "0.1", 10**400, -(10**400),
-               np.float64("inf"), np.array(0.1))  # fmt: skip
+BAD_MOMENTA = (*NOTHING_OF_USE, -0.1, 1.5, float("nan"), float("inf"), True, "0.1", 10**400,
+               -(10**400), np.float64("inf"), np.array(0.1))  # fmt: skip
 BAD_ARRAYS = (
     *NOTHING_OF_USE, 0, 1.5, np.float32(3), float("nan"), True, np.array(3.0), np.zeros(3),
     np.zeros((4, 3), int), np.zeros((4, 3), complex), np.zeros((4, 3), bool),

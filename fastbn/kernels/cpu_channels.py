@@ -19,3 +19,11 @@ def update_running(running_mean, running_var, counter, mean, var, count, momentu
         running_mean[c] = formulas.running_update(np.float64(running_mean[c]), mean[c], weight)
         batch_var = formulas.unbiased(var[c], count)
         running_var[c] = formulas.running_update(np.float64(running_var[c]), batch_var, weight)
+
+
+@kernel
+def parameter_gradients(sum_dy, sum_dy_xm, rstd, d_weight, d_bias):
+    """Gradients of weight and bias in the dtype of the data."""
+    for c in range(rstd.size):
+        d_weight[c] = formulas.weight_gradient(sum_dy_xm[c], rstd[c])
+        d_bias[c] = sum_dy[c]
