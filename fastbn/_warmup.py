@@ -14,7 +14,7 @@ __all__ = ["warmup"]
 
 #: For each layout a shape whose channels fit in cache, one whose do not, and the axis.
 _SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
-    "channels_first": ((2, 2, 8), (2, 1, 70_000), 1),
+    "channels_first": ((2, 2, 8), (2, 1, 600_000), 1),
     "channels_last": ((2, 4, 2), (140_000, 1, 2), -1),
 }
 _DTYPES = ("float32", "float64")

@@ -164,6 +164,7 @@ def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, fresh_
     for threads in (1, 2):
         for cache_bytes in (fastbn._plan.CACHE_BYTES, 0, 1 << 40):
             fresh_plans.setattr("fastbn._plan.CACHE_BYTES", cache_bytes)
+            fresh_plans.setattr("fastbn._plan.ROWS_BYTES", cache_bytes)
             fastbn.set_num_threads(threads)
             results.append(run())
     assert all(result == results[0] for result in results)
