@@ -7,6 +7,11 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
+def pytest_configure(config):
+    if numba.config.DISABLE_JIT:  # NumPy warns where compiled code just goes on
+        config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning")
+
+
 def pytest_collection_modifyitems(config, items):
     reasons = {}
     if not config.getoption("--slow"):
