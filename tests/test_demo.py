@@ -37,6 +37,7 @@ def finite_differences(loss, array, step=1e-6):
     return result
 
 
+@pytest.mark.compiled
 class TestNetwork:
     @pytest.mark.parametrize("batch_norm", [False, True])
     def test_gradients_are_those_of_finite_differences(self, batch_norm, rng):
@@ -152,6 +153,7 @@ class TestTiming:
         assert timing.fitting_shape((32, 256, 56, 56), 0) == (1, 256, 56, 56)
 
 
+@pytest.mark.compiled
 class TestRun:
     def test_output(self, capsys):
         demo.run(epochs=2, seed=1, activation=SMALL_ACTIVATION)

@@ -169,6 +169,7 @@ def test_an_evaluation_call_stores_nothing(rng):
     assert all(bn.__dict__[key] is before[key] for key in before)
 
 
+@pytest.mark.compiled
 def test_many_threads_evaluate_one_layer(rng):
     bn = trained().eval()
     inputs = [rng.normal(size=(7, 3, 64, 64)).astype(np.float32) for _ in range(8)]

@@ -81,7 +81,9 @@ def check(x, plain, axis=1):
     np.testing.assert_allclose(stats.var(), var.astype(float), rtol=1e-5)
     grads = batch_norm_backward(x, cache)
     wanted = reference.backward(plain, plain, mean, var, ones, 1e-5, axis, batch_statistics=True)
-    np.testing.assert_allclose(grads.x, wanted[0].astype(float), atol=1e-4)
+    # a difference of terms as large as 1 / std makes them
+    terms = float(np.abs(plain).max() / np.sqrt(var.min() + 1e-5))
+    np.testing.assert_allclose(grads.x, wanted[0].astype(float), rtol=1e-5, atol=1e-6 * terms)
     assert x.tobytes() == before
 
 
