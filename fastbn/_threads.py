@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 import numba
+import numpy as np
 from numba.core.compiler_lock import global_compiler_lock
 
 from fastbn.kernels.compile import Kernel
@@ -80,11 +81,11 @@ def set_num_threads(n: int) -> None:
     """
     global _requested
     try:
+        if isinstance(n, (bool, np.bool_)):
+            raise TypeError
         number = operator.index(n)
     except TypeError:
-        number = None
-    if number is None or isinstance(n, bool):
-        raise TypeError(f"the number of threads must be an integer, got {n!r}")
+        raise TypeError(f"the number of threads must be an integer, got {n!r}") from None
     most = _numba_threads()
     if not 1 <= number <= most:
         raise ValueError(
