@@ -79,6 +79,7 @@ def peak_bytes(call):
         del kept
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("axis", [1, -1])
 @pytest.mark.parametrize("view", ["whole", "slice", "inner step", "reversed", "read-only"])
 def test_no_temporary_of_the_size_of_x(view, axis):
