@@ -73,8 +73,8 @@ print(faults, whole)
 @pytest.mark.compiled
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
 def test_ctrl_c_at_any_time_leaves_statistics_before_or_after():
-    faults, _ = map(int, tools.run(SIGNALS.replace("{faults}", "150")).split())
-    assert faults > 30  # of 150 sent; the others came between two calls
+    faults, _ = map(int, tools.run(SIGNALS.replace("{faults}", "300")).split())
+    assert faults > 100  # of 300 sent; the others came between two calls
 
 
 EVERY_STEP = (
@@ -138,10 +138,12 @@ def test_an_exception_at_any_bytecode_leaves_statistics_before_or_after(kind, ba
     for name, value in values.items():
         code = code.replace(name, value)
     faults, whole = map(int, tools.run(code).split())
-    assert faults > 50
     assert whole < faults
-    if sys.version_info < (3, 12):  # later ones trace fewer of the last steps
+    if sys.version_info < (3, 12):
+        assert faults > 100
         assert whole > 0  # both happened
+    else:  # later versions trace fewer steps, and none of the last
+        assert faults > 50
 
 
 NO_MEMORY = (
