@@ -1,5 +1,6 @@
 """Batch normalization on NumPy arrays, at the speed of the memory bus, without torch."""
 
+from fastbn._pool import get_reuse_limit, set_reuse_limit
 from fastbn._threads import get_num_threads, set_num_threads
 from fastbn._warmup import warmup
 from fastbn.functional import (
@@ -25,6 +26,8 @@ __all__ = [
     "batch_norm_forward",
     "channel_stats",
     "get_num_threads",
+    "get_reuse_limit",
     "set_num_threads",
+    "set_reuse_limit",
     "warmup",
 ]

@@ -1,88 +1,264 @@
-"""Evaluation in a few microseconds: for calls like one that has been checked before.
+"""Calls that cost a few microseconds: those like one that has been checked before.
 
-The long way through `functional` checks everything and says what is wrong. When it
-has succeeded, it leaves here how arrays of that shape, strides and dtype are walked.
-A later call finds that by one look-up; if its arrays are all of the plain kind that
-kernels take, it goes straight to the kernel. Whatever is not goes the long way.
+The long way through `functional` checks everything and says what is wrong. When it has
+succeeded, it leaves here how arrays of that shape, strides and dtype are walked. A later
+call finds that by one look-up; if its arrays are all of the plain kind that kernels take,
+it goes straight to the kernel. Whatever is not goes the long way, and that is what None
+means here.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy import empty, ndarray
 
-from fastbn import _threads
+from fastbn import _pool, _threads
 from fastbn._plan import Plan
-from fastbn.kernels.compile import Kernel
+from fastbn.kernels import cpu_channels
+from fastbn.kernels.compile import Kernel, never_compiled
 
-_known: dict[tuple, tuple[Plan, Kernel]] = {}
 #: Forget everything when there are more shapes than this: somebody has a new one every time.
 _MOST = 4096
+_NO_COUNTER = np.zeros(1, np.int64)
+_INT64 = np.dtype(np.int64)
+_INFINITY = float("inf")
+_update = cpu_channels.update_running.serial
 
 
-def remember(x: np.ndarray, out: np.ndarray, axis: int, plan: Plan, kernel: Kernel) -> None:
-    """Keep how ``x`` was normalized into ``out``, if both are plain."""
-    if x.flags.carray and out.flags.carray:
-        if len(_known) >= _MOST:
-            _known.clear()
-        _known[x.shape, x.strides, x.dtype, axis] = plan, kernel
+class Known(NamedTuple):
+    """How arrays of one shape, strides and dtype go through one operation."""
+
+    dtype: np.dtype
+    channels: int
+    plan: Plan
+    kernel: Kernel
+    repeat: Callable[..., None]
+
+
+_known: dict[str, dict[tuple, Known]] = {"normalize": {}, "forward": {}, "backward": {}}
+_evaluations, _trainings, _gradients = _known.values()
+
+
+def remember(axis: int, plan: Plan, kernel: Kernel, *arrays: np.ndarray) -> None:
+    """Keep how ``arrays`` went through the operation, if they are plain and alike."""
+    first = arrays[-1]
+    dtype = np.dtype(first.dtype.type)  # NumPy's own: unpickled arrays have another of the kind
+    if not all(array.flags.carray and array.dtype == dtype for array in arrays):
+        return
+    known = _known[kernel.name]
+    key = first.shape, first.strides, dtype, axis
+    found = known.get(key)
+    if found is None or found.repeat is never_compiled:
+        if len(known) >= _MOST:
+            known.clear()
+        known[key] = Known(dtype, plan.channels, plan, kernel, kernel.repeat())
 
 
 def evaluate(
     x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: Any, axis: Any, out: Any
 ) -> np.ndarray | None:
-    """``x`` normalized with running statistics, or None: go the long way."""
-    if type(x) is not np.ndarray or type(axis) is not int:
+    """``x`` normalized with running statistics."""
+    if type(x) is not ndarray or type(axis) is not int or type(eps) is not float:
+        return None
+    shape, strides = x.shape, x.strides
+    known = _evaluations.get((shape, strides, x.dtype, axis if axis >= 0 else axis + x.ndim))
+    if known is None or not 0.0 < eps < _INFINITY:
+        return None
+    dtype, channels, plan, kernel, repeat = known
+    if weight is None:
+        weight = _constant(channels, dtype, 1)
+    if bias is None:
+        bias = _constant(channels, dtype, 0)
+    if not (
+        type(mean) is ndarray and mean.dtype is dtype and mean.size == channels
+        and type(var) is ndarray and var.dtype is dtype and var.size == channels
+        and type(weight) is ndarray and weight.dtype is dtype and weight.size == channels
+        and type(bias) is ndarray and bias.dtype is dtype and bias.size == channels
+    ):  # fmt: skip
+        return None
+    if out is None:
+        out = empty(shape, dtype) if not plan.large else _pool.new_output(x, dtype)
+    elif not (
+        type(out) is ndarray and out.dtype is dtype and out.shape == shape
+        and out.strides == strides and _apart(out, x, mean, var, weight, bias)
+    ):  # fmt: skip
+        return None
+    try:
+        if not plan.large:
+            repeat(x.ravel(), out.ravel(), plan.geometry, False, mean, var, weight, bias, eps)
+        elif _plain((x, out), (mean, var, weight, bias)):
+            _threads.launch(
+                kernel, _threads.get_num_threads(), x.ravel(), out.ravel(), plan.geometry,
+                plan.streaming and out is not x, mean, var, weight, bias, eps,
+            )  # fmt: skip
+        else:
+            return None
+    except TypeError:
+        return None  # an array that is not contiguous or not writable
+    return out
+
+
+def train(
+    x: Any, mean: Any, var: Any, weight: Any, bias: Any, momentum: Any, eps: Any, axis: Any,
+    out: Any, counter: Any = None,
+) -> tuple[np.ndarray, np.ndarray, int] | None:  # fmt: skip
+    """``x`` normalized with its own statistics, these, and the axis.
+
+    Updates the running statistics and the counter.
+    """
+    if type(x) is not ndarray or type(axis) is not int or type(eps) is not float:
         return None
     if axis < 0:
         axis += x.ndim
-    dtype = x.dtype
-    known = _known.get((x.shape, x.strides, dtype, axis))
-    if known is None:
+    known = _trainings.get((x.shape, x.strides, x.dtype, axis))
+    if known is None or not 0.0 < eps < _INFINITY:
         return None
-    plan, kernel = known
-    shape = (plan.channels,)
+    dtype, channels, plan, kernel, repeat = known
     if weight is None:
-        weight = _constant(plan.channels, dtype, 1)
+        weight = _constant(channels, dtype, 1)
     if bias is None:
-        bias = _constant(plan.channels, dtype, 0)
-    for vector in (mean, var, weight, bias):
-        if (
-            type(vector) is not np.ndarray
-            or vector.dtype != dtype
-            or vector.shape != shape
-            or not vector.flags.carray
-        ):
-            return None
-    if type(eps) is not float or not 0.0 < eps < np.inf or not x.flags.carray:
+        bias = _constant(channels, dtype, 0)
+    if not (
+        type(weight) is ndarray and weight.dtype is dtype and weight.size == channels
+        and type(bias) is ndarray and bias.dtype is dtype and bias.size == channels
+    ):  # fmt: skip
+        return None
+    update = mean is not None or var is not None
+    if update and not (
+        type(mean) is ndarray and mean.dtype is dtype and mean.shape == weight.shape
+        and type(var) is ndarray and var.dtype is dtype and var.shape == weight.shape
+        and _updatable(mean, var, x, weight, bias) and _countable(counter, momentum)
+    ):  # fmt: skip
         return None
     if out is None:
-        out = np.empty(x.shape, dtype)
-    elif not _apart(out, x, mean, var, weight, bias):
+        out = empty(x.shape, dtype) if not plan.large else _pool.new_output(x, dtype)
+    elif not (_like(out, x) and _apart(out, x, mean, var, weight, bias)):
         return None
-    threads = _threads.available(plan.large)
-    flat, target = x.reshape(-1), out.reshape(-1)
-    if threads == 1:
-        kernel.serial(flat, target, plan.geometry, mean, var, weight, bias, eps, False)
-    else:
-        _threads.launch(
-            kernel, threads, flat, target, plan.geometry, mean, var, weight, bias, eps, False
-        )
-    return out
+    statistics = empty((3, channels))
+    try:
+        if not plan.large:
+            repeat(
+                x.ravel(), out.ravel(), plan.geometry, plan.tile, False,
+                weight, bias, eps, statistics,
+            )  # fmt: skip
+        elif _plain((x, out), (weight, bias)):
+            threads = _threads.get_num_threads()
+            _threads.launch(
+                kernel, threads, x.ravel(), out.ravel(), plan.geometry, plan.tile_for(threads),
+                plan.streaming and out is not x, weight, bias, eps, statistics,
+            )  # fmt: skip
+        else:
+            return None
+    except TypeError:
+        return None  # an array that is not contiguous or not writable
+    if update:
+        with _threads.updating():
+            _update(
+                mean, var, _NO_COUNTER if counter is None else counter.reshape(1), statistics,
+                float(plan.count), 0.0 if momentum is None else momentum, momentum is None,
+            )  # fmt: skip
+    return out, statistics, axis
+
+
+def differentiate(
+    dy: Any, x: np.ndarray, axis: int, statistics: np.ndarray, weight: Any, batch_statistics: bool,
+    out: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:  # fmt: skip
+    """Gradients of ``x``, weight and bias, from the fields of a cache."""
+    known = _gradients.get((x.shape, x.strides, x.dtype, axis))
+    if known is None or type(dy) is not ndarray or not _like(dy, x):
+        return None
+    dtype, channels, plan, kernel, repeat = known
+    if statistics.shape[1] != channels:
+        return None  # x has got another shape
+    if out is None:
+        out = empty(x.shape, dtype) if not plan.large else _pool.new_output(x, dtype)
+    elif not _like(out, x) or any(a is not out and _may_share(out, a) for a in (dy, x)):
+        return None
+    d_weight, d_bias = empty(channels, dtype), empty(channels, dtype)
+    if weight is None:
+        weight = _constant(channels, dtype, 1)
+    try:
+        if not plan.large:
+            repeat(
+                dy.ravel(), x.ravel(), out.ravel(), plan.geometry, plan.tile, False,
+                statistics, weight, d_weight, d_bias, batch_statistics,
+            )  # fmt: skip
+        elif _plain((dy, x, out), (weight,)):
+            threads = _threads.get_num_threads()
+            _threads.launch(
+                kernel, threads, dy.ravel(), x.ravel(), out.ravel(), plan.geometry,
+                plan.tile_for(threads), plan.streaming and out is not x and out is not dy,
+                statistics, weight, d_weight, d_bias, batch_statistics,
+            )  # fmt: skip
+        else:
+            return None
+    except TypeError:
+        return None  # an array that is not contiguous or not writable
+    return out, d_weight, d_bias
 
 
 @lru_cache(maxsize=64)
 def _constant(channels: int, dtype: np.dtype, value: int) -> np.ndarray:
-    return np.full(channels, value, dtype)
+    return np.full(channels, value, dtype.type)
 
 
-def _apart(out: Any, x: np.ndarray, *vectors: np.ndarray) -> bool:
-    """Whether ``out`` lies as x does, and is x itself or shares no memory with any input.
+def _plain(arrays: tuple[np.ndarray, ...], vectors: tuple[np.ndarray, ...]) -> bool:
+    """Whether a kernel that compiles what it does not know can be given all of these."""
+    return all(a.flags.carray for a in arrays) and all(
+        v.ndim == 1 and v.flags.carray for v in vectors
+    )
 
-    Arrays that own their memory share none.
+
+def _like(array: Any, x: np.ndarray) -> bool:
+    """Whether ``array`` is an ndarray that lies as ``x`` does."""
+    return (
+        type(array) is ndarray and (array.dtype is x.dtype or array.dtype == x.dtype)
+        and array.shape == x.shape and array.strides == x.strides
+    )  # fmt: skip
+
+
+def _apart(out: np.ndarray, x: np.ndarray, mean: Any, var: Any, weight: Any, bias: Any) -> bool:
+    """Whether ``out`` is x itself or shares no memory with any input.
+
+    Arrays that own their memory share none, which is quick to see.
     """
-    if type(out) is not np.ndarray or out.base is not None or not out.flags.carray:
+    if (
+        out.base is None and x.base is None and weight.base is None and bias.base is None
+        and (mean is None or mean.base is None) and (var is None or var.base is None)
+    ):  # fmt: skip
+        return True
+    inputs = [v for v in (mean, var, weight, bias) if v is not None]
+    if out is not x:
+        inputs.append(x)
+    return not any(_may_share(out, v) for v in inputs)
+
+
+def _may_share(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays might share memory; those that own theirs do not."""
+    if a.base is None and b.base is None:
+        return a is b
+    return np.may_share_memory(a, b)
+
+
+def _updatable(mean: np.ndarray, var: np.ndarray, *inputs: np.ndarray) -> bool:
+    """Whether running statistics are plain and writable, in memory of their own."""
+    if mean is var or _may_share(mean, var):
         return False
-    if out is not x and (x.base is not None or out.shape != x.shape or out.dtype != x.dtype):
-        return False
-    return all(vector.base is None for vector in vectors)
+    for array in inputs:
+        if _may_share(mean, array) or _may_share(var, array):
+            return False
+    return mean.flags.carray and var.flags.carray
+
+
+def _countable(counter: Any, momentum: Any) -> bool:
+    """Whether the counter is a layer's, and the momentum a number that needs no check."""
+    if counter is None:
+        return type(momentum) is float and 0.0 <= momentum <= 1.0
+    return (
+        (momentum is None or (type(momentum) is float and 0.0 <= momentum <= 1.0))
+        and type(counter) is ndarray and counter.dtype is _INT64
+        and counter.shape == () and counter.flags.carray
+    )  # fmt: skip

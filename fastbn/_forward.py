@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastbn import _checks, _plan, _run
+from fastbn import _checks, _plan, _pool, _run
 from fastbn.kernels import formulas
 from fastbn.stats import ChannelStats
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class ForwardCache:
     """What a backward needs of its forward. Opaque: fields may change between versions.
 
@@ -19,12 +19,20 @@ class ForwardCache:
 
     x: np.ndarray
     axis: int
-    mean: np.ndarray
-    rstd: np.ndarray
+    statistics: np.ndarray
     weight: np.ndarray | None
     has_bias: bool
     batch_statistics: bool
     overwritten: bool
+
+
+def remembered(
+    x: np.ndarray, axis: int, statistics: np.ndarray, weight: np.ndarray | None, bias: object,
+    y: np.ndarray,
+) -> ForwardCache:  # fmt: skip
+    """The cache of a training call by `_fast`, whose arrays are of the kinds that kernels take."""
+    weight = None if weight is None else weight.copy()
+    return ForwardCache(x, axis, statistics, weight, bias is not None, True, y is x)
 
 
 class Forward:
@@ -69,7 +77,7 @@ class Forward:
     def _output(self, out):
         self.returned, self.given = out, out is not None
         if out is None:
-            self.returned = np.empty_like(self.x, dtype=self.dtype)
+            self.returned = _pool.new_output(self.x, self.dtype)
             return self.returned
         inputs = {
             "x": self.x, "weight": self.weight, "bias": self.bias,
@@ -79,26 +87,26 @@ class Forward:
 
     def run(self) -> np.ndarray:
         if self.x.size == 0:
-            self.mean, self.var = np.zeros(self.channels), np.zeros(self.channels)
+            self.statistics = np.zeros((3, self.channels))
             return self.returned
         weight = self._for_kernel(self.weight, 1.0)
         bias = self._for_kernel(self.bias, 0.0)
         if self.batch_statistics:
-            self.mean, self.var = _run.forward(self.x, self.out, self.axis, weight, bias, self.eps)
+            self.statistics = _run.forward(self.x, self.out, self.axis, weight, bias, self.eps)
         else:
-            self.mean, self.var = self._running_for_kernel()
-            _run.normalize(self.x, self.out, self.axis, self.mean, self.var, weight, bias, self.eps)
+            mean, var = self._running_for_kernel()
+            _run.normalize(self.x, self.out, self.axis, mean, var, weight, bias, self.eps)
         if self.update and self._may_update():
             _run.update_running(
                 self.running_mean, self.running_var, self.counter,
-                self.mean, self.var, self.count, self.momentum,
+                self.statistics, self.count, self.momentum,
             )  # fmt: skip
         return self.returned
 
     def _may_update(self) -> bool:
         if self.on_nonfinite == "propagate":
             return True
-        return bool(np.isfinite(self.mean).all() and np.isfinite(self.var).all())
+        return bool(np.isfinite(self.statistics[:2]).all())
 
     def _for_kernel(self, vector, default):
         if vector is None:
@@ -114,19 +122,18 @@ class Forward:
 
     def cache(self) -> ForwardCache:
         """For `batch_norm_backward`: nothing in it changes with the arrays of the caller but x."""
-        if self.batch_statistics:  # computed for this call alone, and never negative
-            mean, rstd = self.mean, formulas.reciprocal_std(self.var, self.eps)
-        else:
-            mean = np.array(self.mean, np.float64)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                rstd = formulas.reciprocal_std(np.array(self.var, np.float64), self.eps)
         return ForwardCache(
             self.x,
             self.axis,
-            mean,
-            rstd,
-            None if self.weight is None else np.array(self.weight, np.float64),
+            self.statistics if self.batch_statistics else self._running_statistics(),
+            None if self.weight is None else self._for_kernel(self.weight, 1.0).copy(),
             self.bias is not None,
             self.batch_statistics,
             self.given and self.x.size > 0 and _checks.same_elements(self.out, self.x),
         )
+
+    def _running_statistics(self):
+        """As `_run.forward` gives those of a batch."""
+        mean, var = (np.array(v, np.float64) for v in self._running_for_kernel())
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.stack([mean, var, formulas.reciprocal_std(var, self.eps)])

@@ -6,26 +6,28 @@ Kernels know two layouts. *first*: each channel's values lie in contiguous rows
 NHWC array is read in place. Every error message about ``x`` itself is here.
 """
 
+import contextlib
 import math
 import operator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Strides = tuple[int, ...]
 
-#: Bytes that a tile may take, a core's share of a last-level cache, so that its second read
-#: comes from there. Channels first, 4 MiB was 1.3 to 1.5 times as fast as half of an L2.
-CACHE_BYTES = 4 * 1024 * 1024
-#: The same channels last, where a tile of some channels is a walk of short steps: up to
-#: 2.5 times slower than two passes over whole rows, unless all of it fits in an L2.
-ROWS_BYTES = CACHE_BYTES // 8
+#: Part of the last-level cache, and bytes at most, of channels that go through an operation
+#: together, so that the second read comes from there. Long runs count for more than a nearer
+#: cache: 4 MiB was up to 1.5 times as fast as half of an L2.
+TILE_SHARE, TILE_BYTES = 8, 4 * 1024 * 1024
 #: Bytes below which waking threads costs more than it saves.
 PARALLEL_BYTES = 256 * 1024
 #: Columns that make channels-last lines worth a vector loop of their own.
 FOLD_COLUMNS = 64
+#: Values of a row from which on it is stored past the caches, if the array is large.
+STREAM_VALUES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,9 @@ class Plan:
     geometry : sizes and strides in elements, as the kernels of the layout expect them
     channels : number of channels
     count : values per channel
-    tile : channels whose values fit in a core's cache together; 0 if not even the
-        smallest group does
+    tile : channels whose values fit in a core's cache together; 0 if not even one does
     large : worth more than one thread
+    streaming : worth storing past the caches, which could not hold all of it
     extents : for each array, the length of its flat view
     """
 
@@ -50,11 +52,15 @@ class Plan:
     count: int
     tile: int
     large: bool
+    streaming: bool
     extents: tuple[int, ...]
 
-    def geometry_of(self, operands: int) -> tuple[int, ...]:
-        """Geometry of the first ``operands`` arrays alone."""
-        return self.geometry[: 3 + operands * (2 if self.layout == "first" else 1)]
+    def tile_for(self, threads: int) -> int:
+        """Channels of a tile such that all threads have as many; 0 if there are too few."""
+        if self.tile == 0 or self.channels < 2 * threads:
+            return 0 if threads > 1 else self.tile
+        tiles = threads * -(-self.channels // (self.tile * threads))
+        return -(-self.channels // tiles)
 
 
 def as_array(name: str, x: Any) -> np.ndarray:
@@ -177,17 +183,28 @@ def make_plan(
         for s, c in zip(strides, channel_strides, strict=True)
     )
     large = bytes_each >= PARALLEL_BYTES
+    streaming = bytes_each * len(operands) > last_level_cache()
     if length == 1 and channels > 1 and all(c == 1 for c in channel_strides):
-        geometry, tile = _last(rows, channels, strides, itemsize)
-        return Plan("last", geometry, channels, rows, tile, large, extents)
+        geometry = _last(rows, channels, strides, itemsize)
+        return Plan("last", geometry, channels, rows, 0, large, streaming, extents)
     if length == 1 and rows > 1:
         return None  # single values far apart: a copy is faster than a walk
     pairs = tuple(v for pair in zip(strides, channel_strides, strict=True) for v in pair)
-    tile = CACHE_BYTES // (rows * length * itemsize * max(1, len(operands) - 1))
-    tile = min(tile, -(-channels // 32))  # leave something for many cores
-    return Plan(
-        "first", (rows, channels, length, *pairs), channels, rows * length, tile, large, extents
-    )
+    tile = min(TILE_BYTES, last_level_cache() // TILE_SHARE)
+    tile //= rows * length * itemsize * max(1, len(operands) - 1)
+    streaming &= length >= STREAM_VALUES
+    geometry = (rows, channels, length, *pairs)
+    return Plan("first", geometry, channels, rows * length, tile, large, streaming, extents)
+
+
+@lru_cache(maxsize=1)
+def last_level_cache() -> int:
+    """Bytes of the largest cache of a processor, as far as the system says."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(int(path.read_text().strip().removesuffix("K")) * 1024)
+    return max(sizes, default=32 * 1024 * 1024)
 
 
 def _pop_contiguous(dims: list[tuple[int, Strides]]) -> int:
@@ -210,8 +227,8 @@ def _collapse(dims: list[tuple[int, Strides]]) -> tuple[int, Strides] | None:
     return size, strides
 
 
-def _last(rows: int, channels: int, strides: Strides, itemsize: int) -> tuple[tuple[int, ...], int]:
-    """Geometry and tile for the channels-last layout."""
+def _last(rows: int, channels: int, strides: Strides, itemsize: int) -> tuple[int, ...]:
+    """Geometry for the channels-last layout."""
     lanes = 64 // itemsize
     fold = 1
     dense = rows == 1 or all(stride == channels for stride in strides)
@@ -219,7 +236,6 @@ def _last(rows: int, channels: int, strides: Strides, itemsize: int) -> tuple[tu
         fold = lanes // math.gcd(channels, lanes)
         fold *= max(1, FOLD_COLUMNS // (fold * channels))
         fold = max(1, min(fold, rows))
-    fits = rows * channels * itemsize * max(1, len(strides) - 1) <= ROWS_BYTES
     if rows == 1:
         strides = (channels,) * len(strides)
-    return (rows, channels, fold, *strides), channels if fits else 0
+    return (rows, channels, fold, *strides)

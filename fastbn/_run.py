@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
-from fastbn import _checks, _fast, _threads
+from fastbn import _checks, _fast, _pool, _threads
 from fastbn._memory import assign_all, flat
 from fastbn._plan import Plan, make_plan
 from fastbn.kernels import cpu_channels, cpu_first, cpu_last
@@ -22,11 +22,6 @@ _MODULES: dict[str, ModuleType] = {"first": cpu_first, "last": cpu_last}
 def _kernels(plan: Plan) -> tuple[ModuleType, int]:
     """Kernels for the plan's layout, and how many threads they may use."""
     return _MODULES[plan.layout], _threads.available(plan.large)
-
-
-def _fits_tiles(plan: Plan, threads: int) -> bool:
-    """Whether to go tile by tile: tiles fit in cache, and there are enough for all threads."""
-    return plan.tile > 0 and (threads == 1 or plan.channels >= 2 * threads * plan.tile)
 
 
 def walk(axis: int, *arrays: np.ndarray) -> tuple[Plan, list[np.ndarray]] | None:
@@ -50,7 +45,7 @@ def _walk_to(out: np.ndarray, axis: int, *inputs: np.ndarray):
     if found:
         return *found, out
     if walk(axis, out) is None:
-        out = np.empty(out.shape, out.dtype)
+        out = _pool.new_output(np.broadcast_to(out.dtype.type(0), out.shape), out.dtype)
     # one input fits into the output itself: the first, unless out already is another one
     held = next((k for k, a in enumerate(inputs) if _checks.same_elements(a, out)), 0)
     operands = []
@@ -62,7 +57,7 @@ def _walk_to(out: np.ndarray, axis: int, *inputs: np.ndarray):
         elif walk(axis, array, out):
             operands.append(array)
         else:
-            copy = np.empty_like(out)
+            copy = _pool.new_output(out, out.dtype)
             np.copyto(copy, array)
             operands.append(copy)
     found = walk(axis, *operands, out)
@@ -76,65 +71,53 @@ def normalize(x, out, axis, mean, var, weight, bias, eps) -> None:
     kernels, threads = _kernels(plan)
     _threads.launch(
         kernels.normalize, threads,
-        source, target, plan.geometry, mean, var, weight, bias, eps, False,
+        source, target, plan.geometry, _streaming(plan, result, x), mean, var, weight, bias, eps,
     )  # fmt: skip
     if result is not out:
         np.copyto(out, result)
     elif mean.dtype == x.dtype:
-        _fast.remember(x, out, axis, plan, kernels.normalize)
+        _fast.remember(axis, plan, kernels.normalize, x, out)
 
 
-def forward(x, out, axis, weight, bias, eps) -> tuple[np.ndarray, np.ndarray]:
-    """Write ``x`` normalized with its own statistics to ``out``; return mean and variance."""
+def forward(x, out, axis, weight, bias, eps) -> np.ndarray:
+    """Write ``x`` normalized with its own statistics to ``out``.
+
+    Returns the statistics: rows of mean, variance and ``1 / sqrt(variance + eps)``.
+    """
     plan, (source, target), result = _walk_to(out, axis, x)
     kernels, threads = _kernels(plan)
-    mean, var = np.empty(plan.channels), np.empty(plan.channels)
-    if _fits_tiles(plan, threads):
-        _threads.launch(
-            kernels.forward, threads,
-            source, target, plan.geometry, plan.tile, weight, bias, eps, mean, var,
-        )  # fmt: skip
-    else:
-        _threads.launch(kernels.moments, threads, source, plan.geometry_of(1), mean, var)
-        var /= plan.count
-        _threads.launch(
-            kernels.normalize, threads,
-            source, target, plan.geometry, mean, var, weight, bias, eps, True,
-        )  # fmt: skip
+    statistics = np.empty((3, plan.channels))
+    _threads.launch(
+        kernels.forward, threads, source, target, plan.geometry, plan.tile_for(threads),
+        _streaming(plan, result, x), weight, bias, eps, statistics,
+    )  # fmt: skip
     if result is not out:
         np.copyto(out, result)
-    return mean, var
+    else:
+        _fast.remember(axis, plan, kernels.forward, x, out)
+    return statistics
 
 
-def backward(dy, x, dx, axis, mean, rstd, weight, sum_dy, sum_dy_xm, batch_statistics) -> None:
-    """Write the gradient of ``x`` to ``dx`` and fill the two sums of every channel."""
+def backward(dy, x, dx, axis, statistics, weight, batch_statistics):
+    """Write the gradient of ``x`` to ``dx``; return those of weight and bias."""
     plan, (gradient, source, target), result = _walk_to(dx, axis, dy, x)
     kernels, threads = _kernels(plan)
-    if _fits_tiles(plan, threads):
-        _threads.launch(
-            kernels.backward, threads, gradient, source, target, plan.geometry, plan.tile,
-            mean, rstd, weight, sum_dy, sum_dy_xm, batch_statistics,
-        )  # fmt: skip
-    else:
-        _threads.launch(
-            kernels.gradient_sums, threads,
-            gradient, source, plan.geometry_of(2), mean, rstd, sum_dy, sum_dy_xm,
-        )  # fmt: skip
-        _threads.launch(
-            kernels.input_gradient, threads, gradient, source, target, plan.geometry,
-            mean, rstd, weight, sum_dy, sum_dy_xm, batch_statistics,
-        )  # fmt: skip
+    d_weight, d_bias = np.empty(plan.channels, dx.dtype), np.empty(plan.channels, dx.dtype)
+    _threads.launch(
+        kernels.backward, threads, gradient, source, target, plan.geometry,
+        plan.tile_for(threads), _streaming(plan, result, dy, x),
+        statistics, weight, d_weight, d_bias, batch_statistics,
+    )  # fmt: skip
     if result is not dx:
         np.copyto(dx, result)
-
-
-def parameter_gradients(
-    sum_dy: np.ndarray, sum_dy_xm: np.ndarray, rstd: np.ndarray, dtype: np.dtype
-) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients of weight and bias from the sums of every channel."""
-    d_weight, d_bias = np.empty(rstd.size, dtype), np.empty(rstd.size, dtype)
-    cpu_channels.parameter_gradients.serial(sum_dy, sum_dy_xm, rstd, d_weight, d_bias)
+    else:
+        _fast.remember(axis, plan, kernels.backward, dy, x, dx)
     return d_weight, d_bias
+
+
+def _streaming(plan: Plan, out: np.ndarray, *inputs: np.ndarray) -> bool:
+    """Whether to store past the caches: not where that would throw out what was just read."""
+    return plan.streaming and not any(out is array for array in inputs)
 
 
 def moments(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -149,7 +132,7 @@ def moments(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
     return mean, m2
 
 
-def update_running(running_mean, running_var, counter, mean, var, count, momentum) -> None:
+def update_running(running_mean, running_var, counter, statistics, count, momentum) -> None:
     """Move running statistics towards the batch's, and count it: whole, one call at a time.
 
     ``momentum`` None is the cumulative average, by the counter.
@@ -164,7 +147,12 @@ def update_running(running_mean, running_var, counter, mean, var, count, momentu
         targets = pair if whole else tuple(np.array(v, dtype) for v in pair)
         count_to = counter.reshape(1) if whole else counter.reshape(1).copy()
         cpu_channels.update_running.serial(
-            *targets, count_to, mean, var, float(count), 0.0 if cumulative else momentum, cumulative
+            *targets,
+            count_to,
+            statistics,
+            float(count),
+            0.0 if cumulative else momentum,
+            cumulative,
         )
         if not whole:
             assign_all((*pair, counter), (*targets, count_to[0]))

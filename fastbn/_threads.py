@@ -113,8 +113,11 @@ def launch(kernel: Kernel, threads: int, *args: Any) -> None:
         return
     try:
         before = numba.get_num_threads()
+        if threads >= before:
+            kernel.parallel(*args)
+            return
         try:
-            numba.set_num_threads(min(before, threads))
+            numba.set_num_threads(threads)
             kernel.parallel(*args)
         finally:
             numba.set_num_threads(before)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn import _checks, _fast, _plan, _run
-from fastbn._forward import Forward, ForwardCache
+from fastbn import _checks, _fast, _plan, _pool, _run
+from fastbn._forward import Forward, ForwardCache, remembered
 from fastbn.stats import ChannelStats
 
 __all__ = [
@@ -113,10 +113,17 @@ def batch_norm(
     >>> mean, var
     (array([ 1., 10.]), array([  1.5, 100.5]))
     """
-    if training is False and on_nonfinite == "propagate":
-        y = _fast.evaluate(x, running_mean, running_var, weight, bias, eps, axis, out)
-        if y is not None:
-            return y
+    if on_nonfinite == "propagate":
+        if training is False:
+            y = _fast.evaluate(x, running_mean, running_var, weight, bias, eps, axis, out)
+            if y is not None:
+                return y
+        elif training is True:
+            found = _fast.train(
+                x, running_mean, running_var, weight, bias, momentum, eps, axis, out
+            )
+            if found is not None:
+                return found[0]
     call = Forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
         on_nonfinite,
@@ -158,6 +165,11 @@ def batch_norm_forward(
     >>> fastbn.batch_norm_backward(y, cache).weight is None
     True
     """
+    if training is True and on_nonfinite == "propagate":
+        found = _fast.train(x, running_mean, running_var, weight, bias, momentum, eps, axis, out)
+        if found is not None:
+            y, statistics, axis = found
+            return y, remembered(x, axis, statistics, weight, bias, y)
     call = Forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
         on_nonfinite,
@@ -220,26 +232,37 @@ def batch_norm_backward(
     >>> grads.x.round(4).ravel(), grads.weight.round(4), grads.bias
     (array([ 0.1342, -0.1789, -0.0447,  0.0894]), array([-1.3416]), None)
     """
+    if type(cache) is ForwardCache and not cache.overwritten:
+        found = _fast.differentiate(
+            dy, cache.x, cache.axis, cache.statistics, cache.weight, cache.batch_statistics, out
+        )
+        if found is not None:
+            return _gradients(cache, *found)
     dy = _checked_gradient(dy, cache)
     x = cache.x
     inputs = {"dy": dy, "x": x}
     if out is None:
-        returned = dx = np.empty_like(x, dtype=_plan.native(x.dtype))
+        returned = dx = _pool.new_output(x, _plan.native(x.dtype))
     else:
         dx = _checks.check_out(out, x.shape, _plan.native(x.dtype), inputs)
         returned = out
-    sum_dy, sum_dy_xm = np.zeros_like(cache.mean), np.zeros_like(cache.mean)
-    weight = np.ones_like(cache.mean) if cache.weight is None else cache.weight
+    channels = cache.statistics.shape[1]
     if x.size:
-        _run.backward(
-            dy, x, dx, cache.axis, cache.mean, cache.rstd, weight,
-            sum_dy, sum_dy_xm, cache.batch_statistics,
-        )  # fmt: skip
-    d_weight, d_bias = _run.parameter_gradients(sum_dy, sum_dy_xm, cache.rstd, dx.dtype)
+        weight = np.ones(channels, dx.dtype) if cache.weight is None else cache.weight
+        d_weight, d_bias = _run.backward(
+            dy, x, dx, cache.axis, cache.statistics, weight, cache.batch_statistics
+        )
+    else:
+        d_weight, d_bias = np.zeros((2, channels), dx.dtype)
+    return _gradients(cache, returned, d_weight, d_bias)
+
+
+def _gradients(
+    cache: ForwardCache, dx: np.ndarray, d_weight: np.ndarray, d_bias: np.ndarray
+) -> Gradients:
+    """Those of parameters that there are."""
     return Gradients(
-        returned,
-        None if cache.weight is None else d_weight,
-        d_bias if cache.has_bias else None,
+        dx, None if cache.weight is None else d_weight, d_bias if cache.has_bias else None
     )
 
 
@@ -261,6 +284,11 @@ def _checked_gradient(dy: Any, cache: Any) -> np.ndarray:
         raise ValueError(
             f"dy has dtype {dy.dtype}, expected the dtype of x, {cache.x.dtype}; "
             f"dy.astype(np.{cache.x.dtype.name})"
+        )
+    if cache.x.shape[cache.axis : cache.axis + 1] != cache.statistics.shape[1:]:
+        raise RuntimeError(
+            f"x has been given another shape since the forward, {cache.x.shape}; "
+            "reshape a view of it (x.reshape), or run the forward again"
         )
     if cache.overwritten:
         raise RuntimeError(

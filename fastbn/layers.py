@@ -6,7 +6,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from fastbn import _checks, _fast, _plan
-from fastbn._forward import Forward, ForwardCache
+from fastbn._forward import Forward, ForwardCache, remembered
 from fastbn._memory import assign_all
 from fastbn._state import IncompatibleKeys, read_state
 from fastbn.functional import Gradients, batch_norm_backward
@@ -85,16 +85,34 @@ class _BatchNorm:
         y : ndarray
             Shape, dtype and memory order of ``x``.
         """
-        if not self.training:
-            y = self._evaluate_fast(x, out)
-            return self._prepare(x, out).run() if y is None else y
-        y, self._cache = self.forward_with_cache(x, out=out)
-        return y
+        if self._training and not self._frozen:
+            y, self._cache = self.forward_with_cache(x, out=out)
+            return y
+        if type(x) is np.ndarray and x.ndim in self._dimensions:
+            found = _fast.evaluate(
+                x, self.running_mean, self.running_var, self.weight, self.bias,
+                self.eps, self._axis_of(x.ndim), out,
+            )  # fmt: skip
+            if found is not None:
+                return found
+        return self._prepare(x, out).run()
 
     def forward_with_cache(
         self, x: np.ndarray, *, out: np.ndarray | None = None
     ) -> tuple[np.ndarray, ForwardCache]:
         """`forward`, and its cache for a `backward` in either mode; the layer keeps none."""
+        if (
+            self._training and not self._frozen and self.on_nonfinite == "propagate"
+            and type(x) is np.ndarray and x.ndim in self._dimensions
+            and x.shape[self._axis_of(x.ndim)] == self.num_features
+        ):  # fmt: skip
+            found = _fast.train(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
+                self.eps, self._axis_of(x.ndim), out, self.num_batches_tracked,
+            )  # fmt: skip
+            if found is not None:
+                y, statistics, axis = found
+                return y, remembered(x, axis, statistics, self.weight, self.bias, y)
         call = self._prepare(x, out)
         y = call.run()
         return y, call.cache()
@@ -138,15 +156,6 @@ class _BatchNorm:
         return Forward(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
             self.momentum, self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,
-        )  # fmt: skip
-
-    def _evaluate_fast(self, x: Any, out: Any) -> np.ndarray | None:
-        """The output for a batch such as there was one before; None for anything else."""
-        if getattr(x, "ndim", 0) != self._dimensions[-1]:
-            return None
-        return _fast.evaluate(
-            x, self.running_mean, self.running_var, self.weight, self.bias,
-            self.eps, self.axis, out,
         )  # fmt: skip
 
     # --- axes -------------------------------------------------------------------------------
@@ -288,6 +297,13 @@ class _BatchNorm:
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the last forward's cache, which refers to a whole batch."""
         return {**self.__dict__, "_cache": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Give arrays NumPy's own dtype objects, quick to compare; pickle makes others."""
+        self.__dict__.update(state)
+        for name, array in self._arrays().items():
+            copy = self.__dict__[name] = np.empty(array.shape, array.dtype.type)
+            copy[...] = array
 
     def __repr__(self) -> str:
         axis = "" if self.axis == 1 else f", axis={self.axis}"

@@ -1,5 +1,6 @@
 """The table of shapes and layouts that tests and benchmarks share."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,12 @@ class Case:
         return self.shape[self.axis]
 
     @property
+    def size(self):
+        return math.prod(self.shape)
+
+    @property
     def count(self):
-        return int(np.prod(self.shape)) // self.channels
+        return self.size // self.channels
 
 
 def _inside(values, *, axis, pad=(1, 2)):
@@ -119,4 +124,54 @@ LAYOUTS = [
     if memory != "C"
 ]
 
-CASES = SHAPES + LAYOUTS
+# --- what benchmarks run on -----------------------------------------------------------------
+
+# (channels, height and width) in front of every batch norm, each once
+RESNET50 = [
+    (64, 112), (64, 56), (256, 56), (128, 56), (128, 28), (512, 28), (256, 28), (256, 14),
+    (1024, 14), (512, 14), (512, 7), (2048, 7),
+]  # fmt: skip
+MOBILENETV2 = [
+    (32, 112), (16, 112), (96, 112), (96, 56), (24, 56), (144, 56), (144, 28), (32, 28), (192, 28),
+    (192, 14), (64, 14), (384, 14), (96, 14), (576, 14), (576, 7), (160, 7), (960, 7), (320, 7),
+    (1280, 7),
+]  # fmt: skip
+
+
+def _images(network, name):
+    return [
+        Case(f"{name} batch {n}: {n}x{c}x{size}x{size}", (n, c, size, size))
+        for n in (1, 32)
+        for c, size in network
+    ]
+
+
+def _last(case):
+    """The same activations with their channels last."""
+    n, c, *sizes = case.shape
+    return Case(f"{case.name} last", (n, *sizes, c), axis=-1)
+
+
+MODELS = _images(RESNET50, "ResNet-50") + _images(MOBILENETV2, "MobileNetV2")
+OTHERS = [
+    Case("segmentation: 1x16x1024x1024", (1, 16, 1024, 1024)),
+    Case("huge planes: 1x3x4096x4096", (1, 3, 4096, 4096)),
+    Case("small: 1x64x1x1", (1, 64, 1, 1)),
+]
+SEQUENCES = [
+    Case("audio: 16x64x16000", (16, 64, 16000)),
+    Case("audio: 8x512x399", (8, 512, 399)),
+]
+TABLES = [
+    Case("table: 8x16", (8, 16)),
+    Case("table: 256x10", (256, 10)),
+    Case("table: 1024x128", (1024, 128)),
+    Case("table: 10000x100", (10_000, 100)),
+    Case("table: 100000x64", (100_000, 64)),
+    Case("table: 1000000x64", (1_000_000, 64)),
+]
+FIRST = MODELS + OTHERS + SEQUENCES
+SPEED = FIRST + [_last(case) for case in FIRST] + TABLES
+
+#: What tests run on: of the benchmarks' cases the small ones.
+CASES = SHAPES + LAYOUTS + [case for case in SPEED if case.size <= 2**15 and case.count > 1]

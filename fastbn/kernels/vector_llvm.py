@@ -65,9 +65,15 @@ def _splat(builder, vector, scalar):
     return builder.shuffle_vector(first, undefined, zeros)
 
 
+def _data(context, builder, array_type, array):
+    if isinstance(array_type, types.CPointer):
+        return array
+    return context.make_array(array_type)(context, builder, array).data
+
+
 def _address(context, builder, array_type, array, index_type, index, vector):
     index = context.cast(builder, index, index_type, types.intp)
-    data = context.make_array(array_type)(context, builder, array).data
+    data = _data(context, builder, array_type, array)
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
@@ -80,13 +86,32 @@ def _first_lanes(context, builder, count_type, count, lanes):
 
 
 def _masked(builder, operation, vector, result, arguments):
-    name = f"llvm.masked.{operation}.v{vector.count}f{VECTOR_BITS // vector.count}.p0"
+    bits = 64 if vector.element == ir.DoubleType() else 32
+    name = f"llvm.masked.{operation}.v{vector.count}f{bits}.p0"
     kind = ir.FunctionType(result, [a.type for a in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
+def _as_wide(context, builder, array_type, value_type, value):
+    """``value``, in float64 if ``array_type`` is of that."""
+    scalar = context.get_value_type(array_type.dtype)
+    if array_type.dtype == value_type.scalar:
+        return value
+    return builder.fpext(value, ir.VectorType(scalar, value_type.lanes))
+
+
 def _alignment(array_type):
     return array_type.dtype.bitwidth // 8
+
+
+@intrinsic
+def pointer(typing_context, array):
+    """Address of ``array``'s memory, which is not kept alive by it."""
+
+    def codegen(context, builder, sig, args):
+        return _data(context, builder, sig.args[0], args[0])
+
+    return types.CPointer(array.dtype)(array), codegen
 
 
 @intrinsic
@@ -169,15 +194,71 @@ def store(typing_context, array, index, value):
 
 
 @intrinsic
-def store_first(typing_context, array, index, count, value):
-    """``array[index : index + count]`` = the first lanes of ``value``."""
+def store_streaming(typing_context, array, index, value):
+    """`store` past the caches, to an address that is a multiple of the vector's size."""
 
     def codegen(context, builder, sig, args):
         vector = context.get_value_type(value)
         address = _address(context, builder, array, args[0], sig.args[1], args[1], vector)
+        instruction = builder.store(args[2], address, align=VECTOR_BITS // 8)
+        instruction.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
+        return context.get_dummy_value()
+
+    return types.void(array, index, value), codegen
+
+
+@intrinsic
+def prefetch(typing_context, array, index):
+    """Bring ``array[index]`` to the nearest cache, if there is such an address."""
+
+    def codegen(context, builder, sig, args):
+        index = context.cast(builder, args[1], sig.args[1], types.intp)
+        address = builder.gep(_data(context, builder, sig.args[0], args[0]), [index])
+        address = builder.bitcast(address, ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [address.type, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, _INT32(0), _INT32(3), _INT32(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, index), codegen
+
+
+@intrinsic
+def fence(typing_context):
+    """Let all stores so far, streaming ones included, come before whatever follows."""
+
+    def codegen(context, builder, sig, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def to_boundary(typing_context, array, index):
+    """How many values from ``index`` on come before the next address for `store_streaming`."""
+    size = array.dtype.bitwidth // 8
+
+    def codegen(context, builder, sig, args):
+        index = context.cast(builder, args[1], sig.args[1], types.intp)
+        data = _data(context, builder, array, args[0])
+        address = builder.ptrtoint(builder.gep(data, [index]), _INT64)
+        before = builder.and_(builder.neg(address), _INT64(VECTOR_BITS // 8 - 1))
+        return builder.lshr(before, _INT64(size.bit_length() - 1))
+
+    return types.intp(array, index), codegen
+
+
+@intrinsic
+def store_first(typing_context, array, index, count, value):
+    """``array[index : index + count]`` = the first lanes of ``value``; it may be of float64."""
+
+    def codegen(context, builder, sig, args):
+        vector = _as_wide(context, builder, array, value, args[3])
+        address = _address(context, builder, array, args[0], sig.args[1], args[1], vector.type)
         mask = _first_lanes(context, builder, sig.args[2], args[2], value.lanes)
-        arguments = [args[3], address, _INT32(_alignment(array)), mask]
-        _masked(builder, "store", vector, ir.VoidType(), arguments)
+        arguments = [vector, address, _INT32(_alignment(array)), mask]
+        _masked(builder, "store", vector.type, ir.VoidType(), arguments)
         return context.get_dummy_value()
 
     return types.void(array, index, count, value), codegen

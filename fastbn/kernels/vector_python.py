@@ -5,6 +5,10 @@ import numpy as np
 from fastbn.kernels.vector_llvm import VECTOR_BITS
 
 
+def pointer(array):
+    return array.reshape(-1)
+
+
 def lanes(array):
     return VECTOR_BITS // (8 * array.itemsize)
 
@@ -29,7 +33,25 @@ def load_first(array, index, count, rest):
 
 
 def store(array, index, value):
-    array[index : index + lanes(array)] = value
+    array[index : index + value.size] = value
+
+
+def store_streaming(array, index, value):
+    assert to_boundary(array, index) == 0
+    store(array, index, value)
+
+
+def prefetch(array, index):
+    pass
+
+
+def fence():
+    pass
+
+
+def to_boundary(array, index):
+    address = array.ctypes.data + index * array.itemsize
+    return -address % (VECTOR_BITS // 8) // array.itemsize
 
 
 def store_first(array, index, count, value):

@@ -1,0 +1,158 @@
+"""Statistics of a group of channels, over one segment; sums come from a layout's own loops.
+
+A *line* is what one step along the outer dimension adds to each channel of the group: one
+value (channels last) or a short row (channels first). Lines are summed in blocks around a
+shift per channel, and blocks merged in order: all channels of the group at once, so that
+LLVM makes vectors of what is done per channel.
+"""
+
+import numpy as np
+
+from fastbn.kernels import cpu_formulas as formulas
+from fastbn.kernels.compile import inner
+from fastbn.kernels.cpu_range import narrow
+
+#: Values of a channel, at least, that its first shift is the mean of.
+FIRST = 8
+#: A first shift farther from the mean than about three standard deviations costs digits:
+#: this part of the sum of squares is then due to the shift. The block is summed once more.
+SHARE = 8 / 9
+
+
+@inner
+def set_finite(shift, value):
+    """``shift = value`` where that is finite."""
+    for c in range(shift.size):
+        if np.isfinite(value[c]):
+            shift[c] = value[c]
+
+
+@inner
+def set_means(shift, sums, n):
+    """Move each shift to the mean of the values that were summed around it."""
+    for c in range(shift.size):
+        mean = np.float64(shift[c]) + sums[c] / n
+        if np.isfinite(mean):
+            shift[c] = mean
+
+
+@inner
+def mend_far(shift, sums, squares, n):
+    """Move the shifts that were far from their channel's mean; how many these are.
+
+    No other moves: the bits of a channel must not depend on which others are in its group.
+    """
+    moved = 0
+    for c in range(shift.size):
+        if sums[c] * sums[c] > SHARE * n * squares[c]:
+            mean = np.float64(shift[c]) + sums[c] / n
+            if np.isfinite(mean):
+                shift[c] = mean
+                moved += 1
+    return moved
+
+
+@inner
+def merge_block(count, n, shift, sums, squares, mean, m2):
+    """Merge a block of ``n`` values a channel into the ``count`` before it, in place."""
+    for c in range(mean.size):
+        block_mean, block_m2 = formulas.moments_from_sums(
+            n, np.float64(shift[c]), sums[c], squares[c]
+        )
+        _, mean[c], m2[c] = formulas.merge(count, mean[c], m2[c], n, block_mean, block_m2)
+
+
+@inner
+def merge_segment(count, mean, m2, n, segment_mean, segment_m2):
+    """Merge ``n`` values a channel into the ``count`` before them, in place."""
+    for c in range(mean.size):
+        _, mean[c], m2[c] = formulas.merge(count, mean[c], m2[c], n, segment_mean[c], segment_m2[c])
+
+
+def segment_moments_of(block_sums):
+    """Make the function that takes a segment's statistics.
+
+    ``block_sums(x, start, lines, stride, row, shift, sums, squares)`` sums ``d = x - shift``
+    and ``d * d`` of each channel; ``row`` is (values per line, distance of channels).
+    """
+
+    @inner
+    def segment_moments(x, start, lines, stride, row, block, mean, m2):
+        """Mean and m2 of each channel over ``lines`` lines, ``block`` lines at a time.
+
+        The shift starts at the channel's first value, goes to the mean of the first few
+        and then follows the running mean. A constant channel has sums of exactly zero.
+        """
+        length, distance = row
+        shift = np.zeros(mean.size, x.dtype)
+        sums, squares = np.empty(mean.size), np.empty(mean.size)
+        step = max(1, distance)  # a single channel may have distance 0
+        set_finite(shift, x[start : start + (mean.size - 1) * step + 1 : step])
+        n = min(lines, (FIRST + length - 1) // length)
+        if n < lines:
+            block_sums(x, start, n, stride, row, shift, sums, squares)
+            set_means(shift, sums, np.float64(n * length))
+        mean[:] = 0.0
+        m2[:] = 0.0
+        count = 0.0
+        for line in range(0, lines, block):
+            n = min(lines - line, block)
+            values = np.float64(n * length)
+            block_sums(x, start + line * stride, n, stride, row, shift, sums, squares)
+            if line == 0 and mend_far(shift, sums, squares, values) > 0:
+                block_sums(x, start, n, stride, row, shift, sums, squares)
+            merge_block(count, values, shift, sums, squares, mean, m2)
+            count += values
+            set_finite(shift, mean)
+
+    return segment_moments
+
+
+def segment_products_of(block_products, wide_products):
+    """Make the function that takes a segment's sums for gradients.
+
+    ``block_products(dy, i, dy_stride, x, k, x_stride, lines, rows, shift, sums, products)``
+    sums ``dy`` and ``dy * (x - shift)`` of each channel; ``wide_products`` does so for one
+    channel in float64. ``rows`` is (values per line, distance of channels in dy, in x).
+    """
+
+    @inner
+    def segment_products(
+        dy, i, dy_stride, x, k, x_stride, lines, rows, block, center, unit, sum_dy, sum_dy_xc
+    ):
+        """Sums of ``dy`` and ``dy * (x - center)`` of each channel over ``lines`` lines."""
+        sums, products = np.empty(center.size), np.empty(center.size)
+        sum_dy[:] = 0.0
+        sum_dy_xc[:] = 0.0
+        for line in range(0, lines, block):
+            n = min(lines - line, block)
+            first, first_x = i + line * dy_stride, k + line * x_stride
+            block_products(
+                dy, first, dy_stride, x, first_x, x_stride, n, rows, center, sums, products
+            )
+            if narrow(x):
+                for c in range(center.size):
+                    if not (unit[c] == 1.0 and np.isfinite(sums[c]) and np.isfinite(products[c])):
+                        sums[c], products[c] = wide_products(
+                            dy, first + c * rows[1], dy_stride,
+                            x, first_x + c * rows[2], x_stride, n, rows[0], np.float64(center[c]),
+                        )  # fmt: skip
+            for c in range(center.size):
+                sum_dy[c] += sums[c]
+                sum_dy_xc[c] += products[c]
+
+    return segment_products
+
+
+@inner
+def mend_means(x, start, lines, stride, row, mean):
+    """Means of channels with infinities in them: infinity or NaN, as a plain sum has it."""
+    length, distance = row
+    for c in range(mean.size):
+        if not np.isfinite(mean[c]):
+            total = 0.0
+            for line in range(lines):
+                first = start + line * stride + c * distance
+                for i in range(first, first + length):
+                    total += np.float64(x[i])
+            mean[c] = total / (lines * length)
