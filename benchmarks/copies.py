@@ -1,0 +1,64 @@
+"""The limits of the machine: how long it takes to copy x, with as many threads as fastbn has.
+
+A plain copy reads the target's memory before it overwrites it. A streaming copy does not,
+and leaves the target out of the caches: the true roofline of large arrays.
+"""
+
+from collections.abc import Callable
+
+import numba
+import numpy as np
+from numba import prange
+
+import fastbn
+from fastbn._plan import PARALLEL_BYTES
+from fastbn.kernels.compile import kernel
+from fastbn.kernels.vector import fence, lanes, load, store, store_streaming
+
+CHUNK = 65536
+
+
+@kernel
+def plain(x, out):
+    for task in prange((x.size + CHUNK - 1) // CHUNK):
+        i, end = task * CHUNK, min((task + 1) * CHUNK, x.size)
+        while i + lanes(x) <= end:
+            store(out, i, load(x, i))
+            i += lanes(x)
+        for k in range(i, end):
+            out[k] = x[k]
+
+
+@kernel
+def streaming(x, out):
+    for task in prange((x.size + CHUNK - 1) // CHUNK):
+        i, end = task * CHUNK, min((task + 1) * CHUNK, x.size)
+        while i + lanes(x) <= end:
+            store_streaming(out, i, load(x, i))
+            i += lanes(x)
+        for k in range(i, end):
+            out[k] = x[k]
+        fence()
+
+
+def copies(x: np.ndarray) -> dict[str, Callable[[], object]]:
+    """Calls that copy x's bytes, plainly and with streaming stores, with fastbn's threads."""
+    source = x.ravel(order="K")
+    target = aligned(source)
+    numba.set_num_threads(fastbn.get_num_threads())
+    if x.nbytes < PARALLEL_BYTES:
+        return {
+            "copy": lambda: np.copyto(target, source),
+            "streaming_copy": lambda: streaming.serial(source, target),
+        }
+    return {
+        "copy": lambda: plain.parallel(source, target),
+        "streaming_copy": lambda: streaming.parallel(source, target),
+    }
+
+
+def aligned(x: np.ndarray) -> np.ndarray:
+    """Uninitialized array like x whose memory begins on a page."""
+    raw = np.empty(x.nbytes + 4096, np.uint8)
+    start = -raw.ctypes.data % 4096
+    return raw[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
