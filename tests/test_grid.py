@@ -166,7 +166,7 @@ def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, fresh_
     results = []
     for threads in (1, 2):
         fastbn.set_num_threads(threads)
-        for tile_bytes in (fastbn._plan.TILE_BYTES, 0, 1 << 16):
+        for tile_bytes in (fastbn._plan.TILE_BYTES, 0, 1 << 16, 1 << 40):
             fresh_plans.setattr("fastbn._plan.TILE_BYTES", tile_bytes)
             for cache in (1 << 40, 8):
                 fresh_plans.setattr("fastbn._plan.last_level_cache", lambda cache=cache: cache)

@@ -48,10 +48,13 @@ signal.signal(signal.SIGALRM, interrupt)
 faults = whole = 0
 for x in batches:
     after(fastbn.BatchNorm1d(CHANNELS), x)  # compiled
-    start = time.perf_counter()
-    after(fastbn.BatchNorm1d(CHANNELS), x)
-    duration = 1.2 * (time.perf_counter() - start)
     bn = fastbn.BatchNorm1d(CHANNELS, momentum=None)
+    durations = []
+    for _ in range(9):  # of a call alone: the signal is to come within it
+        start = time.perf_counter()
+        bn(x)
+        durations.append(time.perf_counter() - start)
+    duration = 1.2 * sorted(durations)[4]
     for _ in range(FAULTS):
         before, wanted = bn.state_dict(), after(bn, x)
         try:
@@ -74,8 +77,8 @@ print(faults, whole)
 @pytest.mark.compiled
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
 def test_ctrl_c_at_any_time_leaves_statistics_before_or_after():
-    faults, _ = map(int, tools.run(SIGNALS.replace("{faults}", "500")).split())
-    assert faults > 100  # of 500 sent; the others came between two calls
+    faults, _ = map(int, tools.run(SIGNALS.replace("{faults}", "300")).split())
+    assert faults > 100  # of 300 sent; the others came between two calls
 
 
 EVERY_STEP = (
@@ -182,20 +185,25 @@ def test_too_little_memory_is_a_memory_error_that_changes_nothing():
 
 
 @pytest.mark.compiled
+@pytest.mark.parametrize("like_before", [False, True], ids=["first of its kind", "like before"])
 @pytest.mark.parametrize("statistics", ["f4", "f8", ">f8", "f8 strided", "f4 and f8"])
-def test_a_numpy_call_that_fails_leaves_statistics_before_or_after(statistics, monkeypatch):
+def test_a_numpy_call_that_fails_leaves_statistics_before_or_after(
+    statistics, like_before, monkeypatch
+):
     """Training fails at its first, second, ... NumPy call, until there are no more."""
     x = np.random.default_rng(0).normal(1, 2, (8, 6, 50)).astype(np.float32)
     kinds = statistics.split(" and ") * 2
 
     def fresh():
         running = [np.zeros(12, kind.split()[0]) for kind in kinds[:2]]
-        return [r[::2] if "strided" in statistics else r[:6] for r in running]
+        return [r[::2] if "strided" in statistics else r[:6].copy() for r in running]
 
     fastbn.batch_norm(x, *fresh(), training=True)  # Numba must not compile against a changed np
     for step in range(1, 100):
         running = fresh()
         calls = 0
+        if not like_before:
+            _fast._trainings.clear()
 
         def counted(original, step=step):
             def call(*args, **kwargs):
@@ -222,4 +230,4 @@ def test_a_numpy_call_that_fails_leaves_statistics_before_or_after(statistics, m
         if done:
             break
     assert all(touched)
-    assert step > 2
+    assert step > (2 if like_before and statistics == "f4" else 4)  # output and statistics alone
