@@ -15,7 +15,7 @@ def pytest_addoption(parser):
         choices=GRIDS,
         default="quick",
         help="quick: fastbn alone on a few shapes, to find what got slower; report: everybody, on "
-        "what the report shows (half an hour); full: all there is (hours)",
+        "what the report shows (a quarter of an hour); full: all there is (hours)",
     )
     parser.addoption("--threads", type=int, help="let everybody use this number of processors")
 

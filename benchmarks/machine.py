@@ -2,11 +2,9 @@
 
 import importlib.metadata
 import platform
-import re
 from pathlib import Path
 
 PACKAGES = ("numba", "numpy", "torch", "onnxruntime", "jax")
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def cpu_model():
@@ -15,17 +13,6 @@ def cpu_model():
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def last_level_cache():
-    """Bytes of the last-level cache, 0 if unknown."""
-    caches = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")
-    try:
-        _, size = max((int((c / "level").read_text()), (c / "size").read_text()) for c in caches)
-        number, unit = re.fullmatch(r"(\d+)([KMG]?)", size.strip()).groups()
-    except (OSError, ValueError, AttributeError):
-        return 0
-    return int(number) * UNITS[unit]
 
 
 def versions():
@@ -44,6 +31,7 @@ def _version(package):
 
 def machine():
     import fastbn
+    from fastbn._plan import last_level_cache
 
     return {
         "cpu": cpu_model(),

@@ -4,8 +4,11 @@ The speed of a shared machine drifts. What is measured in the same moment drifts
 so each round gives one ratio, and their median is what counts.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Mapping
+
+from benchmarks.problem import OPERATIONS
 
 #: A sample takes at least this long; calls that take less are repeated within it.
 SAMPLE_SECONDS = 0.0005
@@ -41,3 +44,32 @@ def rounds(calls: Mapping[str, Callable[[], object]]) -> int:
     """How many rounds of the calls fit into the time."""
     seconds = sum(max(sample(call, 1), SAMPLE_SECONDS) for call in calls.values())
     return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(SECONDS / seconds)))
+
+
+def measure_in_turn(benchmark, calls, operation, provider, p, machine):
+    """Benchmark ``calls["call"]`` in turn with the others, and note the ratios to each."""
+    counts = {name: repeats(call) for name, call in calls.items()}
+    seconds = {name: [] for name in calls}
+
+    def others():
+        for name in calls:
+            if name != "call":
+                seconds[name].append(sample(calls[name], counts[name]) / counts[name])
+
+    benchmark.pedantic(
+        sample, (calls["call"], counts["call"]), setup=others, rounds=rounds(calls), iterations=1
+    )
+    own = [t / counts["call"] for t in benchmark.stats.stats.data]
+    case, info = p.case, benchmark.extra_info
+    benchmark.group = f"{operation} {case.name} {p.dtype}"
+    info.update(
+        case=case.name, shape=list(case.shape), axis=case.axis, dtype=str(p.dtype),
+        operation=operation, provider=provider, bytes=p.x.nbytes,
+        moved=OPERATIONS.get(operation, 2) * p.x.nbytes, calls_per_round=counts["call"],
+        seconds=statistics.median(own), **machine,
+    )  # fmt: skip
+    for name, times in seconds.items():
+        if times:
+            ratios = [a / b for a, b in zip(own, times, strict=True)]
+            info[f"ratio_to_{name}"] = statistics.median(ratios)
+            info[f"seconds_of_{name}"] = statistics.median(times)

@@ -3,9 +3,9 @@
 import pytest
 
 import fastbn
+from benchmarks.measure import measure_in_turn
 from benchmarks.problem import problem
 from benchmarks.providers import PROVIDERS
-from benchmarks.test_speed import compare
 from tests.cases import SPEED
 
 SMALL = next(case for case in SPEED if case.name.startswith("small"))
@@ -39,4 +39,4 @@ def test_layer(benchmark, machine, name, make):
     calls = {"call": make(p)}
     if name != "fastbn":
         calls["fastbn"] = _fastbn(p)
-    compare(benchmark, calls, "layer evaluation", name, p, machine)
+    measure_in_turn(benchmark, calls, "layer evaluation", name, p, machine)

@@ -1,12 +1,10 @@
 """Speed of every operation, shape, dtype and provider, next to copies of the same bytes."""
 
-import statistics
-
 import numpy as np
 import pytest
 
 from benchmarks.copies import copies
-from benchmarks.measure import repeats, rounds, sample
+from benchmarks.measure import measure_in_turn
 from benchmarks.problem import OPERATIONS, problem
 from benchmarks.providers import PROVIDERS, Fastbn, Unsupported
 from tests.cases import MODELS, SPEED, Case
@@ -74,33 +72,4 @@ def test_speed(benchmark, machine, case: Case, dtype, operation, name):
     calls = {"call": call, **copies(p.x)}
     if name != Fastbn.name:
         calls["fastbn"] = fastbn_call
-    compare(benchmark, calls, operation, name, p, machine)
-
-
-def compare(benchmark, calls, operation, provider, p, machine):
-    """Benchmark ``calls["call"]`` in turn with the others, and note the ratios to each."""
-    counts = {name: repeats(call) for name, call in calls.items()}
-    seconds = {name: [] for name in calls}
-
-    def others():
-        for name in calls:
-            if name != "call":
-                seconds[name].append(sample(calls[name], counts[name]) / counts[name])
-
-    benchmark.pedantic(
-        sample, (calls["call"], counts["call"]), setup=others, rounds=rounds(calls), iterations=1
-    )
-    own = [t / counts["call"] for t in benchmark.stats.stats.data]
-    case, info = p.case, benchmark.extra_info
-    benchmark.group = f"{operation} {case.name} {p.dtype}"
-    info.update(
-        case=case.name, shape=list(case.shape), axis=case.axis, dtype=str(p.dtype),
-        operation=operation, provider=provider, bytes=p.x.nbytes,
-        moved=OPERATIONS.get(operation, 2) * p.x.nbytes, calls_per_round=counts["call"],
-        seconds=statistics.median(own), **machine,
-    )  # fmt: skip
-    for name, times in seconds.items():
-        if times:
-            ratios = [a / b for a, b in zip(own, times, strict=True)]
-            info[f"ratio_to_{name}"] = statistics.median(ratios)
-            info[f"seconds_of_{name}"] = statistics.median(times)
+    measure_in_turn(benchmark, calls, operation, name, p, machine)

@@ -364,7 +364,7 @@ _PARAMETERS = """
 
 
 def _documented(shape: tuple[int, ...]) -> Callable[[type[_Layer]], type[_Layer]]:
-    """Complete a class docstring with what all three layers share."""
+    """Complete a class docstring with what all layers share."""
 
     def complete(layer: type[_Layer]) -> type[_Layer]:
         common = _PARAMETERS.replace("{name}", layer.__name__).replace("{shape}", str(shape))

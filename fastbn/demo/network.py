@@ -6,6 +6,7 @@ remembers what its backward needs of the last forward. Images are (N, H, W, C), 
 channels are last for batch norm as they are in (N, C).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,20 +29,20 @@ __all__ = [
 ]
 
 
-class Layer:
+class Layer(ABC):
     """What all layers have in common."""
 
     def __init__(self, *parameters: np.ndarray | None) -> None:
         self.parameters = [p for p in parameters if p is not None]
         self.gradients: list[np.ndarray] = []
 
+    @abstractmethod
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Output of the layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, dy: np.ndarray) -> np.ndarray:
         """Gradient in the last forward's x, given the one in its output."""
-        raise NotImplementedError
 
 
 class Conv2d(Layer):
