@@ -15,7 +15,7 @@ from fastbn._plan import PARALLEL_BYTES
 from fastbn.kernels.compile import kernel
 from fastbn.kernels.vector import fence, lanes, load, store, store_streaming
 
-CHUNK = 65536
+CHUNK = 16384
 
 
 @kernel

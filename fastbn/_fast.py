@@ -3,11 +3,10 @@
 The long way through `functional` checks everything and says what is wrong. When it has
 succeeded, it leaves here how arrays of that shape, strides and dtype are walked. A later
 call finds that by one look-up; if its arrays are all of the plain kind that kernels take,
-it goes straight to the kernel. Whatever is not goes the long way, and that is what None
-means here.
+it goes straight to the kernel, which refuses what it has not been compiled for. Whatever is
+not goes the long way, and that is what None means here.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from numpy import empty, ndarray
 from fastbn import _pool, _threads
 from fastbn._plan import Plan
 from fastbn.kernels import cpu_channels
-from fastbn.kernels.compile import Kernel, never_compiled
+from fastbn.kernels.compile import Kernel, Repeat, never_compiled
 
 #: Forget everything when there are more shapes than this: somebody has a new one every time.
 _MOST = 4096
@@ -33,8 +32,7 @@ class Known(NamedTuple):
     dtype: np.dtype
     channels: int
     plan: Plan
-    kernel: Kernel
-    repeat: Callable[..., None]
+    kernel: Repeat
 
 
 _known: dict[str, dict[tuple, Known]] = {"normalize": {}, "forward": {}, "backward": {}}
@@ -50,10 +48,10 @@ def remember(axis: int, plan: Plan, kernel: Kernel, *arrays: np.ndarray) -> None
     known = _known[kernel.name]
     key = first.shape, first.strides, dtype, axis
     found = known.get(key)
-    if found is None or found.repeat is never_compiled:
+    if found is None or never_compiled in found.kernel:
         if len(known) >= _MOST:
             known.clear()
-        known[key] = Known(dtype, plan.channels, plan, kernel, kernel.repeat())
+        known[key] = Known(dtype, plan.channels, plan, kernel.repeat())
 
 
 def evaluate(
@@ -66,16 +64,16 @@ def evaluate(
     known = _evaluations.get((shape, strides, x.dtype, axis if axis >= 0 else axis + x.ndim))
     if known is None or not 0.0 < eps < _INFINITY:
         return None
-    dtype, channels, plan, kernel, repeat = known
+    dtype, channels, plan, kernel = known
     if weight is None:
         weight = _constant(channels, dtype, 1)
     if bias is None:
         bias = _constant(channels, dtype, 0)
     if not (
-        type(mean) is ndarray and mean.dtype is dtype and mean.size == channels
-        and type(var) is ndarray and var.dtype is dtype and var.size == channels
-        and type(weight) is ndarray and weight.dtype is dtype and weight.size == channels
-        and type(bias) is ndarray and bias.dtype is dtype and bias.size == channels
+        type(mean) is ndarray and mean.size == channels
+        and type(var) is ndarray and var.size == channels
+        and type(weight) is ndarray and weight.size == channels
+        and type(bias) is ndarray and bias.size == channels
     ):  # fmt: skip
         return None
     if out is None:
@@ -87,16 +85,16 @@ def evaluate(
         return None
     try:
         if not plan.large:
-            repeat(x.ravel(), out.ravel(), plan.geometry, False, mean, var, weight, bias, eps)
-        elif _plain((x, out), (mean, var, weight, bias)):
+            kernel.serial(
+                x.ravel(), out.ravel(), plan.geometry, False, mean, var, weight, bias, eps
+            )
+        else:
             _threads.launch(
                 kernel, _threads.get_num_threads(), x.ravel(), out.ravel(), plan.geometry,
                 plan.streaming and out is not x, mean, var, weight, bias, eps,
             )  # fmt: skip
-        else:
-            return None
     except TypeError:
-        return None  # an array that is not contiguous or not writable
+        return None  # a kind of array that the kernel has not been compiled for
     return out
 
 
@@ -115,14 +113,14 @@ def train(
     known = _trainings.get((x.shape, x.strides, x.dtype, axis))
     if known is None or not 0.0 < eps < _INFINITY:
         return None
-    dtype, channels, plan, kernel, repeat = known
+    dtype, channels, plan, kernel = known
     if weight is None:
         weight = _constant(channels, dtype, 1)
     if bias is None:
         bias = _constant(channels, dtype, 0)
     if not (
-        type(weight) is ndarray and weight.dtype is dtype and weight.size == channels
-        and type(bias) is ndarray and bias.dtype is dtype and bias.size == channels
+        type(weight) is ndarray and weight.size == channels
+        and type(bias) is ndarray and bias.size == channels
     ):  # fmt: skip
         return None
     update = mean is not None or var is not None
@@ -139,20 +137,18 @@ def train(
     statistics = empty((3, channels))
     try:
         if not plan.large:
-            repeat(
+            kernel.serial(
                 x.ravel(), out.ravel(), plan.geometry, plan.tile, False,
                 weight, bias, eps, statistics,
             )  # fmt: skip
-        elif _plain((x, out), (weight, bias)):
+        else:
             threads = _threads.get_num_threads()
             _threads.launch(
                 kernel, threads, x.ravel(), out.ravel(), plan.geometry, plan.tile_for(threads),
                 plan.streaming and out is not x, weight, bias, eps, statistics,
             )  # fmt: skip
-        else:
-            return None
     except TypeError:
-        return None  # an array that is not contiguous or not writable
+        return None  # a kind of array that the kernel has not been compiled for
     if update:
         with _threads.updating():
             _update(
@@ -170,7 +166,7 @@ def differentiate(
     known = _gradients.get((x.shape, x.strides, x.dtype, axis))
     if known is None or type(dy) is not ndarray or not _like(dy, x):
         return None
-    dtype, channels, plan, kernel, repeat = known
+    dtype, channels, plan, kernel = known
     if statistics.shape[1] != channels:
         return None  # x has got another shape
     if out is None:
@@ -182,34 +178,25 @@ def differentiate(
         weight = _constant(channels, dtype, 1)
     try:
         if not plan.large:
-            repeat(
+            kernel.serial(
                 dy.ravel(), x.ravel(), out.ravel(), plan.geometry, plan.tile, False,
                 statistics, weight, d_weight, d_bias, batch_statistics,
             )  # fmt: skip
-        elif _plain((dy, x, out), (weight,)):
+        else:
             threads = _threads.get_num_threads()
             _threads.launch(
                 kernel, threads, dy.ravel(), x.ravel(), out.ravel(), plan.geometry,
                 plan.tile_for(threads), plan.streaming and out is not x and out is not dy,
                 statistics, weight, d_weight, d_bias, batch_statistics,
             )  # fmt: skip
-        else:
-            return None
     except TypeError:
-        return None  # an array that is not contiguous or not writable
+        return None  # a kind of array that the kernel has not been compiled for
     return out, d_weight, d_bias
 
 
 @lru_cache(maxsize=64)
 def _constant(channels: int, dtype: np.dtype, value: int) -> np.ndarray:
     return np.full(channels, value, dtype.type)
-
-
-def _plain(arrays: tuple[np.ndarray, ...], vectors: tuple[np.ndarray, ...]) -> bool:
-    """Whether a kernel that compiles what it does not know can be given all of these."""
-    return all(a.flags.carray for a in arrays) and all(
-        v.ndim == 1 and v.flags.carray for v in vectors
-    )
 
 
 def _like(array: Any, x: np.ndarray) -> bool:

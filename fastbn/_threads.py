@@ -19,7 +19,7 @@ import numba
 import numpy as np
 from numba.core.compiler_lock import global_compiler_lock
 
-from fastbn.kernels.compile import Kernel
+from fastbn.kernels.compile import Kernel, Repeat
 
 __all__ = ["get_num_threads", "set_num_threads"]
 
@@ -106,14 +106,14 @@ def available(large: bool) -> int:
     return get_num_threads() if large else 1
 
 
-def launch(kernel: Kernel, threads: int, *args: Any) -> None:
+def launch(kernel: Kernel | Repeat, threads: int, *args: Any) -> None:
     """Run ``kernel`` on ``threads`` threads, or on one while another call runs on many."""
     if threads < 2 or not _region.acquire(blocking=False):
         kernel.serial(*args)
         return
     try:
-        before = numba.get_num_threads()
-        if threads >= before:
+        # Numba's own number for this thread is never larger, and takes a microsecond to ask for
+        if threads >= _numba_threads() or threads >= (before := numba.get_num_threads()):
             kernel.parallel(*args)
             return
         try:

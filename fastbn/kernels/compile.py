@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 from numba.core.runtime import rtsys
@@ -60,28 +60,18 @@ class Kernel:
     def __init__(self, body: Callable) -> None:
         self.name = body.__name__
         self._body = body
-        self._repeat: Any = None
+        self._repeat = Repeat(never_compiled, never_compiled)
         self.serial = _cached(_renamed(body, "serial"), **_OPTIONS)
         self.parallel = _cached(_renamed(body, "parallel"), parallel=_PRANGE_ONLY, **_OPTIONS)
 
-    def repeat(self) -> Callable[..., Any]:
-        """The serial kernel for types that it has been compiled for: others are a TypeError."""
+    def repeat(self) -> "Repeat":
+        """The kernels for those types that each has been compiled for so far."""
         if numba.config.DISABLE_JIT:  # plain Python would take arrays of any kind
-            return never_compiled
+            return Repeat(never_compiled, never_compiled)
         with _repeating:
-            try:
-                overloads = list(self.serial.overloads.items())  # type: ignore[attr-defined]
-            except (KeyError, RuntimeError):  # another thread is just adding one
-                overloads = []
-            if not overloads:
-                return never_compiled
-            repeat = self._repeat or numba.njit(**_OPTIONS)(self._body)
-            for types_, compiled in overloads:
-                if types_ not in repeat.overloads:
-                    repeat.add_overload(compiled)
-            repeat.disable_compile()
-            self._repeat = repeat
-            return repeat
+            pairs = zip(self._repeat, (self.serial, self.parallel), strict=True)
+            self._repeat = Repeat(*(_never_compiling(self._body, *pair) for pair in pairs))
+            return self._repeat
 
     def incomplete(self) -> list[Callable[[], object]]:
         """What compiles those signatures that only one of the two kernels has so far."""
@@ -101,9 +91,32 @@ class Kernel:
         return f"Kernel({self.name})"
 
 
+class Repeat(NamedTuple):
+    """The kernels for types that they have been compiled for: others are a TypeError."""
+
+    serial: Callable[..., Any]
+    parallel: Callable[..., Any]
+
+
 def never_compiled(*args: Any) -> None:
-    """Stands for a serial kernel of which only the parallel one has been compiled."""
-    raise TypeError("the serial kernel has not been compiled yet")
+    """Stands for a kernel that has not been compiled for any types."""
+    raise TypeError("this kernel has not been compiled yet")
+
+
+def _never_compiling(body: Callable, known: Any, dispatcher: Any) -> Callable[..., Any]:
+    """``known``, or a new dispatcher, with all that ``dispatcher`` has compiled."""
+    try:
+        overloads = list(dispatcher.overloads.items())
+    except (KeyError, RuntimeError):  # another thread is just adding one
+        return known
+    if not overloads:
+        return known
+    repeat: Any = numba.njit(**_OPTIONS)(body) if known is never_compiled else known
+    for types_, compiled in overloads:
+        if types_ not in repeat.overloads:
+            repeat.add_overload(compiled)
+    repeat.disable_compile()
+    return repeat
 
 
 def kernel(body: Callable) -> Kernel:

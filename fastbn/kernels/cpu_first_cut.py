@@ -5,7 +5,7 @@ from fastbn.kernels.compile import inner
 BLOCK = 4096  # values whose sums are kept in x's precision: 16 KiB of float32, half of an L1
 CHAIN = 64  # additions in x's precision that one sum may go through
 SEGMENT = 32  # blocks: enough to make a task, few enough to share a channel among threads
-TASK = 65536  # values of an elementwise task
+TASK = 16384  # values of an elementwise task
 GROUP = 64  # channels with short rows that are summed together
 
 
@@ -57,6 +57,20 @@ def values_of_segment(segment, outer, length):
 def group_size(length):
     """Channels whose sums are taken together."""
     return GROUP if length <= BLOCK else 1
+
+
+@inner
+def count_groups(channels, length):
+    """Groups of channels whose sums are taken together."""
+    size = group_size(length)
+    return (channels + size - 1) // size
+
+
+@inner
+def group_bounds(group, channels, length):
+    """First channel of a group, one past the last."""
+    size = group_size(length)
+    return group * size, min((group + 1) * size, channels)
 
 
 @inner

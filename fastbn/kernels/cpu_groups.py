@@ -37,6 +37,12 @@ def set_means(shift, sums, n):
 
 
 @inner
+def is_far(sums, squares, n):
+    """Whether the shift that ``n`` values were summed around was far from their mean."""
+    return sums * sums > SHARE * n * squares
+
+
+@inner
 def mend_far(shift, sums, squares, n):
     """Move the shifts that were far from their channel's mean; how many these are.
 
@@ -44,7 +50,7 @@ def mend_far(shift, sums, squares, n):
     """
     moved = 0
     for c in range(shift.size):
-        if sums[c] * sums[c] > SHARE * n * squares[c]:
+        if is_far(sums[c], squares[c], n):
             mean = np.float64(shift[c]) + sums[c] / n
             if np.isfinite(mean):
                 shift[c] = mean

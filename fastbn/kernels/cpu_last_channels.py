@@ -23,17 +23,16 @@ def merge_segments(partial, rows, channels, fold, mean, m2):
 
 
 @inner
-def add_segments(partial, rows, channels, fold, sum_dy, sum_dy_xc):
+def add_segments(partial, rows, channels, fold, sums):
     """Add segments and folds, in order, into channels."""
-    sum_dy[:] = 0.0
-    sum_dy_xc[:] = 0.0
+    sums[:] = 0.0
     for segment in range(partial.shape[0]):
         _, _, columns = segment_bounds(segment, rows, channels, fold)
         for first in range(0, columns, channels):
             s, p = partial[segment, 0, first:], partial[segment, 1, first:]
             for c in range(channels):
-                sum_dy[c] += s[c]
-                sum_dy_xc[c] += p[c]
+                sums[0, c] += s[c]
+                sums[1, c] += p[c]
 
 
 @inner

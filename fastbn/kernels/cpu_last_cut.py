@@ -3,12 +3,11 @@
 from fastbn.kernels.compile import inner
 from fastbn.kernels.vector import lanes
 
-BLOCK = 256  # lines whose sums are kept in x's precision, one lane each
+BLOCK = 260  # lines whose sums are kept in x's precision, one lane each
 SEGMENT = 131072  # values of a segment, at least
 SEGMENTS = 256  # segments at most, so that their partial results stay small
 COLUMNS = 1024  # columns of a statistics task: 4 KiB of each line of float32
-TASK = 65536  # values of an elementwise task
-NEAR = 4  # lines that are gone through column by column: what belongs to one stays in registers
+TASK = 16384  # values of an elementwise task
 WIDEST = 4096  # columns of an elementwise line of several rows
 
 
@@ -74,7 +73,7 @@ def elementwise_width(x, rows, channels, dense):
 
 @inner
 def lines_per_task(width):
-    return max(1, TASK // width)
+    return 4 * ((TASK // width // 4) | 1) if 4 * width <= TASK else 1
 
 
 @inner

@@ -108,8 +108,14 @@ def center_products(sum_dy_xm, sum_dy, mean, center):
 
 
 @inner
-def parameter_gradients(sum_dy, sum_dy_xm, rstd, d_weight, d_bias):
-    """Gradients of weight and bias in the dtype of the data."""
-    for c in range(rstd.size):
+def fill_gradients(table, x, count, mean, rstd, weight, center, sums, d_weight, d_bias):
+    """Gradients of weight and bias, and `fill_gradient_terms`, which it returns.
+
+    ``sums`` has rows of ``dy`` and of ``dy * (x - center)``.
+    """
+    sum_dy, sum_dy_xm = sums[0], sums[1]
+    center_products(sum_dy_xm, sum_dy, mean, center)
+    for c in range(mean.size):
         d_weight[c] = formulas.weight_gradient(sum_dy_xm[c], rstd[c])
         d_bias[c] = sum_dy[c]
+    return fill_gradient_terms(table, x, count, mean, rstd, weight, sum_dy, sum_dy_xm)

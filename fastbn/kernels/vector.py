@@ -9,15 +9,13 @@
 ``load_first(array, i, n, rest)``       ``array[i : i + n]``, then lanes of ``rest``
 ``store(array, i, vector)``             ``array[i : i + lanes] = vector``
 ``store_streaming(array, i, vector)``   `store` past the caches; the address is a multiple of 64
-``prefetch(array, i)``                  have ``array[i]`` near when it is needed
 ``fence()``                             wait for streaming stores; before other threads may read
 ``to_boundary(array, i)``               how many values from ``i`` on come before such an address
 ``store_first(array, i, n, vector)``    ``array[i : i + n]`` = the first lanes
 ``total(vector)``                       sum of the lanes as float64, always in the same order
 ======================================  ====================================================
 
-``array`` is flat; ``n`` may exceed the number of lanes, and then all of them count. `store_first`
-also takes a float64 array for a vector of float32.
+``array`` is flat; ``n`` may exceed the number of lanes, and then all of them count.
 
 Where a function takes an array, compiled code counts a reference, which costs more than a short
 row. So the innermost functions take a pointer, which all of these take in place of an array.
@@ -42,6 +40,5 @@ store = _vector.store
 store_first = _vector.store_first
 store_streaming = _vector.store_streaming
 to_boundary = _vector.to_boundary
-prefetch = _vector.prefetch
 fence = _vector.fence
 total = _vector.total

@@ -92,14 +92,6 @@ def _masked(builder, operation, vector, result, arguments):
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
-def _as_wide(context, builder, array_type, value_type, value):
-    """``value``, in float64 if ``array_type`` is of that."""
-    scalar = context.get_value_type(array_type.dtype)
-    if array_type.dtype == value_type.scalar:
-        return value
-    return builder.fpext(value, ir.VectorType(scalar, value_type.lanes))
-
-
 def _alignment(array_type):
     return array_type.dtype.bitwidth // 8
 
@@ -208,22 +200,6 @@ def store_streaming(typing_context, array, index, value):
 
 
 @intrinsic
-def prefetch(typing_context, array, index):
-    """Bring ``array[index]`` to the nearest cache, if there is such an address."""
-
-    def codegen(context, builder, sig, args):
-        index = context.cast(builder, args[1], sig.args[1], types.intp)
-        address = builder.gep(_data(context, builder, sig.args[0], args[0]), [index])
-        address = builder.bitcast(address, ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [address.type, _INT32, _INT32, _INT32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [address, _INT32(0), _INT32(3), _INT32(1)])
-        return context.get_dummy_value()
-
-    return types.void(array, index), codegen
-
-
-@intrinsic
 def fence(typing_context):
     """Let all stores so far, streaming ones included, come before whatever follows."""
 
@@ -251,10 +227,10 @@ def to_boundary(typing_context, array, index):
 
 @intrinsic
 def store_first(typing_context, array, index, count, value):
-    """``array[index : index + count]`` = the first lanes of ``value``; it may be of float64."""
+    """``array[index : index + count]`` = the first lanes of ``value``."""
 
     def codegen(context, builder, sig, args):
-        vector = _as_wide(context, builder, array, value, args[3])
+        vector = args[3]
         address = _address(context, builder, array, args[0], sig.args[1], args[1], vector.type)
         mask = _first_lanes(context, builder, sig.args[2], args[2], value.lanes)
         arguments = [vector, address, _INT32(_alignment(array)), mask]

@@ -41,10 +41,6 @@ def store_streaming(array, index, value):
     store(array, index, value)
 
 
-def prefetch(array, index):
-    pass
-
-
 def fence():
     pass
 

@@ -15,13 +15,13 @@ from fastbn.kernels.cpu_first_cut import (
     piece_bounds,
     rows_of_block,
 )
-from fastbn.kernels.cpu_first_loops import (
+from fastbn.kernels.cpu_first_row_sums import (
     block_products,
     block_sums,
     piece_products,
     piece_sums,
 )
-from fastbn.kernels.cpu_groups import SHARE, segment_moments_of, segment_products_of
+from fastbn.kernels.cpu_groups import is_far, segment_moments_of, segment_products_of
 from fastbn.kernels.cpu_range import finite_or, wide_products
 from fastbn.kernels.vector import rounded
 
@@ -47,7 +47,7 @@ def long_moments(x, base, outer, length, stride, segment):
         position = base + row * stride + start
         n = np.float64(size)
         sums, squares = piece_sums(x, position, size, shift)
-        if piece == first and sums * sums > SHARE * n * squares:
+        if piece == first and is_far(sums, squares, n):
             shift = finite_or(rounded(x, shift + sums / n), shift)
             sums, squares = piece_sums(x, position, size, shift)
         piece_mean, piece_m2 = formulas.moments_from_sums(n, shift, sums, squares)
