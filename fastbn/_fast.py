@@ -3,8 +3,9 @@
 The long way through `functional` checks everything and says what is wrong. When it has
 succeeded, it leaves here how arrays of that shape, strides and dtype are walked. A later
 call finds that by one look-up; if its arrays are all of the plain kind that kernels take,
-it goes straight to the kernel, which refuses what it has not been compiled for. Whatever is
-not goes the long way, and that is what None means here.
+it goes straight to the kernel, which refuses flags and ranks that it has not been compiled for
+(it does not look at the order of bytes). Whatever is not goes the long way, and that is what
+None means here.
 """
 
 from functools import lru_cache
@@ -70,10 +71,10 @@ def evaluate(
     if bias is None:
         bias = _constant(channels, dtype, 0)
     if not (
-        type(mean) is ndarray and mean.size == channels
-        and type(var) is ndarray and var.size == channels
-        and type(weight) is ndarray and weight.size == channels
-        and type(bias) is ndarray and bias.size == channels
+        type(mean) is ndarray and mean.dtype is dtype and mean.size == channels
+        and type(var) is ndarray and var.dtype is dtype and var.size == channels
+        and type(weight) is ndarray and weight.dtype is dtype and weight.size == channels
+        and type(bias) is ndarray and bias.dtype is dtype and bias.size == channels
     ):  # fmt: skip
         return None
     if out is None:
@@ -119,8 +120,8 @@ def train(
     if bias is None:
         bias = _constant(channels, dtype, 0)
     if not (
-        type(weight) is ndarray and weight.size == channels
-        and type(bias) is ndarray and bias.size == channels
+        type(weight) is ndarray and weight.dtype is dtype and weight.size == channels
+        and type(bias) is ndarray and bias.dtype is dtype and bias.size == channels
     ):  # fmt: skip
         return None
     update = mean is not None or var is not None
