@@ -1,5 +1,12 @@
-"""Is it slower than it was? A new run of the quick grid against the committed baseline."""
+"""Is it slower than it was? New runs of the quick grid against the committed baseline.
 
+Copies beside each call take out most of what a shared machine does to its time, not all: where
+an array lies in memory and who else uses it make a cell of a large array 5 % slower or faster
+from one process to the next, of one that is in cache 5 to 20 %. So a cell is measured in several
+processes and their median counts, and cells are judged together.
+"""
+
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,25 +16,27 @@ from benchmarks import grid, results
 from benchmarks.machine import machine
 from benchmarks.results import Cell, Run, Unusable
 
-#: All cells of an operation and layout together, relative to a copy: their errors cancel for the
-#: most part, so that a kernel that is a fifth slower stands out.
-GROUP_GROWTH = 1.10
-GROUP_CELLS = 3
-#: One cell alone on a shared machine is off by a fifth at times, where its array just fits into a
-#: cache by a third: alone it counts only when it is off by more, again and again.
+#: How many times as long all cells of an operation, layout and kind of array may take together,
+#: by geometric mean. Large arrays show a kernel that is a fifth slower; in cache it takes more.
+GROUP_GROWTH = {"large": 1.10, "in cache": 1.25}
+GROUP_CELLS = 2
+#: One cell alone counts only when it is off by more.
 CELL_GROWTH = 1.5
-#: How many more times a suspect is measured. Noise goes away, a slower kernel stays.
-REPEATS = 3
+#: In how many processes the grid is measured, and how many more times what looks slower then.
+RUNS, REPEATS = 3, 4
 #: Arrays below this take as long as a few Python calls. Beside other work a copy of so little
 #: slows down more than fastbn does, so that the ratio falls; on a calm machine the seconds are
-#: stable to a few percent. So both have to grow.
+#: stable to a few percent. So both have to grow, and such cells are not judged together.
 SMALL_BYTES = 256 * 1024
+#: x and an output of more than this are in no cache of a usual machine.
+LARGE_BYTES = 32 * 2**20
 #: Part of the cells that a machine may have been too busy for.
 MOST_UNSURE = 0.1
 #: Rows of the table when nothing is slower.
 FEW = 5
 
 Key = tuple[str, ...]
+Group = tuple[str, str, str]
 #: How many times as long as before a cell takes; None where the machine was too busy to say.
 Growths = dict[Key, float | None]
 
@@ -40,36 +49,51 @@ def compared(cells: Iterable[Cell]) -> dict[Key, Cell]:
 
 
 def growth(new: Cell, old: Cell) -> float | None:
-    """How many times as long as before, by the clock that a copy is."""
+    """How many times as long as before, by the clock that the copies are."""
     if len(grid.calm([new, old])) < 2:
         return None
     ratio = new.ratio_to_copy / old.ratio_to_copy
-    return min(ratio, new.seconds / old.seconds) if new.bytes < SMALL_BYTES else ratio
+    if new.bytes < SMALL_BYTES:
+        return min(ratio, new.seconds / old.seconds)
+    if kind_of(new) == "large":  # each copy alone varies more than both together
+        return math.sqrt(ratio * new.ratio_to_streaming_copy / old.ratio_to_streaming_copy)
+    return ratio
 
 
-def group_of(key: Key) -> str:
-    """Operation and layout of a cell."""
-    last = key[0].endswith(" last") or key[0].startswith("table")
-    return f"{key[2]}, {'channels last' if last else 'channels first'}"
+def kind_of(cell: Cell) -> str:
+    """Whether x and an output fit into the last-level cache; "small" is neither."""
+    if cell.bytes < SMALL_BYTES:
+        return "small"
+    return "large" if 2 * cell.bytes > LARGE_BYTES else "in cache"
 
 
-def by_group(grown: Growths) -> dict[str, float]:
-    """The geometric mean of each operation and layout that has several cells."""
-    found: dict[str, list[float]] = {}
+def group_of(cell: Cell) -> Group:
+    """Operation, layout, and kind of array."""
+    layout = "channels first" if cell.layout == "channels first" else "channels last"
+    return cell.operation, layout, kind_of(cell)
+
+
+def by_group(grown: Growths, cells: dict[Key, Cell]) -> dict[Group, float]:
+    """The geometric mean of each group that has a limit and several cells."""
+    found: dict[Group, list[float]] = {}
     for key, g in grown.items():
         if g is not None:
-            found.setdefault(group_of(key), []).append(g)
+            found.setdefault(group_of(cells[key]), []).append(g)
     return {
-        group: statistics.geometric_mean(g) for group, g in found.items() if len(g) >= GROUP_CELLS
+        group: statistics.geometric_mean(g)
+        for group, g in found.items()
+        if group[2] in GROUP_GROWTH and len(g) >= GROUP_CELLS
     }
 
 
-def slower(grown: Growths) -> list[Key]:
+def slower(grown: Growths, cells: dict[Key, Cell]) -> list[Key]:
     """Cells that are slower, and all cells of groups that are slower as a whole."""
-    slow = {name for name, mean in by_group(grown).items() if mean > GROUP_GROWTH}
+    means = by_group(grown, cells)
+    slow = {group for group, mean in means.items() if mean > GROUP_GROWTH[group[2]]}
     return [
-        k for k, g in grown.items() if g is not None and (g > CELL_GROWTH or group_of(k) in slow)
-    ]
+        k for k, g in grown.items()
+        if g is not None and (g > CELL_GROWTH or group_of(cells[k]) in slow)
+    ]  # fmt: skip
 
 
 def unsure(grown: Growths) -> list[Key]:
@@ -97,11 +121,22 @@ def check_cells(new: dict[Key, Cell], old: dict[Key, Cell], more: bool) -> None:
             raise Unusable(f"{words} {len(keys)} cells of the other, such as {example}; {WAY_OUT}")
 
 
-def settle(new: dict[Key, Cell], old: dict[Key, Cell], run: Run, repeats: int) -> Growths:
-    """Measure again what is slower or unsure, keeping the smallest growth of each cell."""
-    grown = {key: growth(new[key], old[key]) for key in old}
+def growths(runs: list[dict[Key, Cell]], old: dict[Key, Cell]) -> Growths:
+    """The median over all runs that measured a cell and were calm."""
+    found: Growths = {}
+    for key, cell in old.items():
+        each = [growth(run[key], cell) for run in runs if key in run]
+        sure = [g for g in each if g is not None]
+        found[key] = statistics.median(sure) if sure else None
+    return found
+
+
+def settle(runs: list[Run], old: dict[Key, Cell], repeats: int) -> Growths:
+    """Measure what is slower or unsure again, up to ``repeats`` times, until it is not."""
+    measured = [compared(run.cells) for run in runs]
+    grown = growths(measured, old)
     for attempt in range(repeats):
-        keys = slower(grown) + unsure(grown)
+        keys = slower(grown, old) + unsure(grown)
         if not keys:
             break
         print(
@@ -109,33 +144,45 @@ def settle(new: dict[Key, Cell], old: dict[Key, Cell], run: Run, repeats: int) -
             f"Again ({attempt + 1} of {repeats}):",
             flush=True,
         )
-        repeated = grid.measure_again([new[key].test for key in keys], run)
-        check_machines(repeated.machine, run.machine)
-        for key, cell in compared(repeated.cells).items():
-            both = [g for g in (grown[key], growth(cell, old[key])) if g is not None]
-            grown[key] = min(both, default=None)
+        repeated = grid.measure_again([measured[0][key].test for key in keys], runs[0])
+        check_machines(repeated.machine, runs[0].machine)
+        measured.append(compared(repeated.cells))
+        grown = growths(measured, old)
     return grown
 
 
+def run_again_and_again(count: int) -> list[Run]:
+    """The quick grid, ``count`` times."""
+    runs = []
+    for i in range(count):
+        print(f"Run {i + 1} of {count}:", flush=True)
+        runs.append(grid.run_grid())
+    return runs
+
+
 def compare(
-    run_file: Path | None, baseline_file: Path, repeats: int = REPEATS, all_cells: bool = False
+    run_files: list[Path], baseline_file: Path, repeats: int = REPEATS, all_cells: bool = False
 ) -> bool:
-    """Print how a run compares with the baseline, and return whether nothing is slower."""
+    """Print how runs compare with the baseline, and return whether nothing is slower.
+
+    Without files they are measured.
+    """
     if not baseline_file.exists():
         raise Unusable(f"there is no baseline {baseline_file.name}; {WAY_OUT}")
     baseline = results.read(baseline_file)[0]
-    if run_file is None:
-        check_machines(machine(), baseline.machine)  # before the minute that the grid takes
-        run = grid.run_grid()
+    if not run_files:
+        check_machines(machine(), baseline.machine)  # before the minutes that the grid takes
+        runs = run_again_and_again(RUNS)
     else:
-        run = results.read(run_file)[0]
-    check_machines(run.machine, baseline.machine)
-    new, old = compared(run.cells), compared(baseline.cells)
-    check_cells(new, old, more=run_file is not None)
-    can_repeat = all(new[key].test for key in old)  # not in what `record` wrote
-    grown = settle(new, old, run, repeats if can_repeat else 0)
-    print(summary(grown, baseline, run, all_cells))
-    fine = not slower(grown)
+        runs = [results.read(file)[0] for file in run_files]
+    old = compared(baseline.cells)
+    for run in runs:
+        check_machines(run.machine, baseline.machine)
+        check_cells(compared(run.cells), old, more=bool(run_files))
+    can_repeat = all(compared(runs[0].cells)[key].test for key in old)  # not in what `record` wrote
+    grown = settle(runs, old, repeats if can_repeat else 0)
+    print(summary(grown, old, baseline, runs[0], all_cells))
+    fine = not slower(grown, old)
     if fine and len(unsure(grown)) > MOST_UNSURE * len(grown):
         raise Unusable(
             f"{len(unsure(grown))} cells cannot be compared: the copies beside them took another "
@@ -145,14 +192,14 @@ def compare(
     return fine
 
 
-def summary(grown: Growths, baseline: Run, run: Run, all_cells: bool) -> str:
+def summary(grown: Growths, old: dict[Key, Cell], baseline: Run, run: Run, all_cells: bool) -> str:
     """What was found, in words and tables; the worst cells first."""
     from tabulate import tabulate
 
-    means = by_group(grown)
+    means = by_group(grown, old)
     known = sorted((key for key in grown if grown[key] is not None), key=grown.get, reverse=True)
     slow = sum(grown[key] > CELL_GROWTH for key in known)
-    failed = sum(mean > GROUP_GROWTH for mean in means.values())
+    failed = sum(mean > GROUP_GROWTH[group[2]] for group, mean in means.items())
     shown = known if all_cells else known[: max(FEW, slow)]
 
     def mark(value: float, limit: float) -> str:
@@ -160,16 +207,19 @@ def summary(grown: Growths, baseline: Run, run: Run, all_cells: bool) -> str:
 
     cells = [(*key, f"{grown[key]:.2f}", mark(grown[key], CELL_GROWTH)) for key in shown]
     cells += [(*key, "?", "machine busy") for key in unsure(grown)]
-    groups = [(group, f"{g:.3f}", mark(g, GROUP_GROWTH)) for group, g in means.items()]
+    groups = [
+        (*group, f"{mean:.3f}", GROUP_GROWTH[group[2]], mark(mean, GROUP_GROWTH[group[2]]))
+        for group, mean in means.items()
+    ]
     head = ["case", "dtype", "operation", "provider", "times as long", ""]
-    means_head = ["operation, layout", "geometric mean", ""]
+    means_head = ["operation", "layout", "arrays", "geometric mean", "limit", ""]
     return "\n\n".join([
         f"Times as long as in the baseline of {baseline.machine['date']}, relative to a copy:",
         tabulate(cells, head, disable_numparse=True),
         *([tabulate(groups, means_head, disable_numparse=True)] if groups else []),
         *changed_versions(run, baseline),
         f"Slower: {slow} of {len(known)} cells (more than {CELL_GROWTH} times as long), "
-        f"{failed} of {len(means)} groups (more than {GROUP_GROWTH}).",
+        f"{failed} of {len(means)} groups.",
     ])  # fmt: skip
 
 
@@ -199,9 +249,6 @@ def typical(runs: list[Run]) -> Run:
 
 def make_baseline(to: Path, count: int) -> None:
     """Run the quick grid ``count`` times and keep the median of each cell."""
-    runs = []
-    for i in range(count):
-        print(f"Run {i + 1} of {count}:", flush=True)
-        runs.append(grid.run_grid())
+    runs = run_again_and_again(count)
     results.write(to, [typical(runs)])
     print(f"Written: {to}, {len(compared(runs[0].cells))} cells.")
