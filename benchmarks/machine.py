@@ -31,11 +31,11 @@ def _version(package):
 
 def machine():
     import fastbn
-    from fastbn._plan import last_level_cache
+    from fastbn._plan import known_cache
 
     return {
         "cpu": cpu_model(),
-        "last_level_cache": last_level_cache(),
+        "last_level_cache": known_cache(),
         "threads": fastbn.get_num_threads(),
         "versions": versions(),
     }

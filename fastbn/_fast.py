@@ -17,7 +17,7 @@ from numpy import empty, ndarray
 from fastbn import _pool, _threads
 from fastbn._plan import Plan
 from fastbn.kernels import cpu_channels
-from fastbn.kernels.compile import Kernel, Repeat, never_compiled
+from fastbn.kernels.compile import Kernel
 
 #: Forget everything when there are more shapes than this: somebody has a new one every time.
 _MOST = 4096
@@ -33,7 +33,7 @@ class Known(NamedTuple):
     dtype: np.dtype
     channels: int
     plan: Plan
-    kernel: Repeat
+    kernel: Kernel
 
 
 _known: dict[str, dict[tuple, Known]] = {"normalize": {}, "forward": {}, "backward": {}}
@@ -48,11 +48,11 @@ def remember(axis: int, plan: Plan, kernel: Kernel, *arrays: np.ndarray) -> None
         return
     known = _known[kernel.name]
     key = first.shape, first.strides, dtype, axis
-    found = known.get(key)
-    if found is None or never_compiled in found.kernel:
+    kernel.learn()
+    if key not in known:
         if len(known) >= _MOST:
             known.clear()
-        known[key] = Known(dtype, plan.channels, plan, kernel.repeat())
+        known[key] = Known(dtype, plan.channels, plan, kernel)
 
 
 def evaluate(
@@ -86,12 +86,12 @@ def evaluate(
         return None
     try:
         if not plan.large:
-            kernel.serial(
+            kernel.repeat.serial(
                 x.ravel(), out.ravel(), plan.geometry, False, mean, var, weight, bias, eps
             )
         else:
             _threads.launch(
-                kernel, _threads.get_num_threads(), x.ravel(), out.ravel(), plan.geometry,
+                kernel.repeat, _threads.get_num_threads(), x.ravel(), out.ravel(), plan.geometry,
                 plan.streaming and out is not x, mean, var, weight, bias, eps,
             )  # fmt: skip
     except TypeError:
@@ -138,15 +138,16 @@ def train(
     statistics = empty((3, channels))
     try:
         if not plan.large:
-            kernel.serial(
+            kernel.repeat.serial(
                 x.ravel(), out.ravel(), plan.geometry, plan.tile, False,
                 weight, bias, eps, statistics,
             )  # fmt: skip
         else:
             threads = _threads.get_num_threads()
             _threads.launch(
-                kernel, threads, x.ravel(), out.ravel(), plan.geometry, plan.tile_for(threads),
-                plan.streaming and out is not x, weight, bias, eps, statistics,
+                kernel.repeat, threads, x.ravel(), out.ravel(), plan.geometry,
+                plan.tile_for(threads), plan.streaming and out is not x,
+                weight, bias, eps, statistics,
             )  # fmt: skip
     except TypeError:
         return None  # a kind of array that the kernel has not been compiled for
@@ -179,14 +180,14 @@ def differentiate(
         weight = _constant(channels, dtype, 1)
     try:
         if not plan.large:
-            kernel.serial(
+            kernel.repeat.serial(
                 dy.ravel(), x.ravel(), out.ravel(), plan.geometry, plan.tile, False,
                 statistics, weight, d_weight, d_bias, batch_statistics,
             )  # fmt: skip
         else:
             threads = _threads.get_num_threads()
             _threads.launch(
-                kernel, threads, dy.ravel(), x.ravel(), out.ravel(), plan.geometry,
+                kernel.repeat, threads, dy.ravel(), x.ravel(), out.ravel(), plan.geometry,
                 plan.tile_for(threads), plan.streaming and out is not x and out is not dy,
                 statistics, weight, d_weight, d_bias, batch_statistics,
             )  # fmt: skip

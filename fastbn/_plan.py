@@ -197,14 +197,19 @@ def make_plan(
     return Plan("first", geometry, channels, rows * length, tile, large, streaming, extents)
 
 
-@lru_cache(maxsize=1)
 def last_level_cache() -> int:
-    """Bytes of the largest cache of a processor, as far as the system says."""
+    """Bytes of the largest cache of a processor; the usual size if the system does not say."""
+    return known_cache() or 32 * 1024 * 1024
+
+
+@lru_cache(maxsize=1)
+def known_cache() -> int:
+    """Bytes of the largest cache of a processor; 0 if the system does not say."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         with contextlib.suppress(OSError, ValueError):
             sizes.append(int(path.read_text().strip().removesuffix("K")) * 1024)
-    return max(sizes, default=32 * 1024 * 1024)
+    return max(sizes, default=0)
 
 
 def _pop_contiguous(dims: list[tuple[int, Strides]]) -> int:

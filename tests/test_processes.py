@@ -279,3 +279,39 @@ sys.exit("the child hangs")
 def test_fork_while_another_thread_compiles(tmp_path):
     """The child inherits the compiler's lock, and nobody in it who would release it."""
     tools.run(COMPILING, env={"NUMBA_CACHE_DIR": tmp_path}, timeout=120)
+
+
+LEARNING = """
+import os, signal, threading, time
+import numpy as np, fastbn
+from fastbn.kernels import compile
+
+def call(n):
+    fastbn.batch_norm(np.ones((n, 3), np.float32), np.zeros(3, np.float32), np.ones(3, np.float32))
+
+call(4)
+learn, inside = compile._never_compiling, threading.Event()
+
+def slow(*args):
+    inside.set()
+    time.sleep(2)
+    return learn(*args)
+
+compile._never_compiling = slow
+thread = threading.Thread(target=call, args=(5,))
+thread.start()
+inside.wait()
+compile._never_compiling = learn
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    call(6)
+    os._exit(0)
+thread.join()
+assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+@pytest.mark.compiled
+def test_fork_while_another_thread_learns_what_is_compiled():
+    tools.run(LEARNING)

@@ -165,6 +165,28 @@ def test_no_batch_goes_uncounted_when_threads_train_one_layer():
     tools.run(COUNTER)
 
 
+LEARNING = """
+import numpy as np, fastbn
+from fastbn import _fast
+
+def call(dtype, threads):
+    x, (mean, var) = np.ones((8, 64, 16, 16), dtype), np.ones((2, 64), dtype)  # worth two threads
+    fastbn.set_num_threads(threads)
+    fastbn.batch_norm(x, mean, var)  # at least the first time the long way
+    return _fast.evaluate(x, mean, var, None, None, 1e-5, 1, None) is not None
+
+assert call(np.float64, 2)
+assert call(np.float64, 1) and call(np.float32, 1)
+assert call(np.float32, 2)
+"""
+
+
+@pytest.mark.compiled
+def test_the_fast_path_learns_of_every_kernel():
+    """Compiled for one thread or for many, for one dtype after the other."""
+    tools.run(LEARNING, threads=2)
+
+
 # --- how many threads -----------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """The only place that names Numba options, and where its disk cache is made safe to rely on.
 
-`kernel` turns one body into a serial and a parallel kernel; `inner` compiles a
-function that kernels call. Nothing is compiled before its first call.
+`kernel` turns one body into a serial and a parallel kernel; `inner` and `inlined` compile
+functions that kernels call. Nothing is compiled before its first call.
 """
 
 import contextlib
@@ -50,28 +50,21 @@ def inlined(body: Callable) -> Callable:
     )
 
 
-#: Held while `Kernel.repeat` learns what has been compiled.
-_repeating = threading.Lock()
-
-
 class Kernel:
     """One body, compiled for one thread (``serial``) and for many (``parallel``)."""
 
     def __init__(self, body: Callable) -> None:
         self.name = body.__name__
         self._body = body
-        self._repeat = Repeat(never_compiled, never_compiled)
+        self.repeat = Repeat(never_compiled, never_compiled)
         self.serial = _cached(_renamed(body, "serial"), **_OPTIONS)
         self.parallel = _cached(_renamed(body, "parallel"), parallel=_PRANGE_ONLY, **_OPTIONS)
 
-    def repeat(self) -> "Repeat":
-        """The kernels for those types that each has been compiled for so far."""
-        if numba.config.DISABLE_JIT:  # plain Python would take arrays of any kind
-            return Repeat(never_compiled, never_compiled)
-        with _repeating:
-            pairs = zip(self._repeat, (self.serial, self.parallel), strict=True)
-            self._repeat = Repeat(*(_never_compiling(self._body, *pair) for pair in pairs))
-            return self._repeat
+    def learn(self) -> None:
+        """Let `repeat` take all types that either kernel has been compiled for by now."""
+        if not numba.config.DISABLE_JIT:  # plain Python would take arrays of any kind
+            pairs = zip(self.repeat, (self.serial, self.parallel), strict=True)
+            self.repeat = Repeat(*(_never_compiling(self._body, *pair) for pair in pairs))
 
     def incomplete(self) -> list[Callable[[], object]]:
         """What compiles those signatures that only one of the two kernels has so far."""
@@ -104,17 +97,19 @@ def never_compiled(*args: Any) -> None:
 
 
 def _never_compiling(body: Callable, known: Any, dispatcher: Any) -> Callable[..., Any]:
-    """``known``, or a new dispatcher, with all that ``dispatcher`` has compiled."""
+    """A dispatcher with what ``dispatcher`` has compiled: ``known``, or a new one if it lacks any.
+
+    No lock, which a forked child or a signal handler might find held for ever.
+    """
     try:
-        overloads = list(dispatcher.overloads.items())
+        overloads = list(dispatcher.overloads.values())
     except (KeyError, RuntimeError):  # another thread is just adding one
         return known
-    if not overloads:
+    if len(overloads) == (0 if known is never_compiled else len(known.overloads)):
         return known
-    repeat: Any = numba.njit(**_OPTIONS)(body) if known is never_compiled else known
-    for types_, compiled in overloads:
-        if types_ not in repeat.overloads:
-            repeat.add_overload(compiled)
+    repeat: Any = numba.njit(**_OPTIONS)(body)
+    for compiled in overloads:
+        repeat.add_overload(compiled)
     repeat.disable_compile()
     return repeat
 

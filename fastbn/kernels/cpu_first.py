@@ -4,10 +4,9 @@ Every array is seen as flat memory; ``geometry`` is (outer, channels, length)
 followed by (outer stride, channel stride) of each array, in elements. A *row* is
 the ``length`` contiguous values of one sample and one channel.
 
-How work is cut follows from the shape alone. A channel is read in blocks of at most
-4096 values; 32 blocks make a segment, whose statistics have
-their own shift; segments are merged in order. Whichever thread takes which
-segment, the bits of the result are the same.
+How work is cut follows from shape and strides alone. A channel is read in blocks of at
+most 4096 values; 32 blocks make a segment, whose statistics have their own shift; segments
+are merged in order. Whichever thread takes which segment, the bits of the result are the same.
 
 ``tile`` channels at a time go through a whole operation, while they are in cache; if it is 0,
 each pass goes over all channels before the next. ``streaming`` stores go past the caches.

@@ -1,4 +1,4 @@
-"""Channels-first: how a channel is cut into blocks, segments and tasks, by shape alone."""
+"""Channels-first: how shape and strides cut a channel into blocks, segments and tasks."""
 
 from fastbn.kernels.compile import inner
 

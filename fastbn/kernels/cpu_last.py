@@ -6,7 +6,7 @@ that follow each other in memory are read as one *line* of ``fold * channels``
 columns; the statistics of the ``fold`` columns of a channel are merged at the
 end. Rows that do not fill a line come last, one short line.
 
-How work is cut follows from the shape alone: blocks of lines are summed in x's
+How work is cut follows from shape and strides alone: blocks of lines are summed in x's
 precision, segments have their own shift and are merged in order, columns never
 mix. So threads do not change a bit.
 

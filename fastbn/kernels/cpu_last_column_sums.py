@@ -7,7 +7,7 @@ the processor would stop to read ahead.)
 
 import numpy as np
 
-from fastbn.kernels.compile import inner
+from fastbn.kernels.compile import inlined, inner
 from fastbn.kernels.cpu_range import (
     DOWN,
     UP,
@@ -29,6 +29,17 @@ from fastbn.kernels.vector import (
 # --- sums -----------------------------------------------------------------------------------
 
 
+@inlined
+def sum_of_products(zero, a0, b0, a1, b1, a2, b2, a3, b3):
+    """Of four pairs; from ``zero`` on, so that there is one way alone to fuse * and +."""
+    return ((zero + a0 * b0) + a1 * b1) + ((zero + a2 * b2) + a3 * b3)
+
+
+@inlined
+def sum_of_squares(zero, d0, d1, d2, d3):
+    return sum_of_products(zero, d0, d0, d1, d1, d2, d2, d3, d3)
+
+
 @inner
 def add_four_lines(x, i, apart, shift, sums, squares):
     """`add_line` of four lines."""
@@ -41,14 +52,14 @@ def add_four_lines(x, i, apart, shift, sums, squares):
         d0, d1 = load(x, i + j) - c, load(x, i1 + j) - c
         d2, d3 = load(x, i2 + j) - c, load(x, i3 + j) - c
         store(sums, j, load(sums, j) + ((d0 + d1) + (d2 + d3)))
-        store(squares, j, load(squares, j) + ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)))
+        store(squares, j, load(squares, j) + sum_of_squares(zero, d0, d1, d2, d3))
         j += step
     if j < width:
         n = width - j
         c = load_first(shift, j, n, zero)
         d0, d1 = load_first(x, i + j, n, c) - c, load_first(x, i1 + j, n, c) - c
         d2, d3 = load_first(x, i2 + j, n, c) - c, load_first(x, i3 + j, n, c) - c
-        s, q = (d0 + d1) + (d2 + d3), (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+        s, q = (d0 + d1) + (d2 + d3), sum_of_squares(zero, d0, d1, d2, d3)
         store_first(sums, j, n, load_first(sums, j, n, zero) + s)
         store_first(squares, j, n, load_first(squares, j, n, zero) + q)
 
@@ -118,11 +129,11 @@ def block_sums(x, start, lines, stride, row, shift, sums, squares):
 
     Once more in other units where that could not hold them.
     """
-    narrow_sums = np.zeros((2, shift.size), x.dtype)
-    add_column_sums(x, start, lines, stride, shift, narrow_sums[0], narrow_sums[1])
+    own_sums = np.zeros((2, shift.size), x.dtype)
+    add_column_sums(x, start, lines, stride, shift, own_sums[0], own_sums[1])
     lost = 0
     for c in range(shift.size):
-        sums[c], squares[c] = narrow_sums[0, c], narrow_sums[1, c]
+        sums[c], squares[c] = own_sums[0, c], own_sums[1, c]
         lost += out_of_range(squares[c])
     if narrow(x) and lost > 0:
         rescue_sums(x, start, lines, stride, shift, sums, squares)
@@ -140,19 +151,21 @@ def add_four_products(dy, i, dy_apart, x, k, x_apart, shift, sums, products):
     while j + step <= width:
         c = load(shift, j)
         g0, g1, g2, g3 = load(dy, i + j), load(dy, i1 + j), load(dy, i2 + j), load(dy, i3 + j)
-        p0, p1 = g0 * (load(x, k + j) - c), g1 * (load(x, k1 + j) - c)
-        p2, p3 = g2 * (load(x, k2 + j) - c), g3 * (load(x, k3 + j) - c)
+        d0, d1 = load(x, k + j) - c, load(x, k1 + j) - c
+        d2, d3 = load(x, k2 + j) - c, load(x, k3 + j) - c
         store(sums, j, load(sums, j) + ((g0 + g1) + (g2 + g3)))
-        store(products, j, load(products, j) + ((p0 + p1) + (p2 + p3)))
+        store(
+            products, j, load(products, j) + sum_of_products(zero, g0, d0, g1, d1, g2, d2, g3, d3)
+        )
         j += step
     if j < width:
         n = width - j
         c = load_first(shift, j, n, zero)
         g0, g1 = load_first(dy, i + j, n, zero), load_first(dy, i1 + j, n, zero)
         g2, g3 = load_first(dy, i2 + j, n, zero), load_first(dy, i3 + j, n, zero)
-        p0, p1 = g0 * (load_first(x, k + j, n, c) - c), g1 * (load_first(x, k1 + j, n, c) - c)
-        p2, p3 = g2 * (load_first(x, k2 + j, n, c) - c), g3 * (load_first(x, k3 + j, n, c) - c)
-        s, p = (g0 + g1) + (g2 + g3), (p0 + p1) + (p2 + p3)
+        d0, d1 = load_first(x, k + j, n, c) - c, load_first(x, k1 + j, n, c) - c
+        d2, d3 = load_first(x, k2 + j, n, c) - c, load_first(x, k3 + j, n, c) - c
+        s, p = (g0 + g1) + (g2 + g3), sum_of_products(zero, g0, d0, g1, d1, g2, d2, g3, d3)
         store_first(sums, j, n, load_first(sums, j, n, zero) + s)
         store_first(products, j, n, load_first(products, j, n, zero) + p)
 
@@ -187,9 +200,7 @@ def add_column_products(dy, i, dy_stride, x, k, x_stride, lines, shift, sums, pr
 @inner
 def block_products(dy, i, dy_stride, x, k, x_stride, lines, row, shift, sums, products):
     """Sums of ``dy`` and ``dy * (x - shift)`` for each column, in x's precision."""
-    narrow_sums = np.zeros((2, shift.size), x.dtype)
-    add_column_products(
-        dy, i, dy_stride, x, k, x_stride, lines, shift, narrow_sums[0], narrow_sums[1]
-    )
+    own_sums = np.zeros((2, shift.size), x.dtype)
+    add_column_products(dy, i, dy_stride, x, k, x_stride, lines, shift, own_sums[0], own_sums[1])
     for c in range(shift.size):
-        sums[c], products[c] = narrow_sums[0, c], narrow_sums[1, c]
+        sums[c], products[c] = own_sums[0, c], own_sums[1, c]

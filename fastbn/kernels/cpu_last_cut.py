@@ -1,9 +1,12 @@
-"""Channels-last: how rows are cut into lines, blocks, segments and tasks, by shape alone."""
+"""Channels-last: how shape and strides cut rows into lines, blocks, segments and tasks."""
 
 from fastbn.kernels.compile import inner
 from fastbn.kernels.vector import lanes
 
-BLOCK = 260  # lines whose sums are kept in x's precision, one lane each
+#: Lines whose sums are kept in x's precision, one lane each. A quarter of them is an odd number:
+#: four lines that far apart seldom begin at the same place of their pages, where they would
+#: throw each other out of the nearest cache.
+BLOCK = 260
 SEGMENT = 131072  # values of a segment, at least
 SEGMENTS = 256  # segments at most, so that their partial results stay small
 COLUMNS = 1024  # columns of a statistics task: 4 KiB of each line of float32
@@ -73,6 +76,7 @@ def elementwise_width(x, rows, channels, dense):
 
 @inner
 def lines_per_task(width):
+    """Lines of an elementwise task, four times an odd number as in `BLOCK`; at least one."""
     return 4 * ((TASK // width // 4) | 1) if 4 * width <= TASK else 1
 
 

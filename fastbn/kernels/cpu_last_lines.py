@@ -198,11 +198,11 @@ def scale_line(dy, i, dx, m, width, terms):
 
 
 @inlined
-def load_scaled(x, i, n, center, terms, j, kinds):
-    """``(x - center) * unit``; its parts are in the two rows of terms after ``kinds``."""
+def load_scaled(x, i, n, center, terms, j, row):
+    """``(x - center) * unit``, whose two parts are in the terms from ``row`` on."""
     table, columns, first = terms
-    down = load_first(table, first + j + kinds * columns, n, center)
-    up = load_first(table, first + j + (kinds + 1) * columns, n, center)
+    down = load_first(table, first + j + row * columns, n, center)
+    up = load_first(table, first + j + (row + 1) * columns, n, center)
     return scaled_difference(load_first(x, i, n, center), center, down, up)
 
 

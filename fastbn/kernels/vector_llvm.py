@@ -13,6 +13,7 @@ import operator
 
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.errors import TypingError
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -99,6 +100,8 @@ def _alignment(array_type):
 @intrinsic
 def pointer(typing_context, array):
     """Address of ``array``'s memory, which is not kept alive by it."""
+    if array.layout != "C":
+        raise TypingError(f"pointer takes contiguous arrays, got {array}")
 
     def codegen(context, builder, sig, args):
         return _data(context, builder, sig.args[0], args[0])

@@ -6,6 +6,7 @@ from fastbn.kernels.vector_llvm import VECTOR_BITS
 
 
 def pointer(array):
+    assert array.flags.c_contiguous
     return array.reshape(-1)
 
 
