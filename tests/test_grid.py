@@ -116,14 +116,21 @@ class TestGrid:
         np.testing.assert_array_equal(work, expected)
 
 
+def forget_plans():
+    fastbn._plan.make_plan.cache_clear()
+    for known in fastbn._fast._known.values():
+        known.clear()
+
+
 @pytest.fixture
 def fresh_plans(monkeypatch):
     """Let a test change what plans are made from; put plans and threads back afterwards."""
     threads = fastbn.get_num_threads()
+    forget_plans()
     yield monkeypatch
     fastbn.set_num_threads(threads)
     monkeypatch.undo()
-    fastbn._plan.make_plan.cache_clear()
+    forget_plans()
 
 
 def bits(arrays):
@@ -150,7 +157,7 @@ def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, fresh_
     weight, bias = rng.normal(size=(2, c)).astype(dtype)
 
     def run():
-        fastbn._plan.make_plan.cache_clear()
+        forget_plans()
         mean, var = np.zeros(c, dtype), np.ones(c, dtype)
         y, cache = fastbn.batch_norm_forward(x, mean, var, weight, bias, True, axis=axis)
         z, frozen = fastbn.batch_norm_forward(x, mean, var, weight, bias, axis=axis)
@@ -172,6 +179,23 @@ def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, fresh_
                 fresh_plans.setattr("fastbn._plan.last_level_cache", lambda cache=cache: cache)
                 results.append(run())
     assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize("tile_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_past_the_caches(axis, tile_bytes, rng, fresh_plans):
+    """Streaming stores write the same, at the ends of rows as well."""
+    x, dy = rng.normal(size=(2, 2, 3, 530)).astype(np.float32)
+    fresh_plans.setattr("fastbn._plan.TILE_BYTES", tile_bytes)
+    results = []
+    for cache in (1 << 40, 8):
+        fresh_plans.setattr("fastbn._plan.last_level_cache", lambda cache=cache: cache)
+        forget_plans()
+        y, saved = fastbn.batch_norm_forward(x, training=True, axis=axis)
+        c = x.shape[axis]
+        z = fastbn.batch_norm(x, np.ones(c, np.float32), np.ones(c, np.float32), axis=axis)
+        results.append(bits([y, z, fastbn.batch_norm_backward(dy, saved).x]))
+    assert results[0] == results[1]
 
 
 def test_a_channel_does_not_depend_on_its_neighbours(rng, fresh_plans):
