@@ -182,13 +182,14 @@ def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, fresh_
 
 
 @pytest.mark.parametrize("tile_bytes", [0, 1 << 20])
-@pytest.mark.parametrize("axis", [1, -1])
-def test_past_the_caches(axis, tile_bytes, rng, fresh_plans):
+@pytest.mark.parametrize(("axis", "length"), [(1, 530), (-1, 528)])
+def test_past_the_caches(axis, length, tile_bytes, rng, fresh_plans):
     """Streaming stores write the same, at the ends of rows as well."""
-    x, dy = rng.normal(size=(2, 2, 3, 530)).astype(np.float32)
+    x, dy = rng.normal(size=(2, 2, 3, length)).astype(np.float32)
     fresh_plans.setattr("fastbn._plan.TILE_BYTES", tile_bytes)
+    fresh_plans.setattr("fastbn._plan.TILE_SHARE", 1)
     results = []
-    for cache in (1 << 40, 8):
+    for cache in (1 << 40, 16384):
         fresh_plans.setattr("fastbn._plan.last_level_cache", lambda cache=cache: cache)
         forget_plans()
         y, saved = fastbn.batch_norm_forward(x, training=True, axis=axis)
@@ -211,3 +212,13 @@ def test_a_channel_does_not_depend_on_its_neighbours(rng, fresh_plans):
         results += [fastbn.batch_norm(v, training=True)[:, 1:].tobytes() for v in (x, far)]
         results += [fastbn.batch_norm(far[:, 1:], training=True).tobytes()]
     assert len(set(results)) == 1
+
+
+def test_a_long_row_that_begins_far_away(rng):
+    """The first shift is the mean of the first 256 values; here it has to be moved."""
+    x = rng.normal(size=(1, 2, 9001)).astype(np.float32)
+    x[..., :300] += 1e4
+    stats = fastbn.channel_stats(x)
+    wanted = x.astype(np.float64)
+    np.testing.assert_allclose(stats.mean, wanted.mean(axis=(0, 2)), rtol=1e-6)
+    np.testing.assert_allclose(stats.var(), wanted.var(axis=(0, 2)), rtol=1e-6)
