@@ -312,6 +312,5 @@ assert os.waitpid(pid, 0)[1] == 0
 """
 
 
-@pytest.mark.compiled
 def test_fork_while_another_thread_learns_what_is_compiled():
     tools.run(LEARNING)

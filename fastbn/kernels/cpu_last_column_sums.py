@@ -37,6 +37,7 @@ def sum_of_products(zero, a0, b0, a1, b1, a2, b2, a3, b3):
 
 @inlined
 def sum_of_squares(zero, d0, d1, d2, d3):
+    """`sum_of_products` of each with itself."""
     return sum_of_products(zero, d0, d0, d1, d1, d2, d2, d3, d3)
 
 
