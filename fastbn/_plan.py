@@ -40,7 +40,8 @@ class Plan:
     geometry : sizes and strides in elements, as the kernels of the layout expect them
     channels : number of channels
     count : values per channel
-    tile : channels whose values fit in a core's cache together; 0 if not even one does
+    tile : channels that go through an operation together, as many as fit in a cache; 0 if not
+        even one does, or all do
     large : worth more than one thread
     streaming : worth storing past the caches, which could not hold all of it
     extents : for each array, the length of its flat view
@@ -192,6 +193,8 @@ def make_plan(
     pairs = tuple(v for pair in zip(strides, channel_strides, strict=True) for v in pair)
     tile = min(TILE_BYTES, last_level_cache() // TILE_SHARE)
     tile //= rows * length * itemsize * max(1, len(operands) - 1)
+    if rows > 1 and not streaming:
+        tile = 0  # all of it is in the cache, and tiles would be cut across samples
     streaming &= length >= STREAM_VALUES
     geometry = (rows, channels, length, *pairs)
     return Plan("first", geometry, channels, rows * length, tile, large, streaming, extents)

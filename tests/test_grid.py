@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import fastbn
+from fastbn.kernels import cpu_first_cut
 from tests import reference
 from tests.cases import CASES
 
@@ -151,6 +152,7 @@ def bits(arrays):
 def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, fresh_plans):
     """Also with tiles or without, and past the caches or not, which decides only who and when."""
     fresh_plans.setattr("fastbn._plan.PARALLEL_BYTES", 0)
+    fresh_plans.setattr("fastbn._plan.TILE_SHARE", 1)
     x = rng.normal(100, 3, shape).astype(dtype)
     dy = rng.normal(0.1, 1, shape).astype(dtype)
     c = shape[axis]
@@ -173,12 +175,28 @@ def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, fresh_
     results = []
     for threads in (1, 2):
         fastbn.set_num_threads(threads)
-        for tile_bytes in (fastbn._plan.TILE_BYTES, 0, 1 << 16, 1 << 40):
+        for tile_bytes in (fastbn._plan.TILE_BYTES, 0):
             fresh_plans.setattr("fastbn._plan.TILE_BYTES", tile_bytes)
-            for cache in (1 << 40, 8):
+            for cache in (1 << 40, 1 << 18, 1 << 16, 8):
                 fresh_plans.setattr("fastbn._plan.last_level_cache", lambda cache=cache: cache)
                 results.append(run())
     assert all(result == results[0] for result in results)
+
+
+@numba.njit
+def tasks_of_sums(outer, channels, length):
+    segments = cpu_first_cut.count_segments(outer, length)
+    size = cpu_first_cut.group_size(channels, segments, length)
+    return segments * cpu_first_cut.count_groups(channels, size)
+
+
+@pytest.mark.parametrize(
+    ("outer", "channels", "length"),
+    [(32, 24, 3136), (32, 512, 49), (64, 3, 784), (1, 16, 196), (1, 3, 1 << 20), (10**6, 2, 4)],
+)
+def test_threads_can_share_the_sums(outer, channels, length):
+    """Of few channels as well as of many."""
+    assert tasks_of_sums(outer, channels, length) >= 8
 
 
 @pytest.mark.parametrize("tile_bytes", [0, 1 << 20])

@@ -5,11 +5,14 @@ followed by (outer stride, channel stride) of each array, in elements. A *row* i
 the ``length`` contiguous values of one sample and one channel.
 
 How work is cut follows from shape and strides alone. A channel is read in blocks of at
-most 4096 values; 32 blocks make a segment, whose statistics have their own shift; segments
+most 4096 values; up to 32 blocks make a segment, whose statistics have their own shift; segments
 are merged in order. Whichever thread takes which segment, the bits of the result are the same.
 
-``tile`` channels at a time go through a whole operation, while they are in cache; if it is 0,
-each pass goes over all channels before the next. ``streaming`` stores go past the caches.
+``tile`` channels at a time go through a whole operation, while they are in cache. If it is 0,
+each pass goes over all channels before the next, and all passes in the order of memory: so a
+thread finds in its own cache what it has summed, and two threads hardly ever store close to each
+other. (A processor fetches some lines more than a sequence of stores asks for. Where these are
+another thread's, they go back and forth.) ``streaming`` stores go past the caches.
 """
 
 import numpy as np
@@ -17,13 +20,14 @@ from numba import prange
 
 from fastbn.kernels.compile import inner, kernel
 from fastbn.kernels.cpu_first_cut import (
+    GROUP,
     count_groups,
+    count_runs_of_task,
     count_segments,
     count_tasks,
     group_bounds,
-    next_row,
-    sample_and_channel,
-    task_bounds,
+    group_size,
+    run_of_task,
     values_of_segment,
 )
 from fastbn.kernels.cpu_first_rows import (
@@ -49,12 +53,11 @@ from fastbn.kernels.vector import fence, pointer
 
 
 @inner
-def moments_task(x, geometry, task, partial):
-    """Statistics of one segment of one group of channels."""
-    channels, length = geometry[1], geometry[2]
-    groups = count_groups(channels, length)
+def moments_task(x, geometry, size, task, partial):
+    """Statistics of one segment of one group of ``size`` channels."""
+    groups = count_groups(geometry[1], size)
     segment = task // groups
-    lo, hi = group_bounds(task - segment * groups, channels, length)
+    lo, hi = group_bounds(task - segment * groups, geometry[1], size)
     mean, m2 = partial[segment, 0, lo:hi], partial[segment, 1, lo:hi]
     segment_moments(x, geometry, segment, lo, hi, mean, m2)
 
@@ -74,12 +77,11 @@ def merge_segments(x, start, geometry, partial, mean, m2):
 
 
 @inner
-def products_task(dy, x, geometry, centers, task, partial):
-    """Gradient sums of one segment of one group of channels."""
-    channels, length = geometry[1], geometry[2]
-    groups = count_groups(channels, length)
+def products_task(dy, x, geometry, size, centers, task, partial):
+    """Gradient sums of one segment of one group of ``size`` channels."""
+    groups = count_groups(geometry[1], size)
     segment = task // groups
-    lo, hi = group_bounds(task - segment * groups, channels, length)
+    lo, hi = group_bounds(task - segment * groups, geometry[1], size)
     segment_products(
         dy, x, geometry, segment, lo, hi, centers[0, lo:hi], centers[1, lo:hi],
         partial[segment, 0, lo:hi], partial[segment, 1, lo:hi],
@@ -96,68 +98,72 @@ def add_segments(partial, sums):
             sums[1, c] += partial[segment, 1, c]
 
 
-# --- rows: some rows of all channels, or all rows of one tile -----------------------------------
-# ``start`` says where the first row of the first channel begins in each array, ``rows`` are
-# (first, one past the last): in memory order or, ``by_channel``, all rows of a channel together.
+# --- elementwise: a run (see `cpu_first_cut`); the table of terms begins with channel ``lo`` -----
 
 
 @inner
-def normalize_rows(x, out, geometry, start, rows, size, table, plain, by_channel, streaming):
-    outer, channels, _, x_outer, x_channel, out_outer, out_channel = geometry
-    source, target, terms = pointer(x), pointer(out), pointer(table)
-    n, c = sample_and_channel(rows[0], outer, channels, by_channel)
-    for _ in range(rows[0], rows[1]):
-        i, k = start[0] + n * x_outer + c * x_channel, start[1] + n * out_outer + c * out_channel
+def normalize_run(x, out, geometry, run, table, lo, plain, streaming):
+    length, x_outer, x_channel, out_outer, out_channel = geometry[2:]
+    source, target, terms, columns = pointer(x), pointer(out), pointer(table), table.shape[1]
+    n, value, end = run
+    c = value // length
+    first = value - c * length
+    while value < end:
+        size = min(length - first, end - value)
+        i = n * x_outer + c * x_channel + first
+        k = n * out_outer + c * out_channel + first
         if not plain:
-            scaled_row(source, i, target, k, size, terms, channels, c)
+            scaled_row(source, i, target, k, size, terms, columns, c - lo)
         elif streaming:
-            stream_row(source, i, target, k, size, terms, channels, c)
+            stream_row(source, i, target, k, size, terms, columns, c - lo)
         else:
-            normalize_row(source, i, target, k, size, terms, channels, c)
-        n, c = next_row(n, c, outer, channels, by_channel)
+            normalize_row(source, i, target, k, size, terms, columns, c - lo)
+        value += size
+        c, first = c + 1, 0
 
 
 @inner
-def gradient_rows(
-    dy, x, dx, geometry, start, rows, size, table, plain, by_channel, streaming, batch_statistics
-):
-    outer, channels = geometry[:2]
-    dy_outer, dy_channel, x_outer, x_channel, dx_outer, dx_channel = geometry[3:]
+def gradient_run(dy, x, dx, geometry, run, table, lo, plain, streaming, batch_statistics):
+    length, dy_outer, dy_channel, x_outer, x_channel, dx_outer, dx_channel = geometry[2:]
     gradient, source, target, terms = pointer(dy), pointer(x), pointer(dx), pointer(table)
-    n, c = sample_and_channel(rows[0], outer, channels, by_channel)
-    for _ in range(rows[0], rows[1]):
-        i = start[0] + n * dy_outer + c * dy_channel
-        j = start[1] + n * x_outer + c * x_channel
-        k = start[2] + n * dx_outer + c * dx_channel
+    columns = table.shape[1]
+    n, value, end = run
+    c = value // length
+    first = value - c * length
+    while value < end:
+        size = min(length - first, end - value)
+        i = n * dy_outer + c * dy_channel + first
+        j = n * x_outer + c * x_channel + first
+        k = n * dx_outer + c * dx_channel + first
         if not batch_statistics:
-            scale_row(gradient, i, target, k, size, terms, channels, c)
+            scale_row(gradient, i, target, k, size, terms, columns, c - lo)
         elif not plain:
-            scaled_gradient_row(gradient, i, source, j, target, k, size, terms, channels, c)
+            scaled_gradient_row(gradient, i, source, j, target, k, size, terms, columns, c - lo)
         elif streaming:
-            stream_gradient_row(gradient, i, source, j, target, k, size, terms, channels, c)
+            stream_gradient_row(gradient, i, source, j, target, k, size, terms, columns, c - lo)
         else:
-            gradient_row(gradient, i, source, j, target, k, size, terms, channels, c)
-        n, c = next_row(n, c, outer, channels, by_channel)
+            gradient_row(gradient, i, source, j, target, k, size, terms, columns, c - lo)
+        value += size
+        c, first = c + 1, 0
 
 
 # --- one task of a pass over all channels -------------------------------------------------------
 
 
 @inner
-def normalize_task(x, out, geometry, table, plain, task, by_channel, streaming):
-    first, end, start, size = task_bounds(task, geometry[0] * geometry[1], geometry[2])
-    normalize_rows(
-        x, out, geometry, (start, start), (first, end), size, table, plain, by_channel, streaming
-    )
+def normalize_task(x, out, geometry, table, plain, streaming, task):
+    outer, values = geometry[0], geometry[1] * geometry[2]
+    for k in range(count_runs_of_task(task, outer, values)):
+        run = run_of_task(task, k, outer, values)
+        normalize_run(x, out, geometry, run, table, 0, plain, streaming)
 
 
 @inner
-def gradient_task(dy, x, dx, geometry, table, plain, task, streaming, batch_statistics):
-    first, end, start, size = task_bounds(task, geometry[0] * geometry[1], geometry[2])
-    gradient_rows(
-        dy, x, dx, geometry, (start, start, start), (first, end), size, table, plain, True,
-        streaming, batch_statistics,
-    )  # fmt: skip
+def gradient_task(dy, x, dx, geometry, table, plain, streaming, batch_statistics, task):
+    outer, values = geometry[0], geometry[1] * geometry[2]
+    for k in range(count_runs_of_task(task, outer, values)):
+        run = run_of_task(task, k, outer, values)
+        gradient_run(dy, x, dx, geometry, run, table, 0, plain, streaming, batch_statistics)
 
 
 # --- one tile: all passes over a few channels ---------------------------------------------------
@@ -165,11 +171,11 @@ def gradient_task(dy, x, dx, geometry, table, plain, task, streaming, batch_stat
 
 @inner
 def forward_tile(x, out, geometry, lo, hi, streaming, weight, bias, eps, statistics):
-    outer, _, length, x_outer, x_channel, out_outer, out_channel = geometry
+    outer, _, length, _, x_channel = geometry[:5]
     partial = np.empty((count_segments(outer, length), 2, hi - lo))
     for segment in range(partial.shape[0]):
-        for group in range(count_groups(hi - lo, length)):
-            first, end = group_bounds(group, hi - lo, length)
+        for group in range(count_groups(hi - lo, GROUP)):
+            first, end = group_bounds(group, hi - lo, GROUP)
             segment_moments(
                 x, geometry[:5], segment, lo + first, lo + end,
                 partial[segment, 0, first:end], partial[segment, 1, first:end],
@@ -179,10 +185,9 @@ def forward_tile(x, out, geometry, lo, hi, streaming, weight, bias, eps, statist
     fill_statistics(statistics, lo, hi, outer * length, eps)
     table = np.empty((5, hi - lo), x.dtype)
     plain = fill_normalizing_terms(table, x, mean, var, weight[lo:hi], bias[lo:hi], eps)
-    tile = outer, hi - lo, length, x_outer, x_channel, out_outer, out_channel
-    start = lo * x_channel, lo * out_channel
-    rows = 0, outer * (hi - lo)
-    normalize_rows(x, out, tile, start, rows, length, table, plain, False, streaming)
+    for n in range(outer):
+        run = n, lo * length, hi * length
+        normalize_run(x, out, geometry, run, table, lo, plain, streaming)
 
 
 @inner
@@ -195,8 +200,8 @@ def backward_tile(
     fill_centers(centers, x, mean, rstd)
     partial = np.empty((count_segments(outer, length), 2, hi - lo))
     for segment in range(partial.shape[0]):
-        for group in range(count_groups(hi - lo, length)):
-            first, end = group_bounds(group, hi - lo, length)
+        for group in range(count_groups(hi - lo, GROUP)):
+            first, end = group_bounds(group, hi - lo, GROUP)
             segment_products(
                 dy, x, geometry[:7], segment, lo + first, lo + end,
                 centers[0, first:end], centers[1, first:end],
@@ -209,12 +214,9 @@ def backward_tile(
         table, x, outer * length, mean, rstd, weight[lo:hi], centers[0], sums,
         d_weight[lo:hi], d_bias[lo:hi],
     )  # fmt: skip
-    tile = (outer, hi - lo, *geometry[2:])
-    start = lo * geometry[4], lo * geometry[6], lo * geometry[8]
-    rows = 0, outer * (hi - lo)
-    gradient_rows(
-        dy, x, dx, tile, start, rows, length, table, plain, False, streaming, batch_statistics
-    )
+    for n in range(outer):
+        run = n, lo * length, hi * length
+        gradient_run(dy, x, dx, geometry, run, table, lo, plain, streaming, batch_statistics)
 
 
 # --- kernels ------------------------------------------------------------------------------------
@@ -225,9 +227,10 @@ def moments(x, geometry, mean, m2):
     """Mean and m2 of every channel; a task is a segment of a group of channels."""
     outer, channels, length = geometry[:3]
     segments = count_segments(outer, length)
+    size = group_size(channels, segments, length)
     partial = np.empty((segments, 2, channels))
-    for task in prange(segments * count_groups(channels, length)):
-        moments_task(x, geometry, task, partial)
+    for task in prange(segments * count_groups(channels, size)):
+        moments_task(x, geometry, size, task, partial)
     merge_segments(x, 0, geometry, partial, mean, m2)
 
 
@@ -237,8 +240,8 @@ def normalize(x, out, geometry, streaming, mean, var, weight, bias, eps):
     outer, channels, length = geometry[:3]
     table = np.empty((5, channels), x.dtype)
     plain = fill_normalizing_terms(table, x, mean, var, weight, bias, eps)
-    for task in prange(count_tasks(outer * channels, length)):
-        normalize_task(x, out, geometry, table, plain, task, False, streaming)
+    for task in prange(count_tasks(outer, channels * length)):
+        normalize_task(x, out, geometry, table, plain, streaming, task)
         if streaming:
             fence()
 
@@ -255,16 +258,16 @@ def forward(x, out, geometry, tile, streaming, weight, bias, eps, statistics):
                 fence()
         return
     segments = count_segments(outer, length)
+    size = group_size(channels, segments, length)
     partial = np.empty((segments, 2, channels))
-    for task in prange(segments * count_groups(channels, length)):
-        moments_task(x, geometry[:5], task, partial)
+    for task in prange(segments * count_groups(channels, size)):
+        moments_task(x, geometry[:5], size, task, partial)
     merge_segments(x, 0, geometry[:5], partial, statistics[0], statistics[1])
     fill_statistics(statistics, 0, channels, outer * length, eps)
     table = np.empty((5, channels), x.dtype)
     plain = fill_normalizing_terms(table, x, statistics[0], statistics[1], weight, bias, eps)
-    tasks = count_tasks(outer * channels, length)
-    for i in prange(tasks):  # backwards: first what was read last
-        normalize_task(x, out, geometry, table, plain, tasks - 1 - i, True, streaming)
+    for task in prange(count_tasks(outer, channels * length)):
+        normalize_task(x, out, geometry, table, plain, streaming, task)
         if streaming:
             fence()
 
@@ -289,17 +292,17 @@ def backward(
     centers = np.empty((2, channels), x.dtype)
     fill_centers(centers, x, mean, rstd)
     segments = count_segments(outer, length)
+    size = group_size(channels, segments, length)
     partial = np.empty((segments, 2, channels))
-    for task in prange(segments * count_groups(channels, length)):
-        products_task(dy, x, geometry[:7], centers, task, partial)
+    for task in prange(segments * count_groups(channels, size)):
+        products_task(dy, x, geometry[:7], size, centers, task, partial)
     sums = np.empty((2, channels))
     add_segments(partial, sums)
     table = np.empty((6, channels), x.dtype)
     plain = fill_gradients(
         table, x, outer * length, mean, rstd, weight, centers[0], sums, d_weight, d_bias
     )
-    tasks = count_tasks(outer * channels, length)
-    for i in prange(tasks):  # backwards: first what was read last
-        gradient_task(dy, x, dx, geometry, table, plain, tasks - 1 - i, streaming, batch_statistics)
+    for task in prange(count_tasks(outer, channels * length)):
+        gradient_task(dy, x, dx, geometry, table, plain, streaming, batch_statistics, task)
         if streaming:
             fence()

@@ -1,4 +1,8 @@
-"""Channels-first: how shape and strides cut a channel into blocks, segments and tasks."""
+"""Channels-first: how shape and strides cut channels into blocks and segments, and work into tasks.
+
+A *run* is what an elementwise pass takes of one sample at a time: values that follow each other,
+row by row, counted from the sample's first one.
+"""
 
 from fastbn.kernels.compile import inner
 
@@ -6,7 +10,8 @@ BLOCK = 4096  # values whose sums are kept in x's precision: 16 KiB of float32, 
 CHAIN = 64  # additions in x's precision that one sum may go through
 SEGMENT = 32  # blocks: enough to make a task, few enough to share a channel among threads
 TASK = 16384  # values of an elementwise task
-GROUP = 64  # channels with short rows that are summed together
+GROUP = 64  # channels with short rows that are summed together, at most
+GROUPS = 16  # of all segments together, at least, so that threads can share the sums
 
 
 @inner
@@ -16,10 +21,23 @@ def rows_of_block(length):
 
 
 @inner
+def rows_of_segment(outer, length):
+    """Short rows that make a segment: several blocks of them, or an equal share of few.
+
+    With shares, a thread takes the sums of the samples that it normalizes afterwards. Each
+    costs a few dozen nanoseconds a channel, so there are the fewer the fewer the values.
+    """
+    values = outer * length
+    shares = 1 if values < 1024 else 2 if values < 16384 else 4 if values < 65536 else 8
+    rows = (outer + shares - 1) // shares
+    return min((rows + 3) // 4 * 4, SEGMENT * rows_of_block(length))  # rows are summed by fours
+
+
+@inner
 def count_segments(outer, length):
     """Segments of one channel: several blocks of short rows each, or of parts of long rows."""
     if length <= BLOCK:
-        size = SEGMENT * rows_of_block(length)
+        size = rows_of_segment(outer, length)
         return (outer + size - 1) // size
     return (count_pieces(outer, length) + SEGMENT - 1) // SEGMENT
 
@@ -44,7 +62,7 @@ def piece_bounds(piece, length):
 def values_of_segment(segment, outer, length):
     """How many values of one channel a segment has."""
     if length <= BLOCK:
-        rows = SEGMENT * rows_of_block(length)
+        rows = rows_of_segment(outer, length)
         return min(rows, outer - segment * rows) * length
     values = 0
     first = segment * SEGMENT
@@ -54,62 +72,39 @@ def values_of_segment(segment, outer, length):
 
 
 @inner
-def group_size(length):
-    """Channels whose sums are taken together."""
-    return GROUP if length <= BLOCK else 1
+def group_size(channels, segments, length):
+    """Channels whose sums over one segment are taken together. No bits depend on it."""
+    return 1 if length > BLOCK else max(1, min(GROUP, channels * segments // GROUPS))
 
 
 @inner
-def count_groups(channels, length):
-    """Groups of channels whose sums are taken together."""
-    size = group_size(length)
+def count_groups(channels, size):
     return (channels + size - 1) // size
 
 
 @inner
-def group_bounds(group, channels, length):
+def group_bounds(group, channels, size):
     """First channel of a group, one past the last."""
-    size = group_size(length)
     return group * size, min((group + 1) * size, channels)
 
 
 @inner
-def count_tasks(rows, length):
-    """Elementwise tasks over all rows: several short rows each, or a part of one long row."""
-    if length <= TASK:
-        per_task = TASK // length
-        return (rows + per_task - 1) // per_task
-    return rows * ((length + TASK - 1) // TASK)
+def count_tasks(outer, values):
+    """Elementwise tasks over all samples, in the order of memory; ``values`` are a sample's."""
+    return (outer * values + TASK - 1) // TASK
 
 
 @inner
-def task_bounds(task, rows, length):
-    """First row, one past the last row, first value in the row, number of values per row."""
-    if length <= TASK:
-        per_task = TASK // length
-        row = task * per_task
-        return row, min(row + per_task, rows), 0, length
-    pieces = (length + TASK - 1) // TASK
-    row = task // pieces
-    start = (task - row * pieces) * TASK
-    return row, row + 1, start, min(TASK, length - start)
+def count_runs_of_task(task, outer, values):
+    """Samples that a task has a part of."""
+    last = min((task + 1) * TASK, outer * values) - 1
+    return last // values - task * TASK // values + 1
 
 
 @inner
-def sample_and_channel(row, outer, channels, by_channel):
-    """Which row comes ``row``-th: in memory order, or all rows of a channel together."""
-    if by_channel:
-        channel = row // outer
-        return row - channel * outer, channel
-    sample = row // channels
-    return sample, row - sample * channels
-
-
-@inner
-def next_row(sample, channel, outer, channels, by_channel):
-    """The row after that one."""
-    if by_channel:
-        sample += 1
-        return (sample, channel) if sample < outer else (0, channel + 1)
-    channel += 1
-    return (sample, channel) if channel < channels else (sample + 1, 0)
+def run_of_task(task, k, outer, values):
+    """The ``k``-th run of a task: sample, first value, one past the last."""
+    n = task * TASK // values + k
+    start = n * values
+    end = min((task + 1) * TASK, outer * values)
+    return n, max(task * TASK - start, 0), min(end - start, values)

@@ -14,6 +14,7 @@ from fastbn.kernels.cpu_first_cut import (
     count_pieces,
     piece_bounds,
     rows_of_block,
+    rows_of_segment,
 )
 from fastbn.kernels.cpu_first_row_sums import (
     block_products,
@@ -62,8 +63,9 @@ def segment_moments(x, geometry, segment, lo, hi, mean, m2):
     outer, _, length, stride, distance = geometry
     if length <= BLOCK:
         block = rows_of_block(length)
-        first = segment * SEGMENT * block
-        rows = min(SEGMENT * block, outer - first)
+        size = rows_of_segment(outer, length)
+        first = segment * size
+        rows = min(size, outer - first)
         start = first * stride + lo * distance
         short_moments(x, start, rows, stride, (length, distance), block, mean, m2)
         return
@@ -77,11 +79,12 @@ def segment_products(dy, x, geometry, segment, lo, hi, center, unit, sum_dy, sum
     outer, _, length, dy_stride, dy_distance, x_stride, x_distance = geometry
     if length <= BLOCK:
         block = rows_of_block(length)
-        first = segment * SEGMENT * block
+        size = rows_of_segment(outer, length)
+        first = segment * size
         short_products(
             dy, first * dy_stride + lo * dy_distance, dy_stride,
             x, first * x_stride + lo * x_distance, x_stride,
-            min(SEGMENT * block, outer - first), (length, dy_distance, x_distance), block,
+            min(size, outer - first), (length, dy_distance, x_distance), block,
             center, unit, sum_dy, sum_dy_xc,
         )  # fmt: skip
         return

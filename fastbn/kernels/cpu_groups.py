@@ -12,7 +12,7 @@ from fastbn.kernels import cpu_formulas as formulas
 from fastbn.kernels.compile import inner
 from fastbn.kernels.cpu_range import narrow
 
-#: Values of a channel, at least, that its first shift is the mean of.
+#: Values of a channel that its first shift is the mean of.
 FIRST = 8
 #: A first shift farther from the mean than about three standard deviations costs digits:
 #: this part of the sum of squares is then due to the shift. The block is summed once more.
@@ -94,10 +94,10 @@ def segment_moments_of(block_sums):
         sums, squares = np.empty(mean.size), np.empty(mean.size)
         step = max(1, distance)  # a single channel may have distance 0
         set_finite(shift, x[start : start + (mean.size - 1) * step + 1 : step])
-        n = min(lines, (FIRST + length - 1) // length)
+        n, size = min(lines, (FIRST + length - 1) // length), min(length, FIRST)
         if n < lines:
-            block_sums(x, start, n, stride, row, shift, sums, squares)
-            set_means(shift, sums, np.float64(n * length))
+            block_sums(x, start, n, stride, (size, distance), shift, sums, squares)
+            set_means(shift, sums, np.float64(n * size))
         mean[:] = 0.0
         m2[:] = 0.0
         count = 0.0

@@ -233,9 +233,8 @@ def forward(x, out, geometry, tile, streaming, weight, bias, eps, statistics):
     table = np.empty((5, walk[2] + lanes(x)), x.dtype)
     plain = fill_normalizing_terms(table, x, mean, var, weight, bias, eps)
     repeat_columns(table, channels)
-    tasks = count_line_tasks(walk[1], walk[2])
-    for i in prange(tasks):  # backwards: first what was read last
-        normalize_task(x, out, geometry, walk, table, plain, streaming, tasks - 1 - i)
+    for task in prange(count_line_tasks(walk[1], walk[2])):
+        normalize_task(x, out, geometry, walk, table, plain, streaming, task)
         if streaming:
             fence()
     normalize_edges(x, out, geometry, walk, table, plain)
@@ -260,11 +259,8 @@ def backward(
     table = np.empty((6, walk[2] + lanes(x)), x.dtype)
     plain = fill_gradients(table, x, rows, mean, rstd, weight, centers[0], sums, d_weight, d_bias)
     repeat_columns(table, channels)
-    tasks = count_line_tasks(walk[1], walk[2])
-    for i in prange(tasks):  # backwards: first what was read last
-        gradient_task(
-            dy, x, dx, geometry, walk, table, plain, streaming, batch_statistics, tasks - 1 - i
-        )
+    for task in prange(count_line_tasks(walk[1], walk[2])):
+        gradient_task(dy, x, dx, geometry, walk, table, plain, streaming, batch_statistics, task)
         if streaming:
             fence()
     gradient_edges(dy, x, dx, geometry, walk, table, plain, batch_statistics)
