@@ -42,6 +42,8 @@ class Cell:
     ratio_to_fastbn: float | None
     seconds_of_copy: float | None
     seconds_of_streaming_copy: float | None
+    ratio_to_read: float | None = None
+    seconds_of_read: float | None = None
     test: str | None = None  # the id to measure it again by; not kept
 
     @property

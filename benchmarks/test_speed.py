@@ -1,9 +1,9 @@
-"""Speed of every operation, shape, dtype and provider, next to copies of the same bytes."""
+"""Speed of every operation, shape, dtype and provider, next to what the machine can do."""
 
 import numpy as np
 import pytest
 
-from benchmarks.copies import copies
+from benchmarks.limits import limits
 from benchmarks.measure import measure_in_turn
 from benchmarks.problem import OPERATIONS, problem
 from benchmarks.providers import PROVIDERS, Fastbn, Unsupported
@@ -69,7 +69,7 @@ def test_speed(benchmark, machine, case: Case, dtype, operation, name):
         if got.shape != expected.shape:
             got = np.moveaxis(got, 1, p.axis)
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
-    calls = {"call": call, **copies(p.x)}
+    calls = {"call": call, **limits(p.x)}
     if name != Fastbn.name:
         calls["fastbn"] = fastbn_call
     measure_in_turn(benchmark, calls, operation, name, p, machine)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn.kernels import cpu_first_cut
+from fastbn.kernels import cpu_first_cut, cpu_groups
 from tests import reference
 from tests.cases import CASES
 
@@ -197,6 +197,24 @@ def tasks_of_sums(outer, channels, length):
 def test_threads_can_share_the_sums(outer, channels, length):
     """Of few channels as well as of many."""
     assert tasks_of_sums(outer, channels, length) >= 8
+
+
+@numba.njit
+def lines_of_blocks(lines, size):
+    taken = np.zeros(lines, np.int64)
+    for k in range(cpu_groups.count_blocks(lines, size)):
+        block = cpu_groups.block_of(k, lines, size)
+        if cpu_groups.lines_of(block) > size:
+            raise ValueError("a block of too many lines")
+        for i in range(cpu_groups.lines_of(block)):
+            taken[cpu_groups.line_of(i, block)] += 1
+    return taken
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 64, 260])
+def test_blocks_take_every_line_once(size):
+    for lines in (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 63, 260, 516, 1041):
+        np.testing.assert_array_equal(lines_of_blocks(lines, size), 1)
 
 
 @pytest.mark.parametrize("tile_bytes", [0, 1 << 20])

@@ -1,12 +1,12 @@
 """Channels-first, innermost: sums along rows. A row is contiguous and has one channel.
 
-Short rows go four at a time: memory is read faster as a few sequences than as one, and what
-rows have in common is done once.
+Short rows go four at a time, as lines of `cpu_groups`.
 """
 
 import numpy as np
 
 from fastbn.kernels.compile import inlined, inner
+from fastbn.kernels.cpu_groups import line_of, lines_of
 from fastbn.kernels.cpu_range import (
     better_unit,
     narrow,
@@ -185,7 +185,7 @@ def piece_products(dy, i, x, j, size, shift, unit):
     s, p = row_products(dy, i, x, j, size, broadcast(x, shift))
     sum_dy, sum_dy_xc = total(s), total(p)
     if narrow(x) and not (unit == 1.0 and np.isfinite(sum_dy) and np.isfinite(sum_dy_xc)):
-        return wide_products(dy, i, 0, x, j, 0, 1, size, shift)
+        return wide_products(dy, i, x, j, size, shift)
     return sum_dy, sum_dy_xc
 
 
@@ -199,17 +199,17 @@ def add_vectors(to, c, first, second):
 
 
 @inner
-def add_row_sums(x, start, rows, stride, row, shift, vectors):
+def add_row_sums(x, start, stride, block, row, shift, vectors):
     """Add `row_sums` of each channel and row to two vectors for each channel."""
     length, distance = row
+    line, fours, quarter, single, singles = block
     data, to = pointer(x), pointer(vectors)
-    quarter = rows // 4
-    for n in range(quarter):
+    for n in range(line, line + fours):
         for c in range(shift.size):
             i, center = start + n * stride + c * distance, broadcast(data, shift[c])
             s, q = four_row_sums(data, i, quarter * stride, length, center)
             add_vectors(to, c, s, q)
-    for n in range(4 * quarter, rows):
+    for n in range(single, single + singles):
         for c in range(shift.size):
             i, center = start + n * stride + c * distance, broadcast(data, shift[c])
             s, q = row_sums(data, i, length, center)
@@ -217,32 +217,32 @@ def add_row_sums(x, start, rows, stride, row, shift, vectors):
 
 
 @inner
-def block_sums(x, start, rows, stride, row, shift, sums, squares):
+def block_sums(x, start, stride, block, row, shift, sums, squares):
     """Sums of ``d`` and ``d * d``, ``d = x - shift``, of each channel over its short rows."""
     length, distance = row
     step = lanes(x)
     vectors = np.zeros(2 * shift.size * step, x.dtype)
-    add_row_sums(x, start, rows, stride, row, shift, vectors)
+    add_row_sums(x, start, stride, block, row, shift, vectors)
     for c in range(shift.size):
         sums[c] = total(load(vectors, 2 * c * step))
         squares[c] = total(load(vectors, (2 * c + 1) * step))
         if narrow(x) and out_of_range(squares[c]):
             unit = better_unit(squares[c])
             sums[c] = squares[c] = 0.0
-            for n in range(rows):
-                i = start + n * stride + c * distance
+            for k in range(lines_of(block)):
+                i = start + line_of(k, block) * stride + c * distance
                 s, q = scaled_row_sums(x, i, length, shift[c], unit)
                 sums[c] += s
                 squares[c] += q
 
 
 @inner
-def add_row_products(dy, i, dy_stride, x, j, x_stride, rows, row, shift, vectors):
+def add_row_products(dy, i, dy_stride, x, j, x_stride, block, row, shift, vectors):
     """Add `row_products` of each channel and row to two vectors for each channel."""
     length, dy_distance, x_distance = row
+    line, fours, quarter, single, singles = block
     gradient, data, to = pointer(dy), pointer(x), pointer(vectors)
-    quarter = rows // 4
-    for n in range(quarter):
+    for n in range(line, line + fours):
         for c in range(shift.size):
             s, p = four_row_products(
                 gradient, i + n * dy_stride + c * dy_distance, quarter * dy_stride,
@@ -250,7 +250,7 @@ def add_row_products(dy, i, dy_stride, x, j, x_stride, rows, row, shift, vectors
                 length, broadcast(data, shift[c]),
             )  # fmt: skip
             add_vectors(to, c, s, p)
-    for n in range(4 * quarter, rows):
+    for n in range(single, single + singles):
         for c in range(shift.size):
             s, p = row_products(
                 gradient, i + n * dy_stride + c * dy_distance,
@@ -260,11 +260,11 @@ def add_row_products(dy, i, dy_stride, x, j, x_stride, rows, row, shift, vectors
 
 
 @inner
-def block_products(dy, i, dy_stride, x, j, x_stride, rows, row, shift, sums, products):
+def block_products(dy, i, dy_stride, x, j, x_stride, block, row, shift, sums, products):
     """Sums of ``dy`` and ``dy * (x - shift)`` of each channel over its short rows."""
     step = lanes(x)
     vectors = np.zeros(2 * shift.size * step, x.dtype)
-    add_row_products(dy, i, dy_stride, x, j, x_stride, rows, row, shift, vectors)
+    add_row_products(dy, i, dy_stride, x, j, x_stride, block, row, shift, vectors)
     for c in range(shift.size):
         sums[c] = total(load(vectors, 2 * c * step))
         products[c] = total(load(vectors, (2 * c + 1) * step))

@@ -132,7 +132,7 @@ def normalize_edges(x, out, geometry, walk, table, plain):
 @inner
 def normalize_task(x, out, geometry, walk, table, plain, streaming, task):
     head, lines, width, aligned = walk
-    fold, size = width // geometry[1], lines_per_task(width)
+    fold, size = width // geometry[1], lines_per_task(lines, width)
     x_step, out_step = fold * geometry[3], fold * geometry[4]
     first = task * size
     normalize_some(
@@ -179,7 +179,7 @@ def gradient_edges(dy, x, dx, geometry, walk, table, plain, batch_statistics):
 @inner
 def gradient_task(dy, x, dx, geometry, walk, table, plain, streaming, batch_statistics, task):
     head, lines, width, aligned = walk
-    fold, size = width // geometry[1], lines_per_task(width)
+    fold, size = width // geometry[1], lines_per_task(lines, width)
     dy_step, x_step, dx_step = fold * geometry[3], fold * geometry[4], fold * geometry[5]
     first = task * size
     gradient_some(

@@ -1,13 +1,12 @@
 """Channels-last, innermost: vectors along lines. Each column of a line is a channel of its own.
 
-Four lines at a time, a quarter of all lines apart: what belongs to a column is loaded once for
-four values, and memory sees four sequences. (Four lines next to each other are no sequence:
-the processor would stop to read ahead.)
+Four lines at a time, as `cpu_groups` says.
 """
 
 import numpy as np
 
 from fastbn.kernels.compile import inlined, inner
+from fastbn.kernels.cpu_groups import line_of, lines_of
 from fastbn.kernels.cpu_range import (
     DOWN,
     UP,
@@ -79,25 +78,25 @@ def add_line(x, i, shift, sums, squares):
 
 
 @inner
-def add_column_sums(x, start, lines, stride, shift, sums, squares):
+def add_column_sums(x, start, stride, block, shift, sums, squares):
     """Add sums of ``d`` and ``d * d``, ``d = x - shift``, for each column."""
-    quarter = lines // 4
-    for line in range(quarter):
+    first, fours, quarter, single, singles = block
+    for line in range(first, first + fours):
         add_four_lines(x, start + line * stride, quarter * stride, shift, sums, squares)
-    for line in range(4 * quarter, lines):
+    for line in range(single, single + singles):
         add_line(x, start + line * stride, shift, sums, squares)
 
 
 @inner
-def scaled_column_sums(x, start, lines, stride, shift, j, unit, sums, squares):
+def scaled_column_sums(x, start, stride, block, shift, j, unit, sums, squares):
     """Sums of ``(x - shift) * unit`` and its square for columns of one vector, from ``j`` on."""
     step = lanes(x)
     n = min(step, shift.size - j)
     s = q = zero = broadcast(x, 0.0)
     down, up = broadcast(x, min(unit, 1.0)), broadcast(x, max(unit, 1.0))
     center = load_first(shift, j, n, zero)
-    for line in range(lines):
-        value = load_first(x, start + line * stride + j, n, center)
+    for k in range(lines_of(block)):
+        value = load_first(x, start + line_of(k, block) * stride + j, n, center)
         d = scaled_difference(value, center, down, up)
         s, q = s + d, q + d * d
     store_first(sums, 0, n, s)
@@ -105,7 +104,7 @@ def scaled_column_sums(x, start, lines, stride, shift, j, unit, sums, squares):
 
 
 @inner
-def rescue_sums(x, start, lines, stride, shift, sums, squares):
+def rescue_sums(x, start, stride, block, shift, sums, squares):
     """Take again, in other units, the sums of columns that float32 could not hold."""
     step = lanes(x)
     s, q = np.empty(step, x.dtype), np.empty(step, x.dtype)
@@ -117,7 +116,7 @@ def rescue_sums(x, start, lines, stride, shift, sums, squares):
                 wanted |= out_of_range(squares[c]) and better_unit(squares[c]) == unit
             if not wanted:
                 continue
-            scaled_column_sums(x, start, lines, stride, shift, j, unit, s, q)
+            scaled_column_sums(x, start, stride, block, shift, j, unit, s, q)
             for c in range(j, end):
                 if out_of_range(squares[c]) and better_unit(squares[c]) == unit:
                     sums[c] = np.float64(s[c - j]) / unit
@@ -125,19 +124,19 @@ def rescue_sums(x, start, lines, stride, shift, sums, squares):
 
 
 @inner
-def block_sums(x, start, lines, stride, row, shift, sums, squares):
+def block_sums(x, start, stride, block, row, shift, sums, squares):
     """Sums of ``d`` and ``d * d``, ``d = x - shift``, for each column, in x's precision.
 
     Once more in other units where that could not hold them.
     """
     own_sums = np.zeros((2, shift.size), x.dtype)
-    add_column_sums(x, start, lines, stride, shift, own_sums[0], own_sums[1])
+    add_column_sums(x, start, stride, block, shift, own_sums[0], own_sums[1])
     lost = 0
     for c in range(shift.size):
         sums[c], squares[c] = own_sums[0, c], own_sums[1, c]
         lost += out_of_range(squares[c])
     if narrow(x) and lost > 0:
-        rescue_sums(x, start, lines, stride, shift, sums, squares)
+        rescue_sums(x, start, stride, block, shift, sums, squares)
 
 
 @inner
@@ -186,22 +185,22 @@ def add_products(dy, i, x, k, shift, sums, products):
 
 
 @inner
-def add_column_products(dy, i, dy_stride, x, k, x_stride, lines, shift, sums, products):
+def add_column_products(dy, i, dy_stride, x, k, x_stride, block, shift, sums, products):
     """Add sums of ``dy`` and ``dy * (x - shift)`` for each column."""
-    quarter = lines // 4
-    for line in range(quarter):
+    first, fours, quarter, single, singles = block
+    for line in range(first, first + fours):
         add_four_products(
             dy, i + line * dy_stride, quarter * dy_stride,
             x, k + line * x_stride, quarter * x_stride, shift, sums, products,
         )  # fmt: skip
-    for line in range(4 * quarter, lines):
+    for line in range(single, single + singles):
         add_products(dy, i + line * dy_stride, x, k + line * x_stride, shift, sums, products)
 
 
 @inner
-def block_products(dy, i, dy_stride, x, k, x_stride, lines, row, shift, sums, products):
+def block_products(dy, i, dy_stride, x, k, x_stride, block, row, shift, sums, products):
     """Sums of ``dy`` and ``dy * (x - shift)`` for each column, in x's precision."""
     own_sums = np.zeros((2, shift.size), x.dtype)
-    add_column_products(dy, i, dy_stride, x, k, x_stride, lines, shift, own_sums[0], own_sums[1])
+    add_column_products(dy, i, dy_stride, x, k, x_stride, block, shift, own_sums[0], own_sums[1])
     for c in range(shift.size):
         sums[c], products[c] = own_sums[0, c], own_sums[1, c]

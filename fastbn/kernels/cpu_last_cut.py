@@ -3,21 +3,21 @@
 from fastbn.kernels.compile import inner
 from fastbn.kernels.vector import lanes
 
-#: Lines whose sums are kept in x's precision, one lane each. A quarter of them is an odd number:
-#: four lines that far apart seldom begin at the same place of their pages, where they would
-#: throw each other out of the nearest cache.
-BLOCK = 260
+BLOCK = 260  # lines whose sums are kept in x's precision, one lane each
 SEGMENT = 131072  # values of a segment, at least
 SEGMENTS = 256  # segments at most, so that their partial results stay small
 COLUMNS = 1024  # columns of a statistics task: 4 KiB of each line of float32
-TASK = 16384  # values of an elementwise task
+TASK, LARGE_TASK = 16384, 65536  # values of an elementwise task, by how much there is to share
 WIDEST = 4096  # columns of an elementwise line of several rows
 
 
 @inner
 def lines_per_segment(lines, width):
-    size = max(SEGMENT // width, (lines + SEGMENTS - 1) // SEGMENTS)
-    return ((size + BLOCK - 1) // BLOCK) * BLOCK
+    """Four times an odd number: four lines a quarter of the segment apart then seldom begin at the
+    same place of their pages, where they would throw each other out of the nearest cache.
+    """
+    size = max(SEGMENT // width, (lines + SEGMENTS - 1) // SEGMENTS, BLOCK)
+    return 4 * (size // 4 | 1)
 
 
 @inner
@@ -75,12 +75,13 @@ def elementwise_width(x, rows, channels, dense):
 
 
 @inner
-def lines_per_task(width):
-    """Lines of an elementwise task, four times an odd number as in `BLOCK`; at least one."""
-    return 4 * ((TASK // width // 4) | 1) if 4 * width <= TASK else 1
+def lines_per_task(lines, width):
+    """Lines of an elementwise task, four times an odd number as in `lines_per_segment`; or one."""
+    values = max(TASK, min(LARGE_TASK, lines * width // 16))
+    return 4 * ((values // width // 4) | 1) if 4 * width <= values else 1
 
 
 @inner
 def count_line_tasks(lines, width):
-    size = lines_per_task(width)
+    size = lines_per_task(lines, width)
     return (lines + size - 1) // size

@@ -75,12 +75,11 @@ def finite_or(value, other):
 
 
 @inner
-def wide_products(dy, i, dy_stride, x, j, x_stride, rows, size, shift):
-    """Sums of ``dy`` and ``dy * (x - shift)`` over rows, in float64, one value at a time."""
+def wide_products(dy, i, x, j, size, shift):
+    """Sums of ``dy`` and ``dy * (x - shift)`` over a row, in float64, one value at a time."""
     s = p = 0.0
-    for row in range(rows):
-        for k in range(size):
-            g = np.float64(dy[i + row * dy_stride + k])
-            s += g
-            p += g * (np.float64(x[j + row * x_stride + k]) - shift)
+    for k in range(size):
+        g = np.float64(dy[i + k])
+        s += g
+        p += g * (np.float64(x[j + k]) - shift)
     return s, p
