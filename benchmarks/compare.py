@@ -1,12 +1,11 @@
 """Is it slower than it was? New runs of the quick grid against the committed baseline.
 
-Copies beside each call take out most of what a shared machine does to its time, not all: where
-an array lies in memory and who else uses it make a cell of a large array 5 % slower or faster
-from one process to the next, of one that is in cache 5 to 20 %. So a cell is measured in several
-processes and their median counts, and cells are judged together.
+Copies and reads beside each call take out most of what a shared machine does to its time, not
+all: where an array lies in memory and who else uses it make a cell of a large array 5 % slower or
+faster from one process to the next, of one that is in cache 5 to 20 %. So a cell is measured in
+several processes and their median counts, and cells are judged together.
 """
 
-import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,12 +15,12 @@ from benchmarks import grid, results
 from benchmarks.machine import machine
 from benchmarks.results import Cell, Run, Unusable
 
+#: What a cell is timed by, for each kind of array: the geometric mean of its ratios to these.
+CLOCKS = {"large": ("copy", "streaming_copy", "read"), "in cache": ("copy", "read")}
 #: How many times as long all cells of an operation, layout and kind of array may take together,
-#: by geometric mean. Copies are a good clock for large arrays that are read and written in one
-#: go: the same code gave up to 1.08 there, a kernel that is a fifth slower at least 1.15. Where
-#: much is only read, or stays in cache, the same code gave up to 1.20.
-LARGE_GROWTH, OTHER_GROWTH = 1.12, 1.25
-STEADY = ("evaluation", "backward")
+#: by geometric mean. Any three of ten runs of the same code gave at most 1.07 for large arrays,
+#: 1.12 for their statistics, and 1.07 (evaluation) to 1.16 (statistics) for those in cache.
+GROWTH, STATISTICS_GROWTH = {"large": 1.12, "in cache": 1.2}, 1.15
 GROUP_CELLS = 2
 #: One cell alone counts only when it is off by more.
 CELL_GROWTH = 1.5
@@ -52,15 +51,15 @@ def compared(cells: Iterable[Cell]) -> dict[Key, Cell]:
 
 
 def growth(new: Cell, old: Cell) -> float | None:
-    """How many times as long as before, by the clock that the copies are."""
+    """How many times as long as before, by the clocks of that kind of array."""
     if len(grid.calm([new, old])) < 2:
         return None
     ratio = new.ratio_to_copy / old.ratio_to_copy
     if new.bytes < SMALL_BYTES:
         return min(ratio, new.seconds / old.seconds)
-    if kind_of(new) == "large":  # each copy alone varies more than both together
-        return math.sqrt(ratio * new.ratio_to_streaming_copy / old.ratio_to_streaming_copy)
-    return ratio
+    clocks = [f"ratio_to_{name}" for name in CLOCKS[kind_of(new)]]
+    pairs = [(getattr(new, clock), getattr(old, clock)) for clock in clocks]
+    return statistics.geometric_mean(now / before for now, before in pairs if now and before)
 
 
 def kind_of(cell: Cell) -> str:
@@ -79,9 +78,9 @@ def group_of(cell: Cell) -> Group:
 def limit_of(group: Group) -> float | None:
     """What counts as slower for a group; None if its cells are not judged together."""
     operation, _, kind = group
-    if kind == "small":
-        return None
-    return LARGE_GROWTH if kind == "large" and operation in STEADY else OTHER_GROWTH
+    if (operation, kind) == ("statistics", "large"):
+        return STATISTICS_GROWTH
+    return GROWTH.get(kind)
 
 
 def by_group(grown: Growths, cells: dict[Key, Cell]) -> dict[Group, float]:

@@ -243,6 +243,21 @@ def test_what_looks_slower_is_measured_again(monkeypatch):
     assert new[4].key not in compare.slower(grown, known)
 
 
+def test_every_clock_of_a_kind_of_array_counts():
+    """What is slower by all of them is slower; by one of three it may be that clock."""
+    (cell,) = [c for c in run_of(fastbn_cells()).cells if c.case == "large"]
+    before = replace(cell, ratio_to_read=1.0)
+    one = replace(before, ratio_to_read=1.2)
+    every = replace(
+        one,
+        ratio_to_copy=1.2 * cell.ratio_to_copy,
+        ratio_to_streaming_copy=1.2 * cell.ratio_to_streaming_copy,
+    )
+    assert compare.growth(one, before) == pytest.approx(1.2 ** (1 / 3))
+    assert compare.growth(every, before) == pytest.approx(1.2)
+    assert compare.growth(every, cell) == pytest.approx(1.2)  # a baseline without that clock
+
+
 def test_of_several_runs_the_median_counts(tmp_path, tables):
     baseline = recorded(tmp_path, fastbn_cells(), "baseline.json")
     ratios = {"fast": 0.5, "usual": 1.0, "slow": 9.0}

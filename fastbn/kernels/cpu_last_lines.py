@@ -1,6 +1,6 @@
 """Channels-last, innermost: elementwise along lines. Each column is a channel of its own.
 
-Four lines at a time, a quarter of all lines apart, as in `cpu_last_column_sums`.
+Four lines at a time, a quarter of a task's lines apart, for the reasons in `cpu_groups`.
 
 ``terms`` are (pointer, distance of its rows, first column): a table with a row for each kind
 of term and a column for each column of a line.
