@@ -26,6 +26,8 @@ TILE_SHARE, TILE_BYTES = 8, 4 * 1024 * 1024
 PARALLEL_BYTES = 256 * 1024
 #: Columns that make channels-last lines worth a vector loop of their own.
 FOLD_COLUMNS = 64
+#: Samples from which on each thread sums and normalizes some of them, where all is in cache.
+SHARED_ROWS = 8
 #: Values of a row from which on it is stored past the caches, if the array is large.
 STREAM_VALUES = 512
 
@@ -41,7 +43,7 @@ class Plan:
     channels : number of channels
     count : values per channel
     tile : channels that go through an operation together, as many as fit in a cache; 0 if not
-        even one does, or all do
+        even one does, or if all do and samples can be shared among threads
     large : worth more than one thread
     streaming : worth storing past the caches, which could not hold all of it
     extents : for each array, the length of its flat view
@@ -57,7 +59,7 @@ class Plan:
     extents: tuple[int, ...]
 
     def tile_for(self, threads: int) -> int:
-        """Channels of a tile such that all threads have as many; 0 if there are too few."""
+        """Channels of a tile such that all threads have as many; 0 without tiles."""
         if self.tile == 0 or self.channels < 2 * threads:
             return 0 if threads > 1 else self.tile
         tiles = threads * -(-self.channels // (self.tile * threads))
@@ -184,7 +186,7 @@ def make_plan(
         for s, c in zip(strides, channel_strides, strict=True)
     )
     large = bytes_each >= PARALLEL_BYTES
-    streaming = bytes_each * len(operands) > last_level_cache()
+    streaming = bytes_each * len(operands) > last_level_cache()  # unless its rows are short
     if length == 1 and channels > 1 and all(c == 1 for c in channel_strides):
         geometry = _last(rows, channels, strides, itemsize)
         return Plan("last", geometry, channels, rows, 0, large, streaming, extents)
@@ -193,8 +195,8 @@ def make_plan(
     pairs = tuple(v for pair in zip(strides, channel_strides, strict=True) for v in pair)
     tile = min(TILE_BYTES, last_level_cache() // TILE_SHARE)
     tile //= rows * length * itemsize * max(1, len(operands) - 1)
-    if rows > 1 and not streaming:
-        tile = 0  # all of it is in the cache, and tiles would be cut across samples
+    if not streaming and rows >= SHARED_ROWS:
+        tile = 0  # all is in cache, and tiles would have threads store close to each other
     streaming &= length >= STREAM_VALUES
     geometry = (rows, channels, length, *pairs)
     return Plan("first", geometry, channels, rows * length, tile, large, streaming, extents)

@@ -213,7 +213,7 @@ def lines_of_blocks(lines, size):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 64, 260])
 def test_blocks_take_every_line_once(size):
-    for lines in (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 63, 260, 516, 1041):
+    for lines in (*range(1, 18), 63, 260, 516, 1041):
         np.testing.assert_array_equal(lines_of_blocks(lines, size), 1)
 
 

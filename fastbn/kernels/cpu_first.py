@@ -9,10 +9,10 @@ most 4096 values; up to 32 blocks make a segment, whose statistics have their ow
 are merged in order. Whichever thread takes which segment, the bits of the result are the same.
 
 ``tile`` channels at a time go through a whole operation, while they are in cache. If it is 0,
-each pass goes over all channels before the next, and all passes in the order of memory: so a
-thread finds in its own cache what it has summed, and two threads hardly ever store close to each
-other. (A processor fetches some lines more than a sequence of stores asks for. Where these are
-another thread's, they go back and forth.) ``streaming`` stores go past the caches.
+each pass goes over all channels before the next, and all passes in the order of memory: with
+several segments a thread finds in its own cache what it has summed, and two threads hardly ever
+store close to each other. (A processor fetches some lines more than a sequence of stores asks for.
+Where these are another thread's, they go back and forth.) ``streaming`` stores go past the caches.
 """
 
 import numpy as np

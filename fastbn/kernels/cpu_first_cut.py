@@ -11,7 +11,7 @@ CHAIN = 64  # additions in x's precision that one sum may go through
 SEGMENT = 32  # blocks: enough to make a task, few enough to share a channel among threads
 TASK = 16384  # values of an elementwise task
 GROUP = 64  # channels with short rows that are summed together, at most
-GROUPS = 16  # of all segments together, at least, so that threads can share the sums
+GROUPS = 16  # of all segments together, if there are channels enough: for threads to share
 
 
 @inner
@@ -22,15 +22,17 @@ def rows_of_block(length):
 
 @inner
 def rows_of_segment(outer, length):
-    """Short rows that make a segment: several blocks of them, or an equal share of few.
+    """Short rows that make a segment: several blocks of them, or up to an eighth of few.
 
-    With shares, a thread takes the sums of the samples that it normalizes afterwards. Each
+    With several segments, threads take sums of the samples that they normalize afterwards. Each
     costs a few dozen nanoseconds a channel, so there are the fewer the fewer the values.
     """
-    values = outer * length
+    values, block = outer * length, rows_of_block(length)
     shares = 1 if values < 1024 else 2 if values < 16384 else 4 if values < 65536 else 8
     rows = (outer + shares - 1) // shares
-    return min((rows + 3) // 4 * 4, SEGMENT * rows_of_block(length))  # rows are summed by fours
+    if block >= 4:
+        rows = (rows + 3) // 4 * 4  # they are summed by fours
+    return min(rows, SEGMENT * block)
 
 
 @inner
@@ -73,7 +75,10 @@ def values_of_segment(segment, outer, length):
 
 @inner
 def group_size(channels, segments, length):
-    """Channels whose sums over one segment are taken together. No bits depend on it."""
+    """Channels whose sums over one segment are taken together.
+
+    No bits depend on it: what `cpu_groups` does to one channel does not depend on the others.
+    """
     return 1 if length > BLOCK else max(1, min(GROUP, channels * segments // GROUPS))
 
 

@@ -23,13 +23,13 @@ from fastbn.kernels.cpu_first_row_sums import (
     piece_sums,
 )
 from fastbn.kernels.cpu_groups import is_far, segment_moments_of, segment_products_of
-from fastbn.kernels.cpu_range import finite_or, wide_products
+from fastbn.kernels.cpu_range import finite_or
 from fastbn.kernels.vector import rounded
 
 FIRST = 256  # values that the first shift of a long row is the mean of
 
 short_moments = segment_moments_of(block_sums)
-short_products = segment_products_of(block_products, wide_products)
+short_products = segment_products_of(block_products)
 
 
 @inner

@@ -8,15 +8,16 @@ LLVM makes vectors of what is done per channel.
 Lines go four at a time, a quarter of the segment apart: what belongs to a channel is loaded
 once for four lines, and memory sees four long sequences, which it is read faster by than by one.
 (Four lines next to each other are no sequence: the processor would stop to read ahead.)
-A *block* is (line, fours, quarter, single, singles): from ``line`` on, ``fours`` lines of each
-quarter, and ``singles`` lines from ``single`` on.
+A *block* is (line, fours, quarter, single, singles): ``fours`` lines of each quarter, the first
+four being ``line``, ``line + quarter`` and so on; or ``singles`` lines from ``single`` on, which
+are left over by quarters.
 """
 
 import numpy as np
 
 from fastbn.kernels import cpu_formulas as formulas
 from fastbn.kernels.compile import inner
-from fastbn.kernels.cpu_range import narrow
+from fastbn.kernels.cpu_range import narrow, wide_products
 
 #: Values of a channel that its first shift is the mean of.
 FIRST = 8
@@ -83,7 +84,7 @@ def merge_segment(count, mean, m2, n, segment_mean, segment_m2):
 
 @inner
 def blocks_of_quarters(lines, size):
-    """Blocks of ``size`` lines, from all four quarters; none if a block is less than four lines."""
+    """Blocks of ``size`` lines from all quarters; none if a block or a quarter has no line."""
     return (lines // 4 + size // 4 - 1) // (size // 4) if size >= 4 else 0
 
 
@@ -159,12 +160,26 @@ def segment_moments_of(block_sums):
     return segment_moments
 
 
-def segment_products_of(block_products, wide_products):
+@inner
+def wide_block_products(dy, i, dy_stride, x, k, x_stride, block, length, shift):
+    """Sums of ``dy`` and ``dy * (x - shift)`` of one channel over a block, in float64."""
+    s = p = 0.0
+    for m in range(lines_of(block)):
+        line = line_of(m, block)
+        more_s, more_p = wide_products(
+            dy, i + line * dy_stride, x, k + line * x_stride, length, shift
+        )
+        s += more_s
+        p += more_p
+    return s, p
+
+
+def segment_products_of(block_products):
     """Make the function that takes a segment's sums for gradients.
 
     ``block_products(dy, i, dy_stride, x, k, x_stride, block, rows, shift, sums, products)``
-    sums ``dy`` and ``dy * (x - shift)`` of each channel; ``wide_products`` does so for one
-    channel and line in float64. ``rows`` is (values per line, distance of channels in dy, in x).
+    sums ``dy`` and ``dy * (x - shift)`` of each channel. ``rows`` is (values per line, distance
+    of channels in dy, in x).
     """
 
     @inner
@@ -181,16 +196,10 @@ def segment_products_of(block_products, wide_products):
             if narrow(x):
                 for c in range(center.size):
                     if not (unit[c] == 1.0 and np.isfinite(sums[c]) and np.isfinite(products[c])):
-                        sums[c] = products[c] = 0.0
-                        for m in range(lines_of(block)):
-                            line = line_of(m, block)
-                            s, p = wide_products(
-                                dy, i + line * dy_stride + c * rows[1],
-                                x, k + line * x_stride + c * rows[2],
-                                rows[0], np.float64(center[c]),
-                            )  # fmt: skip
-                            sums[c] += s
-                            products[c] += p
+                        sums[c], products[c] = wide_block_products(
+                            dy, i + c * rows[1], dy_stride, x, k + c * rows[2], x_stride,
+                            block, rows[0], np.float64(center[c]),
+                        )  # fmt: skip
             for c in range(center.size):
                 sum_dy[c] += sums[c]
                 sum_dy_xc[c] += products[c]

@@ -40,7 +40,6 @@ from fastbn.kernels.cpu_last_lines import (
     stream_gradient_lines,
     stream_lines,
 )
-from fastbn.kernels.cpu_range import wide_products
 from fastbn.kernels.cpu_terms import (
     fill_centers,
     fill_gradients,
@@ -50,7 +49,7 @@ from fastbn.kernels.cpu_terms import (
 from fastbn.kernels.vector import fence, lanes, pointer, to_boundary
 
 segment_moments = segment_moments_of(block_sums)
-segment_products = segment_products_of(block_products, wide_products)
+segment_products = segment_products_of(block_products)
 
 # --- sums -----------------------------------------------------------------------------------
 

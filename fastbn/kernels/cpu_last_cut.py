@@ -17,7 +17,7 @@ def lines_per_segment(lines, width):
     same place of their pages, where they would throw each other out of the nearest cache.
     """
     size = max(SEGMENT // width, (lines + SEGMENTS - 1) // SEGMENTS, BLOCK)
-    return 4 * (size // 4 | 1)
+    return 4 * ((size + 3) // 4 | 1)
 
 
 @inner
