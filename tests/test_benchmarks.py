@@ -136,7 +136,8 @@ def test_nothing_is_slower_than_itself(tmp_path, tables, capsys):
 
 
 def test_a_fifth_slower_is_slower(tmp_path, tables, capsys):
-    assert status(tmp_path, fastbn_cells(1.2), fastbn_cells()) == 1
+    """Large arrays show it; of those in cache the same code varies nearly as much."""
+    assert status(tmp_path, fastbn_cells(1.19), fastbn_cells()) == 1
     assert "Slower: 0 of 8 cells" in (printed := capsys.readouterr().out)
     assert "1 of 2 groups" in printed
 
