@@ -186,18 +186,18 @@ def make_plan(
         for s, c in zip(strides, channel_strides, strict=True)
     )
     large = bytes_each >= PARALLEL_BYTES
-    streaming = bytes_each * len(operands) > last_level_cache()  # unless its rows are short
+    fits = bytes_each * len(operands) <= last_level_cache()
     if length == 1 and channels > 1 and all(c == 1 for c in channel_strides):
         geometry = _last(rows, channels, strides, itemsize)
-        return Plan("last", geometry, channels, rows, 0, large, streaming, extents)
+        return Plan("last", geometry, channels, rows, 0, large, not fits, extents)
     if length == 1 and rows > 1:
         return None  # single values far apart: a copy is faster than a walk
     pairs = tuple(v for pair in zip(strides, channel_strides, strict=True) for v in pair)
     tile = min(TILE_BYTES, last_level_cache() // TILE_SHARE)
     tile //= rows * length * itemsize * max(1, len(operands) - 1)
-    if not streaming and rows >= SHARED_ROWS:
-        tile = 0  # all is in cache, and tiles would have threads store close to each other
-    streaming &= length >= STREAM_VALUES
+    if fits and rows >= SHARED_ROWS:
+        tile = 0  # tiles would have threads store close to each other (see `cpu_first`)
+    streaming = not fits and length >= STREAM_VALUES
     geometry = (rows, channels, length, *pairs)
     return Plan("first", geometry, channels, rows * length, tile, large, streaming, extents)
 

@@ -4,7 +4,7 @@ from fastbn.kernels.compile import inner
 from fastbn.kernels.vector import lanes
 
 BLOCK = 260  # lines whose sums are kept in x's precision, one lane each
-SEGMENT = 131072  # values of a segment, at least
+SEGMENT = 131072  # values of a segment, about; more if there are many
 SEGMENTS = 256  # segments at most, so that their partial results stay small
 COLUMNS = 1024  # columns of a statistics task: 4 KiB of each line of float32
 TASK, LARGE_TASK = 16384, 65536  # values of an elementwise task, by how much there is to share
@@ -13,8 +13,10 @@ WIDEST = 4096  # columns of an elementwise line of several rows
 
 @inner
 def lines_per_segment(lines, width):
-    """Four times an odd number: four lines a quarter of the segment apart then seldom begin at the
-    same place of their pages, where they would throw each other out of the nearest cache.
+    """Lines of a segment: four times an odd number.
+
+    Four lines a quarter of them apart then seldom begin at the same place of their pages, where
+    they would throw each other out of the nearest cache.
     """
     size = max(SEGMENT // width, (lines + SEGMENTS - 1) // SEGMENTS, BLOCK)
     return 4 * ((size + 3) // 4 | 1)
