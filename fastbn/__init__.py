@@ -1,7 +1,7 @@
 """Batch normalization on NumPy arrays, at the speed of the memory bus, without torch."""
 
-from fastbn._pool import get_reuse_limit, set_reuse_limit
-from fastbn._threads import get_num_threads, set_num_threads
+from fastbn._system.outputs import get_reuse_limit, set_reuse_limit
+from fastbn._system.threads import get_num_threads, set_num_threads
 from fastbn._warmup import warmup
 from fastbn.functional import (
     Gradients,

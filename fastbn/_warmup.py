@@ -5,10 +5,8 @@ from functools import partial
 
 import numpy as np
 
-from fastbn._progress import track
+from fastbn._system.progress import track
 from fastbn.functional import batch_norm, batch_norm_backward, batch_norm_forward, channel_stats
-from fastbn.kernels import cpu_first, cpu_last
-from fastbn.kernels.compile import Kernel
 
 __all__ = ["warmup"]
 
@@ -58,8 +56,6 @@ def warmup(
             raise ValueError(f"layouts must be among {', '.join(_SHAPES)}, got {layout!r}")
     calls = [call for dtype in checked for layout in layouts for call in _calls(dtype, layout)]
     _run(calls, "compiling", progress)
-    kernels = [k for m in (cpu_first, cpu_last) for k in vars(m).values() if isinstance(k, Kernel)]
-    _run([step for k in kernels for step in k.incomplete()], "for threads", progress)
 
 
 def _run(steps: list[Callable[[], object]], label: str, progress: bool) -> None:

@@ -4,12 +4,12 @@ State is passed in and, for running statistics, updated in place; nothing is
 remembered between calls. Layers that hold the state are in `fastbn.layers`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from fastbn import _checks, _fast, _plan, _pool, _run
-from fastbn._forward import Forward, ForwardCache, remembered
+from fastbn._call import prepared
+from fastbn._call.operations import Forward, ForwardCache, backward, remembered
 from fastbn.stats import ChannelStats
 
 __all__ = [
@@ -115,11 +115,11 @@ def batch_norm(
     """
     if on_nonfinite == "propagate":
         if training is False:
-            y = _fast.evaluate(x, running_mean, running_var, weight, bias, eps, axis, out)
+            y = prepared.evaluate(x, running_mean, running_var, weight, bias, eps, axis, out)
             if y is not None:
                 return y
         elif training is True:
-            found = _fast.train(
+            found = prepared.train(
                 x, running_mean, running_var, weight, bias, momentum, eps, axis, out
             )
             if found is not None:
@@ -166,7 +166,7 @@ def batch_norm_forward(
     True
     """
     if training is True and on_nonfinite == "propagate":
-        found = _fast.train(x, running_mean, running_var, weight, bias, momentum, eps, axis, out)
+        found = prepared.train(x, running_mean, running_var, weight, bias, momentum, eps, axis, out)
         if found is not None:
             y, statistics, axis = found
             return y, remembered(x, axis, statistics, weight, bias, y)
@@ -233,28 +233,12 @@ def batch_norm_backward(
     (array([ 0.1342, -0.1789, -0.0447,  0.0894]), array([-1.3416]), None)
     """
     if type(cache) is ForwardCache and not cache.overwritten:
-        found = _fast.differentiate(
+        found = prepared.differentiate(
             dy, cache.x, cache.axis, cache.statistics, cache.weight, cache.batch_statistics, out
         )
         if found is not None:
             return _gradients(cache, *found)
-    dy = _checked_gradient(dy, cache)
-    x = cache.x
-    inputs = {"dy": dy, "x": x}
-    if out is None:
-        returned = dx = _pool.new_output(x, _plan.native(x.dtype))
-    else:
-        dx = _checks.check_out(out, x.shape, _plan.native(x.dtype), inputs)
-        returned = out
-    channels = cache.statistics.shape[1]
-    if x.size:
-        weight = np.ones(channels, dx.dtype) if cache.weight is None else cache.weight
-        d_weight, d_bias = _run.backward(
-            dy, x, dx, cache.axis, cache.statistics, weight, cache.batch_statistics
-        )
-    else:
-        d_weight, d_bias = np.zeros((2, channels), dx.dtype)
-    return _gradients(cache, returned, d_weight, d_bias)
+    return _gradients(cache, *backward(dy, cache, out))
 
 
 def _gradients(
@@ -264,38 +248,6 @@ def _gradients(
     return Gradients(
         dx, None if cache.weight is None else d_weight, d_bias if cache.has_bias else None
     )
-
-
-def _checked_gradient(dy: Any, cache: Any) -> np.ndarray:
-    if cache is None:
-        raise RuntimeError(
-            "there is no cache to differentiate with; y, cache = batch_norm_forward(x, ...)"
-        )
-    if not isinstance(cache, ForwardCache):
-        raise TypeError(
-            f"cache must come from batch_norm_forward, got {type(cache).__name__}; "
-            "y, cache = batch_norm_forward(x, ...)"
-        )
-    dy = _plan.as_array("dy", dy)
-    _plan.check_dtype("dy", dy.dtype)
-    if dy.shape != cache.x.shape:
-        raise ValueError(f"dy has shape {dy.shape}, expected the shape of x, {cache.x.shape}")
-    if _plan.native(dy.dtype) != _plan.native(cache.x.dtype):
-        raise ValueError(
-            f"dy has dtype {dy.dtype}, expected the dtype of x, {cache.x.dtype}; "
-            f"dy.astype(np.{cache.x.dtype.name})"
-        )
-    if cache.x.shape[cache.axis : cache.axis + 1] != cache.statistics.shape[1:]:
-        raise RuntimeError(
-            f"x has been given another shape since the forward, {cache.x.shape}; "
-            "reshape a view of it (x.reshape), or run the forward again"
-        )
-    if cache.overwritten:
-        raise RuntimeError(
-            "the forward wrote its output over x (out=x), so there is nothing left to "
-            "differentiate; run the forward with another out, or without one"
-        )
-    return dy
 
 
 def channel_stats(x: np.ndarray, axis: int = 1) -> ChannelStats:

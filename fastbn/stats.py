@@ -5,14 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from fastbn import _plan, _run
-from fastbn.kernels import formulas
+from fastbn._call import arguments, pieces
 
 __all__ = ["ChannelStats"]
-
-#: An array that no kernel can walk is copied and read in pieces of this many values.
-_PIECE = 1 << 20
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ChannelStats:
@@ -82,36 +77,9 @@ class ChannelStats:
         ValueError
             If ``x`` has fewer than two dimensions, or no such axis.
         """
-        x = _plan.as_array("x", x)
-        position, channels, count = _plan.describe(x.shape, x.dtype, _plan.as_axis(axis))
-        if x.size == 0:
-            return cls.empty(channels)
-        found = _run.moments(x, position)
-        if found is not None:
-            return cls(np.full(channels, float(count)), *found)
-        return cls._from_pieces(x, position)
-
-    @classmethod
-    def _from_pieces(cls, x: np.ndarray, axis: int) -> "ChannelStats":
-        """Halve ``x`` along its longest other axis until a piece is worth a copy.
-
-        Where a broadcast view repeats its values, they are read once.
-        """
-        once = tuple(
-            slice(0, 1) if k != axis and stride == 0 else slice(None)
-            for k, stride in enumerate(x.strides)
-        )
-        repeats = float(x.size // max(x[once].size, 1))
-        if repeats > 1:
-            stats = cls.from_array(x[once], axis)
-            return cls(stats.count * repeats, stats.mean, stats.m2 * repeats)
-        sizes = [n if k != axis else 0 for k, n in enumerate(x.shape)]
-        longest = int(np.argmax(sizes))
-        if x.size <= _PIECE or sizes[longest] < 2:
-            copy = np.array(x, _plan.native(x.dtype), order="C")
-            return cls.from_array(copy, axis)
-        low, high = np.array_split(x, 2, axis=longest)
-        return cls.from_array(low, axis).merge(cls.from_array(high, axis))
+        x = arguments.as_array("x", x)
+        position, channels, _ = arguments.describe(x.shape, x.dtype, arguments.as_axis(axis))
+        return cls(*pieces.moments(x, position)) if x.size else cls.empty(channels)
 
     def merge(self, other: "ChannelStats") -> "ChannelStats":
         """Statistics of both samples together; neither is changed.
@@ -132,15 +100,8 @@ class ChannelStats:
             raise ValueError(
                 f"cannot merge statistics of {self.count.size} and {other.count.size} channels"
             )
-        count = self.count + other.count
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            merged = formulas.merge(
-                self.count, self.mean, self.m2, other.count, other.mean, other.m2
-            )
-            plain = (self.count * self.mean + other.count * other.mean) / count
-        mean = np.where(np.isfinite(merged[1]), merged[1], plain)  # infinity stays infinity
         return ChannelStats(
-            count, np.where(count > 0, mean, 0.0), np.where(count > 0, merged[2], 0.0)
+            *pieces.merged((self.count, self.mean, self.m2), (other.count, other.mean, other.m2))
         )
 
     def var(self, ddof: int = 0) -> np.ndarray:

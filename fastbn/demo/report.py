@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastbn._progress import Progress, track
-from fastbn._threads import get_num_threads
+from fastbn._system.progress import Progress, track
+from fastbn._system.threads import get_num_threads
 from fastbn.demo.network import Network, convolutional_network, cross_entropy
 from fastbn.demo.timing import COMPARISONS, compare, fitting_shape, free_memory
 from fastbn.demo.training import (

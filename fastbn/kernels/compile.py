@@ -1,28 +1,41 @@
-"""The only place that names Numba options, and where its disk cache is made safe to rely on.
+"""The only place that names Numba's options and what Numba does not document.
 
-`kernel` turns one body into a serial and a parallel kernel; `inner` and `inlined` compile
-functions that kernels call. Nothing is compiled before its first call.
+========================  =====================================================================
+`part`                    native code that runs on a frame, reached through its address
+`entry`                   what Python calls: puts addresses of arrays into a frame, runs a part
+`inner`, `inlined`        functions that both are made of
+========================  =====================================================================
+
+Numba compiles a function again into each function that calls it, at every level. So heavy pieces
+are parts: compiled once for a dtype, never linked into one another, and called through addresses
+that the plan writes into the frame. Nothing is compiled before it is needed.
 """
 
 import contextlib
 import hashlib
-import os
+import pickle
+import re
+import sys
 import threading
-import time
-import types
-from collections.abc import Callable, Iterator
+import types as python_types
+from collections.abc import Callable
 from concurrent.futures import Future
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import llvmlite
 import numba
+import numpy as np
+from numba import prange, types
+from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
+from numba.core.serialize import dumps
 
-#: Seconds to wait for another process at the cache before going without.
-_PATIENCE = 5.0
+from fastbn.kernels import disk_cache
+from fastbn.kernels.simd import call
 
-#: No fastmath: kernels spell out their order of operations (see `vector`).
+#: No fastmath: kernels spell out their order of operations (see `simd`).
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 #: Only `prange` is parallel: the other transformations cost compile time and buy nothing.
@@ -37,205 +50,232 @@ _PRANGE_ONLY = {
     "prange": True,
 }
 
+#: Without the JIT kernels run as plain Python.
+PLAIN: bool = numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+
+#: Functions by name, with the code that each was made of.
+_functions: dict[str, tuple[Any, Callable]] = {}
+_compiled: list[Any] = []  # keeps native code alive for as long as its address is known
+
+
+# --- functions inside of parts and entries --------------------------------------------------------
+
 
 def inner(body: Callable) -> Callable:
-    """Compile ``body`` for use inside kernels."""
-    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(body)
+    """Compile ``body`` for use inside parts and entries."""
+    return _inner(body)
 
 
 def inlined(body: Callable) -> Callable:
     """`inner` for what runs once per row: LLVM finds it too long to inline by itself."""
-    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **_OPTIONS)(
-        body
+    return _inner(body, forceinline=True)
+
+
+def _inner(body: Any, **options: Any) -> Callable:
+    name = _name_of(body)
+    known = _functions.get(name)
+    if PLAIN:
+        return body
+    if known is None:
+        options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **options, **_OPTIONS}
+        known = _functions[name] = body.__code__, numba.njit(**options)(_renamed(body, name))
+    if known[0] is not body.__code__:
+        raise RuntimeError(f"two functions of kernels have the name {name}")
+    return known[1]
+
+
+def _name_of(body: Any) -> str:
+    """The body's place in the sources and the names of all that it closes over.
+
+    Native code finds functions by name, also that of other processes from the disk cache: what
+    a maker makes of different things needs different names. What it makes of the same is the same.
+    """
+    cells = [cell.cell_contents for cell in body.__closure__ or ()]
+    inside = [getattr(value, "__name__", repr(value)) for value in cells]
+    place = f"{body.__module__}.{body.__qualname__}".removeprefix("fastbn.kernels.")
+    made_of = hashlib.sha256(repr(inside).encode()).hexdigest()[:8] if inside else ""
+    return re.sub(r"\W+", "_", place.replace(".<locals>", "")) + made_of
+
+
+def _renamed(body: Any, name: str) -> Any:
+    copy = python_types.FunctionType(
+        body.__code__, body.__globals__, name, body.__defaults__, body.__closure__
     )
+    copy.__qualname__, copy.__module__, copy.__doc__ = name, body.__module__, body.__doc__
+    return copy
 
 
-class Kernel:
-    """One body, compiled for one thread (``serial``) and for many (``parallel``)."""
+# --- parts ------------------------------------------------------------------------------------------
+
+class Part:
+    """``body(frame, task, like)``, compiled once for each dtype, which only ``like`` tells."""
+
+    def __init__(self, body: Callable, name: str) -> None:
+        self.name = name
+        self._body = _renamed(body, name)
+        self._addresses: dict[np.dtype, int] = {}
+
+    def address(self, dtype: np.dtype) -> int:
+        """Where the native code for ``dtype`` begins; compiled or loaded at the first call."""
+        found = self._addresses.get(dtype)
+        if found is None:
+            found = self._addresses[dtype] = self._build(dtype)
+        return found
+
+    def _build(self, dtype: np.dtype) -> int:
+        if PLAIN:
+            like = np.empty(0, dtype)
+            return _plain_address(lambda frame, task: self._body(frame, task, like))
+        like = types.CPointer(numba.from_dtype(dtype))
+        return _native(self._body, types.void(types.int64, types.int64, like), _OPTIONS)
+
+    def __repr__(self) -> str:
+        return f"Part({self.name})"
+
+
+def part(name: str) -> Callable[[Callable], Part]:
+    """Decorator: make ``body(frame, task, like)`` a `Part`."""
+    return lambda body: Part(body, name)
+
+
+def loop_address() -> int:
+    """Where the one loop begins that runs tasks on several threads."""
+    if not _loop:
+        if PLAIN:
+            _loop.append(_plain_address(_run_tasks))
+        else:
+            signature = types.void(types.int64, types.int64, types.int64)
+            _loop.append(_native(_run_tasks, signature, {**_OPTIONS, "parallel": _PRANGE_ONLY}))
+    return _loop[0]
+
+
+_loop: list[int] = []
+
+
+def _run_tasks(part, frame, tasks):
+    """Run a part on every task, in any order, on several threads."""
+    for task in prange(tasks):
+        call(part, frame, task)
+
+
+def _plain_address(body: Callable) -> int:
+    from fastbn.kernels.simd import python
+
+    return python.address_of_body(body)
+
+
+def _native(body: Callable, signature: Any, options: dict[str, Any]) -> int:
+    """Address of ``body`` in native code. `numba.cfunc` takes no cache but its own."""
+    function = CFunc(body, (signature.args, signature.return_type), {}, options)
+    function._cache = _Cache(body.__name__)
+    _uninterrupted(function.compile)
+    _compiled.append(function)
+    return function.address
+
+
+# --- entries ----------------------------------------------------------------------------------------
+
+
+class Entry:
+    """What Python calls, compiled once for each combination of types."""
 
     def __init__(self, body: Callable) -> None:
         self.name = body.__name__
         self._body = body
-        self.repeat = Repeat(never_compiled, never_compiled)
-        self.serial = _cached(_renamed(body, "serial"), **_OPTIONS)
-        self.parallel = _cached(_renamed(body, "parallel"), parallel=_PRANGE_ONLY, **_OPTIONS)
+        self._known: dict[tuple, Callable] = {}
 
-    def learn(self) -> None:
-        """Let `repeat` take all types that either kernel has been compiled for by now."""
-        if not numba.config.DISABLE_JIT:  # plain Python would take arrays of any kind
-            pairs = zip(self.repeat, (self.serial, self.parallel), strict=True)
-            self.repeat = Repeat(*(_never_compiling(self._body, *pair) for pair in pairs))
+    def of(self, *kinds: Any) -> Callable[..., int]:
+        """The entry for flat arrays of these dtypes, and numbers where a kind is a Python type.
 
-    def incomplete(self) -> list[Callable[[], object]]:
-        """What compiles those signatures that only one of the two kernels has so far."""
-        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-            return []
-        pair = self.serial, self.parallel
-        known = [set(k.signatures) for k in pair]  # type: ignore[attr-defined]
-        return [
-            partial(target.compile, signature)  # type: ignore[attr-defined]
-            for target, missing in zip(
-                pair, (known[1] - known[0], known[0] - known[1]), strict=True
-            )
-            for signature in missing
-        ]
+        It refuses arrays of any other type or flags with a TypeError.
+        """
+        found = self._known.get(kinds)
+        if found is None:
+            found = self._known[kinds] = self._body if PLAIN else self._build(kinds)
+        return found
 
-    def __repr__(self) -> str:
-        return f"Kernel({self.name})"
+    def _build(self, kinds: tuple) -> Any:
+        letters = "".join(np.dtype(kind).char for kind in kinds).replace("?", "b")
+        name = f"{self.name}_{letters}"
+        dispatcher: Any = numba.njit(**_OPTIONS)(_renamed(self._body, name))
+        dispatcher._cache = _Cache(name)
+        signature = tuple(map(_argument_type, kinds))
+        _uninterrupted(lambda: dispatcher.compile(signature))
+        dispatcher.disable_compile()
+        return dispatcher
 
 
-class Repeat(NamedTuple):
-    """The kernels for types that they have been compiled for: others are a TypeError."""
-
-    serial: Callable[..., Any]
-    parallel: Callable[..., Any]
-
-
-def never_compiled(*args: Any) -> None:
-    """Stands for a kernel that has not been compiled for any types."""
-    raise TypeError("this kernel has not been compiled yet")
+def _argument_type(kind: Any) -> Any:
+    if isinstance(kind, type):
+        return numba.typeof(kind())
+    return numba.from_dtype(kind)[::1]
 
 
-def _never_compiling(body: Callable, known: Any, dispatcher: Any) -> Callable[..., Any]:
-    """A dispatcher with what ``dispatcher`` has compiled: ``known``, or a new one if it lacks any.
-
-    No lock, which a forked child or a signal handler might find held for ever.
-    """
-    try:
-        overloads = list(dispatcher.overloads.values())
-    except (KeyError, RuntimeError):  # another thread is just adding one
-        return known
-    if len(overloads) == (0 if known is never_compiled else len(known.overloads)):
-        return known
-    repeat: Any = numba.njit(**_OPTIONS)(body)
-    for compiled in overloads:
-        repeat.add_overload(compiled)
-    repeat.disable_compile()
-    return repeat
+def entry(body: Callable) -> Entry:
+    """Decorator: make ``body`` an `Entry`."""
+    return Entry(body)
 
 
-def kernel(body: Callable) -> Kernel:
-    """Decorator: make ``body`` a `Kernel`."""
-    return Kernel(body)
+# --- compiling and keeping ------------------------------------------------------------------------
 
 
-def _renamed(body: Callable, target: str) -> types.FunctionType:
-    """Copy ``body`` under a name of its own, by which the disk cache knows it.
-
-    The name alone tells the serial kernel from the parallel one, and the digest in it
-    tells kernels from those of another version: Numba looks at the file of the body,
-    and not at those of the functions that it calls.
-    """
-    name = f"{body.__name__}_{target}_{_sources_digest()}"
-    copy = types.FunctionType(
-        body.__code__, body.__globals__, name, body.__defaults__, body.__closure__
-    )
-    copy.__qualname__ = name
-    copy.__doc__ = body.__doc__
-    copy.__module__ = body.__module__
-    return copy
-
-
-@lru_cache(maxsize=1)
-def _sources_digest() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        with contextlib.suppress(OSError):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _cached(body: Callable, **options: Any) -> Callable:
-    try:
-        dispatcher: Any = numba.njit(cache=True, **options)(body)
-    except RuntimeError:  # no directory that a cache could be written to
-        dispatcher = numba.njit(**options)(body)
-    if hasattr(dispatcher, "_cache"):  # not without the JIT
-        dispatcher._cache = _Cache(dispatcher._cache)
-        dispatcher.compile = partial(_in_own_thread, dispatcher.compile)
-    return dispatcher
-
-
-def _in_own_thread(compile_signature: Callable, *args: Any) -> Any:
+def _uninterrupted(compile_it: Callable[[], Any]) -> None:
     """Compile where no Ctrl-C can reach, which leaves Numba unable to compile ever again.
 
-    Python delivers it to the main thread alone. That gets its KeyboardInterrupt while it
-    waits; the compilation goes on, and the next call finds it done.
+    Python delivers it to the main thread alone. That gets its KeyboardInterrupt while it waits;
+    the compilation goes on, and the next call finds it done.
     """
     if threading.current_thread() is not threading.main_thread():
-        return compile_signature(*args)
+        compile_it()
+        return
     future: Future = Future()
 
     def work() -> None:
         try:
-            future.set_result(compile_signature(*args))
+            compile_it()
+            future.set_result(None)
         except BaseException as error:
             future.set_exception(error)
 
     threading.Thread(target=work, name="fastbn compiler").start()
-    return future.result()
+    future.result()
 
 
 class _Cache:
-    """Numba's disk cache, except that its failures cost a compilation and never a call.
+    """What a dispatcher asks for compiled code. Numba's own cache has places and locks of its own,
 
-    A full or read-only disk, a truncated file, another process at work on the same
-    entry: then the kernel is compiled, and perhaps not stored.
+    knows a function by its file alone, and cannot tell apart what one maker has made.
     """
 
-    def __init__(self, cache: Any) -> None:
-        self._cache = cache
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
-        # Numba's own `load_overload` first gets ready to compile, which takes a quarter of a
-        # second and imports SciPy where there is one. What is loaded needs the run time alone.
-        load = getattr(self._cache, "_load_overload", self._cache.load_overload)
-        try:
+        content = disk_cache.load(self._name, _digest(signature))
+        if content is None:
+            return None
+        with contextlib.suppress(Exception):
+            # Numba would first get ready to compile, which takes a quarter of a second and
+            # imports SciPy where there is one. What is loaded needs the run time alone.
             rtsys.initialize(target_context)
-            found = load(signature, target_context)
-        except Exception:
-            self._forget()
-            return None
-        if found is not None and tuple(found.signature.args) != tuple(_arguments(signature)):
-            self._forget()
-            return None
-        return found
+            return CompileResult._rebuild(target_context, *pickle.loads(content))
+        return None
 
-    def save_overload(self, signature: Any, data: Any) -> None:
-        with contextlib.suppress(Exception), self._locked():
-            self._cache.save_overload(signature, data)
-
-    def _forget(self) -> None:
-        with contextlib.suppress(Exception), self._locked():
-            self._cache.flush()
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes out while the index is read, changed and written back."""
-        try:
-            import fcntl
-        except ImportError:  # Windows: `load_overload` notices a mix-up
-            yield
-            return
-        os.makedirs(self._cache.cache_path, exist_ok=True)
-        with open(os.path.join(self._cache.cache_path, "fastbn.lock"), "a") as file:
-            deadline = time.monotonic() + _PATIENCE
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.01)
-            try:
-                yield
-            finally:  # closing is not enough: a child forked meanwhile has the file too
-                fcntl.flock(file, fcntl.LOCK_UN)
+    def save_overload(self, signature: Any, result: Any) -> None:
+        with contextlib.suppress(Exception):
+            disk_cache.save(self._name, _digest(signature), dumps(result._reduce()))
 
 
-def _arguments(signature: Any) -> Any:
-    return signature.args if hasattr(signature, "args") else signature
+def _digest(signature: Any) -> str:
+    """Of all that compiled code depends on."""
+    arguments = signature.args if hasattr(signature, "args") else signature
+    codegen = cpu_target.target_context.codegen()
+    facts = (
+        disk_cache.sources_digest(),
+        [str(argument) for argument in arguments],
+        numba.__version__,
+        llvmlite.__version__,
+        sys.implementation.cache_tag,
+        codegen.magic_tuple(),
+    )
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:20]

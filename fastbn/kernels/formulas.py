@@ -26,9 +26,29 @@ def moments_from_sums(count, shift, total, squares):
     return shift + offset, np.maximum(squares - offset * total, 0.0)
 
 
+def median(a, b, c):
+    """The middle one of three."""
+    return np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
+
+
 def reciprocal_std(var, eps):
     """``1 / sqrt(var + eps)``: eps stands inside the root (Ioffe & Szegedy 2015, alg. 1)."""
     return 1.0 / np.sqrt(var + eps)
+
+
+def is_finite(value):
+    """Neither infinite nor NaN."""
+    return abs(value) < np.inf
+
+
+def center_of(mean, largest):
+    """What is subtracted for ``mean``: it itself, but finite where it is; to be rounded."""
+    return np.where(is_finite(mean), np.minimum(np.maximum(mean, -largest), largest), mean)
+
+
+def residual(mean, center):
+    """What rounding has left of the mean; nothing if there is no finite center."""
+    return np.where(is_finite(center), mean - center, 0.0)
 
 
 def affine_terms(residual, rstd, weight, bias):

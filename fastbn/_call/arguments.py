@@ -1,0 +1,347 @@
+"""Checks of arguments: arrays, numbers, ``out``. Every error message but a layer's is here.
+
+A check returns what a kernel can take, or raises an error that names the
+argument, what came, what was expected, and the way out. No check changes anything.
+"""
+
+import math
+import numbers
+import operator
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+
+# --- x ------------------------------------------------------------------------------------------------
+
+
+def as_array(name: str, x: Any) -> np.ndarray:
+    """``x`` as a plain ndarray that shares its memory, or TypeError."""
+    if type(x) is np.ndarray:
+        return x
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, whose mask would be ignored; "
+            f"pass a plain array ({name}.filled(...) or np.asarray({name}))"
+        )
+    if not isinstance(x, np.ndarray):
+        raise TypeError(
+            f"{name} must be a numpy.ndarray, got {type(x).__name__}; "
+            f"np.asarray({name}) converts array-likes"
+        )
+    return x.view(np.ndarray)
+
+
+def native(dtype: np.dtype) -> np.dtype:
+    """``dtype`` in the byte order of the machine."""
+    return np.dtype(dtype.type)
+
+
+def check_dtype(name: str, dtype: np.dtype) -> None:
+    """Refuse what is neither float32 nor float64, and name the fix."""
+    if dtype.type in (np.float32, np.float64):
+        return
+    if dtype.kind in "iub":
+        fix = f"convert it first: {name}.astype(np.float32)"
+    elif dtype.kind == "c":
+        fix = f"normalize {name}.real and {name}.imag, or convert it: {name}.real"
+    elif dtype.kind == "f":
+        fix = f"convert it: {name}.astype(np.float{32 if dtype.itemsize < 4 else 64})"
+    else:
+        fix = f"convert it to numbers: {name}.astype(np.float32)"
+    raise TypeError(f"{name} must be float32 or float64, got dtype {dtype}; {fix}")
+
+
+def as_axis(axis: Any) -> int:
+    """``axis`` as an int; whether there is such an axis is for `describe` to say."""
+    if type(axis) is int:
+        return axis
+    try:
+        if isinstance(axis, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis must be an integer, got {axis!r}") from None
+
+
+def channel_axis(shape: tuple[int, ...], axis: int) -> int:
+    """``axis`` as a non-negative number, or an error that shows the shape."""
+    if len(shape) < 2:
+        raise ValueError(
+            f"x must have at least 2 dimensions, samples and channels, got shape {shape}; "
+            "a single sample of C channels is x[None]"
+        )
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(
+            f"axis {axis} is out of bounds for x of shape {shape}; "
+            f"expected {-len(shape)} to {len(shape) - 1}"
+        )
+    return axis % len(shape)
+
+
+def check_batch_count(shape: tuple[int, ...], count: int) -> None:
+    """Batch statistics of one value per channel mean nothing: its variance is zero."""
+    if count == 1:
+        raise ValueError(
+            f"expected more than 1 value per channel to take batch statistics of, got x of "
+            f"shape {shape}: its variance would be 0 and the output just the bias; "
+            "use running statistics (eval(), or training=False) or a larger batch"
+        )
+
+
+@lru_cache(maxsize=4096)
+def describe(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> tuple[int, int, int]:
+    """Check ``x``; return its channel axis, number of channels, and values per channel."""
+    check_dtype("x", dtype)
+    position = channel_axis(shape, axis)
+    channels = shape[position]
+    count = math.prod(n for k, n in enumerate(shape) if k != position)
+    return position, channels, count
+
+
+# --- numbers and names --------------------------------------------------------------------------------
+
+
+def check_eps(eps: Any) -> float:
+    """``eps`` as a float; it must be positive, or 1 / sqrt(var + eps) has no bound."""
+    if type(eps) is float and 0.0 < eps < math.inf:
+        return eps
+    if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
+        raise TypeError(f"eps must be a positive number, got {eps!r} ({type(eps).__name__})")
+    value = _float(eps)
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"eps must be positive and finite, got {eps!r}; the usual value is 1e-5")
+    return value
+
+
+def _float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+
+
+def check_momentum(momentum: Any) -> float:
+    """``momentum`` as a float from 0 to 1."""
+    if type(momentum) is float and 0.0 <= momentum <= 1.0:
+        return momentum
+    if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real):
+        raise TypeError(
+            f"momentum must be a number, got {momentum!r} ({type(momentum).__name__}); "
+            "a cumulative average (None) needs a layer, which counts its batches"
+        )
+    value = _float(momentum)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(
+            f"momentum must be 0 to 1, the weight of the new batch, got {momentum!r}; "
+            "the usual value is 0.1"
+        )
+    return value
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """``value`` as a bool: a number in its place is an argument gone astray."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def check_num_features(value: Any) -> int:
+    """``num_features`` as a positive int."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"num_features must be a positive integer, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"num_features must be a positive integer, got {value!r} ({type(value).__name__})"
+        ) from None
+    if not 1 <= number <= sys.maxsize // 8:  # bytes of float64
+        raise ValueError(f"num_features must be a positive integer, got {value!r}")
+    return number
+
+
+def parameter_dtype(dtype: Any) -> np.dtype:
+    """The dtype of a layer's parameters and statistics; None is float32."""
+    try:
+        found = np.dtype(np.float32 if dtype is None else dtype)
+    except Exception:  # strings are parsed, and fail in many ways
+        raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from None
+    if found not in (np.float32, np.float64):
+        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
+    return native(found)
+
+
+def check_device(device: Any) -> None:
+    """Refuse any device but the CPU; an explicit request never falls back."""
+    if device is not None and not (isinstance(device, str) and device == "cpu"):
+        raise ValueError(f"device must be None or 'cpu', got {device!r}")
+
+
+def check_on_nonfinite(value: Any) -> str:
+    """One of the three policies."""
+    if value not in ("propagate", "skip", "raise"):
+        raise ValueError(f"on_nonfinite must be 'propagate', 'skip' or 'raise', got {value!r}")
+    return value
+
+
+def check_finite(mean: np.ndarray, var: np.ndarray, x_shape: tuple[int, ...]) -> None:
+    """Refuse statistics that are not finite, and say whose they are."""
+    bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(var)))
+    if bad.size:
+        some = ", ".join(map(str, bad[:5])) + (", ..." if bad.size > 5 else "")
+        raise ValueError(
+            f"x of shape {x_shape} holds NaN or infinity in channel {some}, and on_nonfinite is "
+            "'raise'; clean x, or leave such batches out of the running statistics with 'skip'"
+        )
+
+
+def check_vector(name: str, value: Any, channels: int, x_shape: tuple[int, ...]) -> np.ndarray:
+    """``value`` as a plain array of one floating-point number per channel."""
+    value = as_array(name, value)
+    check_dtype(name, value.dtype)
+    if value.shape != (channels,):
+        came = f"length {value.shape[0]}" if value.ndim == 1 else f"shape {value.shape}"
+        raise ValueError(
+            f"{name} has {came}, but x of shape {x_shape} has {channels} channels; "
+            f"expected {name} of shape ({channels},)"
+        )
+    return value
+
+
+def kernel_vector(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """``value`` itself if a kernel can take it, else a copy in ``dtype``."""
+    if value.dtype == dtype and value.flags.carray:
+        return value
+    with np.errstate(over="ignore"):
+        return np.array(value, dtype, order="C")
+
+
+def check_running(running_mean: Any, running_var: Any) -> bool:
+    """Whether there are running statistics; one without the other is an error."""
+    if (running_mean is None) != (running_var is None):
+        missing, given = (
+            ("running_mean", "running_var") if running_mean is None
+            else ("running_var", "running_mean")
+        )  # fmt: skip
+        raise ValueError(
+            f"{given} was given without {missing}; pass both running statistics or neither"
+        )
+    return running_mean is not None
+
+
+def check_updatable(
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
+    counter: Any,
+    inputs: Mapping[str, np.ndarray | None],
+) -> None:
+    """Training updates running statistics in place, and a layer's counter with them."""
+    for name, value in (("running_mean", running_mean), ("running_var", running_var)):
+        if not value.flags.writeable:
+            raise ValueError(
+                f"{name} is read-only, but training updates it in place; "
+                f"pass a writable array ({name}.copy()) or training=False"
+            )
+        if overlaps_itself(value):
+            raise ValueError(
+                f"{name} has strides {value.strides}: elements share memory, but training "
+                f"updates each of them; pass an array of its own ({name}.copy())"
+            )
+    check_apart("running_mean", running_mean, {"running_var": running_var, **inputs})
+    check_apart("running_var", running_var, inputs)
+    if counter is not None and not (
+        isinstance(counter, np.ndarray)
+        and counter.shape == ()
+        and counter.dtype == np.int64
+        and counter.flags.carray
+    ):
+        raise TypeError(
+            f"num_batches_tracked must be a writable int64 array of shape (), got {counter!r}; "
+            "change its value in place: bn.num_batches_tracked[...] = 0"
+        )
+
+
+def check_apart(name: str, array: np.ndarray, others: Mapping[str, np.ndarray | None]) -> None:
+    """Refuse an array that is updated if it shares memory with another."""
+    for other, value in others.items():
+        if value is not None and shares_memory(array, value):
+            raise ValueError(
+                f"{name} and {other} share memory, but training updates {name} in place; "
+                f"pass an array of its own ({name}.copy())"
+            )
+
+
+def shares_memory(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays share an element; True where that would take long to find out.
+
+    Two arrays that own their memory share none, which is quick to see.
+    """
+    if a is not b and a.base is None and b.base is None:
+        return False
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+def check_out(
+    out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Mapping[str, np.ndarray | None]
+) -> np.ndarray:
+    """``out`` as a plain array that may be written, or an error.
+
+    It may be one of ``inputs`` itself, element for element; any other overlap is refused.
+    """
+    plain = as_array("out", out)
+    if plain.shape != shape:
+        raise ValueError(f"out has shape {plain.shape}, expected the shape of x, {shape}")
+    if plain.dtype != dtype:
+        raise ValueError(f"out has dtype {plain.dtype}, expected the dtype of x, {dtype}")
+    if not plain.flags.writeable:
+        raise ValueError("out is read-only, expected a writable array")
+    if overlaps_itself(plain):
+        raise ValueError(
+            f"out has strides {plain.strides}: elements share memory, as in a broadcast or "
+            "windowed view; expected an array of its own, such as np.empty_like(x)"
+        )
+    for name, array in inputs.items():
+        if array is not None:
+            check_overlap(plain, name, array)
+    return plain
+
+
+def overlaps_itself(array: np.ndarray) -> bool:
+    """Whether elements may share memory: a stride that does not clear the dimensions within."""
+    if array.flags.forc:
+        return False
+    reach = array.itemsize
+    for stride, n in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
+        if n > 1:
+            if stride < reach:
+                return array.size > 0
+            reach += stride * (n - 1)
+    return False
+
+
+def check_overlap(out: np.ndarray, name: str, array: np.ndarray) -> None:
+    """Refuse an ``out`` that shares memory with ``array``, unless they are the same elements."""
+    if out is not array and shares_memory(out, array) and not same_elements(out, array):
+        raise ValueError(
+            f"out overlaps {name} without being the same array; expected out is {name} (in "
+            "place) or an array of its own, such as np.empty_like(x)"
+        )
+
+
+def same_elements(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays are the same memory, element for element."""
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and a.strides == b.strides
+        and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+    )

@@ -1,0 +1,188 @@
+"""One call: every check first, then the computation, then the update."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastbn._call import arguments, pieces, work
+from fastbn._system import outputs
+from fastbn.kernels import formulas
+
+
+@dataclass(slots=True, eq=False)
+class ForwardCache:
+    """What a backward needs of its forward. Opaque: fields may change between versions.
+
+    It refers to ``x`` and does not copy it: change ``x`` and the gradients are
+    those of the changed values.
+    """
+
+    x: np.ndarray
+    axis: int
+    statistics: np.ndarray
+    weight: np.ndarray | None
+    has_bias: bool
+    batch_statistics: bool
+    overwritten: bool
+
+
+def remembered(
+    x: np.ndarray, axis: int, statistics: np.ndarray, weight: np.ndarray | None, bias: object,
+    y: np.ndarray,
+) -> ForwardCache:  # fmt: skip
+    """The cache of a training call by `_fast`, whose arrays are of the kinds that kernels take."""
+    weight = None if weight is None else weight.copy()
+    return ForwardCache(x, axis, statistics, weight, bias is not None, True, y is x)
+
+
+class Forward:
+    """One forward call: every check first, then the computation, then the update."""
+
+    def __init__(
+        self, x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
+        on_nonfinite="propagate", counter=None,
+    ):  # fmt: skip
+        x = arguments.as_array("x", x)
+        self.x = x
+        self.axis, self.channels, self.count = arguments.describe(x.shape, x.dtype, arguments.as_axis(axis))
+        self.dtype = arguments.native(x.dtype)
+        self.weight = self._vector("weight", weight)
+        self.bias = self._vector("bias", bias)
+        self.tracked = arguments.check_running(running_mean, running_var)
+        self.running_mean = self._vector("running_mean", running_mean)
+        self.running_var = self._vector("running_var", running_var)
+        self.eps = arguments.check_eps(eps)
+        training = arguments.check_bool("training", training)
+        self.update = training and self.tracked
+        self.batch_statistics = training or not self.tracked
+        self.counter = counter
+        self.on_nonfinite = arguments.check_on_nonfinite(on_nonfinite)
+        if self.update:
+            cumulative = momentum is None and counter is not None
+            self.momentum = None if cumulative else arguments.check_momentum(momentum)
+            inputs = {"x": x, "weight": self.weight, "bias": self.bias}
+            arguments.check_updatable(self.running_mean, self.running_var, counter, inputs)
+        if self.batch_statistics and x.size:
+            arguments.check_batch_count(x.shape, self.count)
+        self.out = self._output(out)
+        if self.update and self.on_nonfinite == "raise":
+            _, mean, m2 = pieces.moments(x, self.axis)
+            arguments.check_finite(mean, m2, x.shape)
+
+    def _vector(self, name, value):
+        if value is None:
+            return None
+        return arguments.check_vector(name, value, self.channels, self.x.shape)
+
+    def _output(self, out):
+        self.returned, self.given = out, out is not None
+        if out is None:
+            self.returned = outputs.new_output(self.x, self.dtype)
+            return self.returned
+        inputs = {
+            "x": self.x, "weight": self.weight, "bias": self.bias,
+            "running_mean": self.running_mean, "running_var": self.running_var,
+        }  # fmt: skip
+        return arguments.check_out(out, self.x.shape, self.dtype, inputs)
+
+    def run(self) -> np.ndarray:
+        if self.x.size == 0:
+            self.statistics = np.zeros(3 * self.channels)
+            return self.returned
+        weight, bias = self._for_kernel(self.weight), self._for_kernel(self.bias)
+        if self.batch_statistics:
+            self.statistics = work.forward(self.x, self.out, self.axis, weight, bias, self.eps)
+        else:
+            mean, var = self._running_for_kernel()
+            work.normalize(self.x, self.out, self.axis, mean, var, weight, bias, self.eps)
+        if self.update and self._may_update():
+            work.update_running(
+                self.running_mean, self.running_var, self.counter,
+                self.statistics, self.count, self.momentum,
+            )  # fmt: skip
+        return self.returned
+
+    def _may_update(self) -> bool:
+        if self.on_nonfinite == "propagate":
+            return True
+        return bool(np.isfinite(self.statistics[: 2 * self.channels]).all())
+
+    def _for_kernel(self, vector):
+        return None if vector is None else arguments.kernel_vector(vector, self.dtype)
+
+    def _running_for_kernel(self):
+        """Running statistics of x's dtype as they are; others in float64, to lose nothing."""
+        pair = self.running_mean, self.running_var
+        same = all(vector.dtype == self.dtype for vector in pair)
+        dtype = self.dtype if same else np.dtype(np.float64)
+        return tuple(arguments.kernel_vector(vector, dtype) for vector in pair)
+
+    def cache(self) -> ForwardCache:
+        """For `batch_norm_backward`: nothing in it changes with the arrays of the caller but x."""
+        return ForwardCache(
+            self.x,
+            self.axis,
+            self.statistics if self.batch_statistics else self._running_statistics(),
+            None if self.weight is None else self._for_kernel(self.weight).copy(),
+            self.bias is not None,
+            self.batch_statistics,
+            self.given and self.x.size > 0 and arguments.same_elements(self.out, self.x),
+        )
+
+    def _running_statistics(self):
+        """As `work.forward` gives those of a batch."""
+        mean, var = (np.array(v, np.float64) for v in self._running_for_kernel())
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.concatenate([mean, var, formulas.reciprocal_std(var, self.eps)])
+
+
+def backward(
+    dy: Any, cache: Any, out: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients in x, weight and bias."""
+    dy = _checked_gradient(dy, cache)
+    x = cache.x
+    dtype, inputs = arguments.native(x.dtype), {"dy": dy, "x": x}
+    if out is None:
+        returned = dx = outputs.new_output(x, dtype)
+    else:
+        returned, dx = out, arguments.check_out(out, x.shape, dtype, inputs)
+    if x.size == 0:
+        return returned, *np.zeros((2, cache.statistics.size // 3), dtype)
+    d_weight, d_bias = work.backward(
+        dy, x, dx, cache.axis, cache.statistics, cache.weight, cache.batch_statistics
+    )
+    return returned, d_weight, d_bias
+
+
+def _checked_gradient(dy: Any, cache: Any) -> np.ndarray:
+    if cache is None:
+        raise RuntimeError(
+            "there is no cache to differentiate with; y, cache = batch_norm_forward(x, ...)"
+        )
+    if not isinstance(cache, ForwardCache):
+        raise TypeError(
+            f"cache must come from batch_norm_forward, got {type(cache).__name__}; "
+            "y, cache = batch_norm_forward(x, ...)"
+        )
+    dy = arguments.as_array("dy", dy)
+    arguments.check_dtype("dy", dy.dtype)
+    if dy.shape != cache.x.shape:
+        raise ValueError(f"dy has shape {dy.shape}, expected the shape of x, {cache.x.shape}")
+    if arguments.native(dy.dtype) != arguments.native(cache.x.dtype):
+        raise ValueError(
+            f"dy has dtype {dy.dtype}, expected the dtype of x, {cache.x.dtype}; "
+            f"dy.astype(np.{cache.x.dtype.name})"
+        )
+    if cache.x.shape[cache.axis : cache.axis + 1] != (cache.statistics.size // 3,):
+        raise RuntimeError(
+            f"x has been given another shape since the forward, {cache.x.shape}; "
+            "reshape a view of it (x.reshape), or run the forward again"
+        )
+    if cache.overwritten:
+        raise RuntimeError(
+            "the forward wrote its output over x (out=x), so there is nothing left to "
+            "differentiate; run the forward with another out, or without one"
+        )
+    return dy

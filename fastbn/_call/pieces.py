@@ -1,0 +1,47 @@
+"""Statistics of arrays that no kernel can walk: in pieces, which are copied and merged."""
+
+import numpy as np
+
+from fastbn._call import arguments, work
+from fastbn.kernels import formulas
+
+#: Values of a piece.
+PIECE = 1 << 20
+
+Moments = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def moments(x: np.ndarray, axis: int) -> Moments:
+    """Count, mean and m2 of every channel of an array that is not empty.
+
+    An array that cannot be walked is halved along its longest other axis until a piece is worth
+    a copy. Where a broadcast view repeats its values, they are read once.
+    """
+    found = work.moments(x, axis)
+    if found is not None:
+        walk, mean, m2 = found
+        return np.full(walk.channels, float(walk.count)), mean, m2
+    once = tuple(
+        slice(0, 1) if k != axis and stride == 0 else slice(None)
+        for k, stride in enumerate(x.strides)
+    )
+    repeats = float(x.size // x[once].size)
+    if repeats > 1:
+        count, mean, m2 = moments(x[once], axis)
+        return count * repeats, mean, m2 * repeats
+    sizes = [n if k != axis else 0 for k, n in enumerate(x.shape)]
+    longest = int(np.argmax(sizes))
+    if x.size <= PIECE or sizes[longest] < 2:
+        return moments(np.array(x, arguments.native(x.dtype), order="C"), axis)
+    low, high = np.array_split(x, 2, axis=longest)
+    return merged(moments(low, axis), moments(high, axis))
+
+
+def merged(one: Moments, other: Moments) -> Moments:
+    """Statistics of both samples together; of nothing where both counts are 0."""
+    count = one[0] + other[0]
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        _, mean, m2 = formulas.merge(*one, *other)
+        plain = (one[0] * one[1] + other[0] * other[1]) / count
+    mean = np.where(np.isfinite(mean), mean, plain)  # infinity stays infinity
+    return count, np.where(count > 0, mean, 0.0), np.where(count > 0, m2, 0.0)

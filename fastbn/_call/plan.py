@@ -1,0 +1,247 @@
+"""How arrays are walked, and how work is cut: decided once, and cached.
+
+Kernels know two layouts. *first*: each channel's values lie in contiguous rows (NCHW, NCL, slices
+of them). *last*: the channels lie next to each other (NHWC, (N, C)). What decides is the strides,
+not the axis: a transposed view of an NHWC array is read in place.
+
+`walk_of` says how arrays of one shape are walked together, `plan_of` what an operation does on
+that way: which parts run, how work is cut, on how many threads, past the caches or not.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from fastbn._system import processor
+from fastbn.kernels import entries, parts
+from fastbn.kernels.channels_first.cut import cut as cut_first
+from fastbn.kernels.channels_last.cut import cut as cut_last
+from fastbn.kernels.channels_last.cut import fold_of
+from fastbn.kernels.compile import Entry
+from fastbn.kernels.frame import new_frame, set_fields
+from fastbn.kernels.moments import HEADER
+
+Strides = tuple[int, ...]
+
+#: Part of the last-level cache, and bytes at most, of channels that go through an operation
+#: together, so that the second read comes from there. Long runs count for more than a nearer
+#: cache: 4 MiB was up to 1.5 times as fast as half of an L2.
+TILE_SHARE, TILE_BYTES = 8, 4 * 1024 * 1024
+#: Bytes below which waking threads costs more than it saves.
+PARALLEL_BYTES = 256 * 1024
+#: Samples from which on each thread sums and normalizes some of them, where all is in cache.
+#: Tiles would have threads store close to each other: a processor fetches some lines more than a
+#: sequence of stores asks for, and where these are another thread's, they go back and forth.
+SHARED_ROWS = 8
+#: Values of a row from which on it is stored past the caches, if the array is large.
+STREAM_VALUES = 512
+VECTOR_BYTES = 64
+#: Walks and plans that are kept, the latest.
+KEPT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """How kernels walk arrays of one shape together; sizes and distances in values.
+
+    Attributes
+    ----------
+    layout : "first" or "last"
+    rows, channels, length : a channel has ``rows`` rows of ``length`` contiguous values
+    steps : for each array, the distances of rows and of channels
+    extents : for each array, the length of its flat view
+    """
+
+    layout: str
+    rows: int
+    channels: int
+    length: int
+    steps: tuple[tuple[int, int], ...]
+    extents: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Values of a channel."""
+        return self.rows * self.length
+
+    def is_dense(self, arrays: slice = slice(None)) -> bool:
+        """Whether rows follow each other in memory (channels last), in some of the arrays."""
+        return self.rows == 1 or all(row == self.channels for row, _ in self.steps[arrays])
+
+    def sums_like(self, alone: "Walk", summed: int) -> bool:
+        """Whether the first ``summed`` arrays are summed in the order of one array alone."""
+        return (
+            (self.layout, self.rows, self.length) == (alone.layout, alone.rows, alone.length)
+            and (self.layout == "first" or self.is_dense(slice(summed)) == alone.is_dense())
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=KEPT)
+def walk_of(
+    shape: tuple[int, ...], itemsize: int, axis: int, operands: tuple[Strides, ...]
+) -> Walk | None:
+    """Walk of arrays that are not empty; None where no layout fits them all.
+
+    ``axis`` is the channel axis, not negative; ``operands`` are the strides of each array in bytes.
+    """
+    if any(stride % itemsize for strides in operands for stride in strides):
+        return None
+    channels = shape[axis]
+    channel_steps = tuple(strides[axis] // itemsize for strides in operands)
+    # (size, stride in each operand) of the other dimensions, outermost first
+    dims = sorted(
+        (
+            (n, tuple(strides[k] // itemsize for strides in operands))
+            for k, n in enumerate(shape)
+            if k != axis and n > 1
+        ),
+        key=lambda dim: dim[1],
+        reverse=True,
+    )
+    length = _pop_contiguous(dims)
+    rows, row_steps = _collapse(dims) or (0, ())
+    if rows == 0 or (rows > 1 and min(row_steps) < 1):
+        return None
+    if channels > 1 and min(channel_steps) < 1:
+        return None
+    layout = "first"
+    if length == 1 and channels > 1 and all(step == 1 for step in channel_steps):
+        layout = "last"
+    elif length == 1 and rows > 1:
+        return None  # single values far apart: a copy is faster than a walk
+    if rows == 1:
+        row_steps = (channels if layout == "last" else 0,) * len(operands)
+    steps = tuple(zip(row_steps, channel_steps, strict=True))
+    extents = tuple((rows - 1) * row + (channels - 1) * step + length for row, step in steps)
+    return Walk(layout, rows, channels, length, steps, extents)
+
+
+def _pop_contiguous(dims: list[tuple[int, Strides]]) -> int:
+    """Take the innermost dimensions that are contiguous in every operand; their size."""
+    length = 1
+    while dims and all(stride == length for stride in dims[-1][1]):
+        length *= dims.pop()[0]
+    return length
+
+
+def _collapse(dims: list[tuple[int, Strides]]) -> tuple[int, Strides] | None:
+    """Size and strides of ``dims`` seen as one dimension; None if they are not one."""
+    if not dims:
+        return 1, ()
+    size, strides = dims[-1]
+    for outer_size, outer_strides in reversed(dims[:-1]):
+        if any(o != size * s for o, s in zip(outer_strides, strides, strict=True)):
+            return None
+        size *= outer_size
+    return size, strides
+
+
+class Plan:
+    """What one operation does on arrays of one walk and dtype.
+
+    Attributes
+    ----------
+    walk : Walk
+    dtype : of x
+    large : worth more than one thread
+    serial : its frame on one thread, if it is not
+    """
+
+    __slots__ = (
+        "_frames", "_operation", "_streaming", "_tile", "dtype", "entry", "large", "serial", "walk",
+    )  # fmt: skip
+
+    def __init__(self, operation: str, dtype: np.dtype, walk: Walk) -> None:
+        self.walk, self.dtype = walk, dtype
+        self._operation = parts.OPERATIONS[operation]
+        self.entry: Entry = getattr(entries, self._operation.entry)
+        self._frames: dict[tuple[int, bool], np.ndarray] = {}
+        bytes_each = walk.count * walk.channels * dtype.itemsize
+        cache, arrays = processor.last_level_cache(), len(walk.steps)
+        self.large = bytes_each >= PARALLEL_BYTES
+        fits = bytes_each * arrays <= cache
+        self._tile = 0  # channels that go through all steps while they are in cache
+        two_passes = self._operation.reduce and self._operation.apply
+        shared = fits and walk.rows >= SHARED_ROWS
+        if two_passes and self.large and walk.layout == "first" and not shared:
+            of_channel = walk.count * dtype.itemsize * max(1, arrays - 1)
+            self._tile = min(TILE_BYTES, cache // TILE_SHARE) // of_channel
+        long = walk.length >= STREAM_VALUES if walk.layout == "first" else walk.is_dense()
+        self._streaming = not fits and long
+        self.serial = None if self.large else self.frame(1, in_place=False)
+
+    @property
+    def count(self) -> int:
+        """Values of a channel."""
+        return self.walk.count
+
+    def frame(self, threads: int, in_place: bool) -> np.ndarray:
+        """What the parts are told, on so many threads; parts that it names are compiled.
+
+        In place nothing is stored past the caches, which hold what has just been read.
+        """
+        found = self._frames.get((threads, in_place))
+        if found is None:
+            found = self._frames[threads, in_place] = self._new_frame(threads, in_place)
+        return found
+
+    def _new_frame(self, threads: int, in_place: bool) -> np.ndarray:
+        walk, lanes = self.walk, VECTOR_BYTES // self.dtype.itemsize
+        tile = self._tile_for(threads)
+        tiles = -(-walk.channels // tile) if tile else 1
+        if walk.layout == "first":
+            fields = cut_first(walk.rows, walk.channels, walk.length)
+        else:
+            summed = walk.is_dense(self._operation.summed)
+            fold = fold_of(walk.rows, walk.channels, lanes) if summed else 1
+            fields = cut_last(walk.rows, walk.channels, fold, walk.is_dense(), lanes)
+        columns, terms = (min(fields[name], tile or fields[name]) for name in ("columns", "terms"))
+        words = _scratch_words(min(walk.channels, tile or walk.channels), fields, columns, terms)
+        for name, step in zip(self._operation.arrays, walk.steps, strict=True):
+            fields[f"{name}_row"], fields[f"{name}_channel"] = step
+        streaming = self._streaming and not in_place and fields.get("aligned", True)
+        addresses = parts.addresses(
+            self._operation, walk.layout, self.dtype, threads > 1, tile > 0, streaming,
+            # a call that has written over its input in some tiles cannot be made again
+            with_wide=tile > 0 and in_place,
+        )  # fmt: skip
+        return new_frame(
+            **fields, **addresses, rows=walk.rows, length=walk.length, channels=walk.channels,
+            all_channels=walk.channels, count=walk.count, item_bytes=self.dtype.itemsize,
+            tile=tile, tiles=tiles, tile_bytes=8 * words, scratch_words=words * tiles,
+            frozen=self._operation.frozen,
+        )  # fmt: skip
+
+    def add_wide_parts(self) -> None:
+        """Compile the parts that work in float64, and name them in all frames."""
+        addresses = parts.wide_addresses(self._operation, self.walk.layout, self.dtype)
+        for frame in list(self._frames.values()):
+            set_fields(frame, addresses)
+
+    def _tile_for(self, threads: int) -> int:
+        """Channels of a tile such that all threads have as many; 0 without tiles."""
+        channels = self.walk.channels
+        if self._tile == 0 or channels < 2 * threads:
+            return 0 if threads > 1 else self._tile
+        tiles = threads * -(-channels // (self._tile * threads))
+        return -(-channels // tiles)
+
+
+def _scratch_words(channels: int, fields: dict[str, int], columns: int, terms: int) -> int:
+    """Memory that `passes.lay_out` hands out, in words."""
+    sizes = (
+        fields["segments"] * (HEADER + 3 * columns),
+        channels,
+        2 * channels,
+        4 * channels,
+        5 * terms,
+        4 * terms,
+    )
+    return sum(-(-size // 8) * 8 for size in sizes)
+
+
+@lru_cache(maxsize=KEPT)
+def plan_of(operation: str, dtype: np.dtype, walk: Walk) -> Plan:
+    """The plan of an operation."""
+    return Plan(operation, dtype, walk)

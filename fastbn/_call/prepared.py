@@ -1,0 +1,244 @@
+"""Calls that cost a few microseconds: those like one that has been checked before.
+
+The long way through `operations` checks everything and says what is wrong. When it has
+succeeded, it leaves here the plan and the entry for arrays of that shape, strides and dtype. A
+later call finds them by one look-up; if its arrays are all of the plain kind that entries take,
+it goes straight there, and the entry refuses flags that it has not been compiled for (it does not
+look at the order of bytes). Whatever is not goes the long way: that is what None means here.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy import empty, ndarray
+
+from fastbn._call.plan import Plan
+from fastbn._call.run import ABSENT, launch
+from fastbn._system import outputs, threads
+from fastbn.kernels import entries
+
+#: Forget everything when there are more shapes than this: somebody has a new one every time.
+MOST = 4096
+_NO_COUNTER = np.zeros(1, np.int64)
+_INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
+_INFINITY = float("inf")
+
+
+class Prepared(NamedTuple):
+    """How arrays of one shape, strides and dtype go through one operation."""
+
+    dtype: np.dtype
+    channels: int
+    absent: np.ndarray
+    plan: Plan
+    entry: Callable[..., int]
+
+
+#: By operation, then by (shape, strides, dtype, axis).
+known: dict[str, dict[tuple, Prepared]] = {
+    "normalize": {},
+    "forward": {},
+    "backward": {},
+    "frozen_backward": {},
+}
+_evaluations, _trainings, _gradients, _frozen_gradients = known.values()
+
+
+def remember(
+    operation: str, axis: int, plan: Plan, entry: Callable[..., int], *arrays: np.ndarray
+) -> None:
+    """Keep how ``arrays`` went through the operation, if they are plain and alike."""
+    first, of_operation = arrays[-1], known[operation]
+    dtype = np.dtype(first.dtype.type)  # NumPy's own: unpickled arrays have another of the kind
+    key = first.shape, first.strides, dtype, axis
+    if key in of_operation or not all(a.flags.carray and a.dtype == dtype for a in arrays):
+        return
+    if len(of_operation) >= MOST:
+        of_operation.clear()
+    of_operation[key] = Prepared(dtype, plan.walk.channels, ABSENT[dtype], plan, entry)
+
+
+def evaluate(
+    x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: Any, axis: Any, out: Any
+) -> np.ndarray | None:
+    """``x`` normalized with running statistics."""
+    if type(x) is not ndarray or type(axis) is not int or type(eps) is not float:
+        return None
+    shape, strides = x.shape, x.strides
+    found = _evaluations.get((shape, strides, x.dtype, axis if axis >= 0 else axis + x.ndim))
+    if found is None or not 0.0 < eps < _INFINITY:
+        return None
+    dtype, channels, absent, plan, entry = found
+    if not (
+        type(mean) is ndarray and mean.dtype is dtype and mean.size == channels
+        and type(var) is ndarray and var.dtype is dtype and var.size == channels
+        and (weight is None or _is_vector(weight, dtype, channels))
+        and (bias is None or _is_vector(bias, dtype, channels))
+    ):  # fmt: skip
+        return None
+    if out is None:
+        out = outputs.new_output(x, dtype) if plan.large else empty(shape, dtype)
+    elif not (
+        type(out) is ndarray and out.dtype is dtype and out.shape == shape
+        and out.strides == strides and _apart(out, x, mean, var, weight, bias)
+    ):  # fmt: skip
+        return None
+    if weight is None:
+        weight = absent
+    if bias is None:
+        bias = absent
+    try:
+        if plan.large or entry(
+            plan.serial, x.ravel(), out.ravel(), mean, var, weight, bias, eps
+        ):  # fmt: skip
+            launch(
+                plan, entry, out is x, x.ravel(), out.ravel(), mean, var, weight, bias, eps
+            )
+    except TypeError:
+        return None  # a kind of array that the entry has not been compiled for
+    return out
+
+
+def train(
+    x: Any, mean: Any, var: Any, weight: Any, bias: Any, momentum: Any, eps: Any, axis: Any,
+    out: Any, counter: Any = None,
+) -> tuple[np.ndarray, np.ndarray, int] | None:  # fmt: skip
+    """``x`` normalized with its own statistics, these, and the axis.
+
+    Updates the running statistics and the counter.
+    """
+    if type(x) is not ndarray or type(axis) is not int or type(eps) is not float:
+        return None
+    if axis < 0:
+        axis += x.ndim
+    found = _trainings.get((x.shape, x.strides, x.dtype, axis))
+    if found is None or not 0.0 < eps < _INFINITY:
+        return None
+    dtype, channels, absent, plan, entry = found
+    if not (
+        (weight is None or _is_vector(weight, dtype, channels))
+        and (bias is None or _is_vector(bias, dtype, channels))
+    ):
+        return None
+    update = mean is not None or var is not None
+    if update and not (
+        type(mean) is ndarray and mean.dtype is dtype and mean.shape == (channels,)
+        and type(var) is ndarray and var.dtype is dtype and var.shape == (channels,)
+        and _updatable(mean, var, x, weight, bias) and _countable(counter, momentum)
+    ):  # fmt: skip
+        return None
+    if out is None:
+        out = outputs.new_output(x, dtype) if plan.large else empty(x.shape, dtype)
+    elif not (_like(out, x) and _apart(out, x, mean, var, weight, bias)):
+        return None
+    if weight is None:
+        weight = absent
+    if bias is None:
+        bias = absent
+    statistics = empty(3 * channels)
+    try:
+        if plan.large or entry(
+            plan.serial, x.ravel(), out.ravel(), weight, bias, statistics, eps
+        ):  # fmt: skip
+            launch(
+                plan, entry, out is x, x.ravel(), out.ravel(), weight, bias, statistics, eps
+            )
+    except TypeError:
+        return None  # a kind of array that the entry has not been compiled for
+    if update:
+        update_running = entries.update_running.of(
+            dtype, dtype, _INT64, _FLOAT64, float, float, bool
+        )
+        with threads.updating():
+            update_running(
+                mean, var, _NO_COUNTER if counter is None else counter.reshape(1), statistics,
+                float(plan.count), 0.0 if momentum is None else momentum, momentum is None,
+            )  # fmt: skip
+    return out, statistics, axis
+
+
+def differentiate(
+    dy: Any, x: np.ndarray, axis: int, statistics: np.ndarray, weight: Any, batch_statistics: bool,
+    out: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:  # fmt: skip
+    """Gradients of ``x``, weight and bias, from the fields of a cache."""
+    gradients = _gradients if batch_statistics else _frozen_gradients
+    found = gradients.get((x.shape, x.strides, x.dtype, axis))
+    if found is None or type(dy) is not ndarray or not _like(dy, x):
+        return None
+    dtype, channels, absent, plan, entry = found
+    if statistics.size != 3 * channels:
+        return None  # x has got another shape
+    if out is None:
+        out = outputs.new_output(x, dtype) if plan.large else empty(x.shape, dtype)
+    elif not _like(out, x) or any(a is not out and _may_share(out, a) for a in (dy, x)):
+        return None
+    d_weight, d_bias = empty(channels, dtype), empty(channels, dtype)
+    if weight is None:
+        weight = absent
+    in_place = out is x or out is dy
+    try:
+        if plan.large or entry(
+            plan.serial, dy.ravel(), x.ravel(), out.ravel(), statistics, weight, d_weight, d_bias
+        ):  # fmt: skip
+            launch(
+                plan, entry, in_place, dy.ravel(), x.ravel(), out.ravel(), statistics, weight,
+                d_weight, d_bias,
+            )  # fmt: skip
+    except TypeError:
+        return None  # a kind of array that the entry has not been compiled for
+    return out, d_weight, d_bias
+
+
+def _is_vector(vector: Any, dtype: np.dtype, channels: int) -> bool:
+    return type(vector) is ndarray and vector.dtype is dtype and vector.size == channels
+
+
+def _like(array: Any, x: np.ndarray) -> bool:
+    """Whether ``array`` is an ndarray that lies as ``x`` does."""
+    return (
+        type(array) is ndarray and (array.dtype is x.dtype or array.dtype == x.dtype)
+        and array.shape == x.shape and array.strides == x.strides
+    )  # fmt: skip
+
+
+def _apart(out: np.ndarray, x: np.ndarray, *vectors: Any) -> bool:
+    """Whether ``out`` is x itself or shares no memory with any input.
+
+    Arrays that own their memory share none, which is quick to see.
+    """
+    if out is not x and _may_share(out, x):
+        return False
+    for vector in vectors:
+        if vector is not None and _may_share(out, vector):
+            return False
+    return True
+
+
+def _may_share(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays might share memory; those that own theirs do not."""
+    if a.base is None and b.base is None:
+        return a is b
+    return np.may_share_memory(a, b)
+
+
+def _updatable(mean: np.ndarray, var: np.ndarray, *inputs: np.ndarray | None) -> bool:
+    """Whether running statistics are plain and writable, in memory of their own."""
+    if mean is var or _may_share(mean, var):
+        return False
+    for array in inputs:
+        if array is not None and (_may_share(mean, array) or _may_share(var, array)):
+            return False
+    return mean.flags.carray and var.flags.carray
+
+
+def _countable(counter: Any, momentum: Any) -> bool:
+    """Whether the counter is a layer's, and the momentum a number that needs no check."""
+    if counter is None:
+        return type(momentum) is float and 0.0 <= momentum <= 1.0
+    return (
+        (momentum is None or (type(momentum) is float and 0.0 <= momentum <= 1.0))
+        and type(counter) is ndarray and counter.dtype is _INT64
+        and counter.shape == () and counter.flags.carray
+    )  # fmt: skip

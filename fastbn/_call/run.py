@@ -1,0 +1,29 @@
+"""Where native code is called: a plan's frame, an entry, and on how many threads."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastbn._call.plan import Plan
+from fastbn._system import threads
+from fastbn.kernels import entries
+
+#: Stands for a parameter that is not there.
+ABSENT = {np.dtype(kind): np.empty(0, kind) for kind in (np.float32, np.float64)}
+
+
+def launch(plan: Plan, entry: Callable[..., int], in_place: bool, *args: Any) -> None:
+    """Call an entry: on several threads if the arrays are worth it and no other call does.
+
+    An entry that lacks a part for channels that float32 cannot hold has written nothing.
+    """
+    wanted = threads.get_num_threads() if plan.large else 1
+    plan.frame(wanted, in_place)  # compiled before others are kept from running on threads
+    with threads.region(wanted) as granted:
+        outcome = entry(plan.frame(granted, in_place), *args)
+    if outcome == entries.NO_MEMORY:
+        raise MemoryError("no memory for the statistics of a call; nothing was changed")
+    if outcome == entries.MISSING:
+        plan.add_wide_parts()
+        launch(plan, entry, in_place, *args)

@@ -1,0 +1,191 @@
+"""The work of each operation, on arrays that have been checked: which views, copied or not.
+
+How the values of a channel are summed follows from ``x`` alone, so that the bits do not depend on
+``out`` or ``dy``. Where no kernel can walk the arrays of a call together (a reversed axis, a
+transposed gradient), one is first copied into the output, which is needed anyway, and the walk
+goes over the output in place. So there is no temporary of the size of x, but for an ``x`` or an
+``out`` that no kernel can walk.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fastbn._call import arguments, prepared
+from fastbn._call.plan import Walk, plan_of, walk_of
+from fastbn._call.run import ABSENT, launch
+from fastbn._call.views import assign_all, flat
+from fastbn._system import outputs, threads
+from fastbn.kernels import entries, formulas
+
+_INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
+
+
+class Walked(NamedTuple):
+    """Arrays that are walked together: how, and their flat views."""
+
+    walk: Walk
+    views: list[np.ndarray]
+
+
+def walked(axis: int, *arrays: np.ndarray) -> Walked | None:
+    """How arrays of one shape and dtype are walked together; None if they cannot be."""
+    first = arrays[0]
+    for array in arrays:
+        if not array.flags.aligned or array.dtype != first.dtype or not array.dtype.isnative:
+            return None
+    walk = walk_of(first.shape, first.itemsize, axis, tuple(a.strides for a in arrays))
+    if walk is None:
+        return None
+    return Walked(walk, [flat(a, n) for a, n in zip(arrays, walk.extents, strict=True)])
+
+
+def _summed_alike(axis: int, x: np.ndarray, summed: int, *arrays: np.ndarray) -> Walked | None:
+    """`walked`, if the first ``summed`` arrays are then summed in the order of x alone."""
+    alone, together = walked(axis, x), walked(axis, *arrays)
+    if alone and together and together.walk.sums_like(alone.walk, summed):
+        return together
+    return None
+
+
+def _copy_of(x: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """A copy in the memory order of ``like``."""
+    copy = outputs.new_output(like, arguments.native(x.dtype))
+    np.copyto(copy, x)
+    return copy
+
+
+def normalize(x, out, axis, mean, var, weight, bias, eps) -> None:
+    """Write ``x`` normalized with the given statistics to ``out``."""
+    target, together = out, walked(axis, x, out)
+    if together is None:
+        if walked(axis, out) is None:
+            target = np.empty(out.shape, out.dtype)
+        if not arguments.same_elements(x, target):
+            np.copyto(target, x)
+        x = target
+        together = walked(axis, x, target)
+        assert together
+    plan = plan_of("normalize", target.dtype, together.walk)
+    dtype, statistics = plan.dtype, mean.dtype
+    entry = plan.entry.of(
+        _INT64, dtype, dtype, statistics, statistics, dtype, dtype, float
+    )  # fmt: skip
+    weight, bias = (ABSENT[dtype] if v is None else v for v in (weight, bias))
+    in_place = arguments.same_elements(x, target)
+    launch(plan, entry, in_place, *together.views, mean, var, weight, bias, eps)
+    if target is not out:
+        np.copyto(out, target)
+    elif statistics == dtype:
+        prepared.remember("normalize", axis, plan, entry, x, out)
+
+
+def forward(x, out, axis, weight, bias, eps) -> np.ndarray:
+    """Write ``x`` normalized with its own statistics to ``out``.
+
+    Returns the statistics: all means, all variances and all ``1 / sqrt(variance + eps)``.
+    """
+    if walked(axis, x) is None:  # in the memory order of an output of its own
+        target = out
+        if out.strides != _order_of(x) or walked(axis, out) is None:
+            target = outputs.new_output(x, out.dtype)
+        if not arguments.same_elements(x, target):
+            np.copyto(target, x)
+        statistics = forward(target, target, axis, weight, bias, eps)
+        if target is not out:
+            np.copyto(out, target)
+        return statistics
+    together = _summed_alike(axis, x, 1, x, out)
+    if together is None:
+        return _forward_in_two(x, out, axis, weight, bias, eps)
+    plan = plan_of("forward", out.dtype, together.walk)
+    dtype = plan.dtype
+    entry = plan.entry.of(_INT64, dtype, dtype, dtype, dtype, _FLOAT64, float)
+    absent, statistics = ABSENT[dtype], np.empty(3 * plan.walk.channels)
+    launch(
+        plan, entry, arguments.same_elements(x, out), *together.views,
+        absent if weight is None else weight, absent if bias is None else bias, statistics, eps,
+    )  # fmt: skip
+    prepared.remember("forward", axis, plan, entry, x, out)
+    return statistics
+
+
+def _order_of(x: np.ndarray) -> tuple[int, ...]:
+    """Strides of ``np.empty_like(x)``, without its memory."""
+    return np.empty_like(x, arguments.native(x.dtype), subok=False).strides
+
+
+def _forward_in_two(x, out, axis, weight, bias, eps) -> np.ndarray:
+    """`forward` where ``out`` lies otherwise than ``x``: statistics, then `normalize`."""
+    walk, mean, m2 = moments(x, axis)
+    with np.errstate(invalid="ignore"):
+        var = m2 / walk.count
+        statistics = np.concatenate([mean, var, formulas.reciprocal_std(var, eps)])
+    normalize(x, out, axis, mean, var, weight, bias, eps)
+    return statistics
+
+
+def backward(dy, x, dx, axis, statistics, weight, batch_statistics):
+    """Write the gradient of ``x`` to ``dx``; return those of weight and bias."""
+    if walked(axis, x) is None:
+        x = _copy_of(x, x)
+    target = dx
+    together = _summed_alike(axis, x, 2, dy, x, target)
+    if together is None and _summed_alike(axis, x, 1, x, target) is None:
+        target = outputs.new_output(x, dx.dtype)
+        together = _summed_alike(axis, x, 2, dy, x, target)
+    if together is None:
+        free = target if not arguments.shares_memory(target, x) else outputs.new_output(x, dx.dtype)
+        if not arguments.same_elements(dy, free):
+            np.copyto(free, dy)
+        dy = free
+        together = _summed_alike(axis, x, 2, dy, x, target)
+        assert together  # the gradient now lies as x does
+    operation = "backward" if batch_statistics else "frozen_backward"
+    plan = plan_of(operation, dx.dtype, together.walk)
+    dtype, channels = plan.dtype, plan.walk.channels
+    entry = plan.entry.of(_INT64, dtype, dtype, dtype, _FLOAT64, dtype, dtype, dtype)
+    d_weight, d_bias = np.empty(channels, dtype), np.empty(channels, dtype)
+    in_place = any(arguments.same_elements(target, array) for array in (dy, x))
+    launch(
+        plan, entry, in_place, *together.views, statistics,
+        ABSENT[dtype] if weight is None else weight, d_weight, d_bias,
+    )  # fmt: skip
+    if target is not dx:
+        np.copyto(dx, target)
+    else:
+        prepared.remember(operation, axis, plan, entry, dy, x, dx)
+    return d_weight, d_bias
+
+
+def moments(x: np.ndarray, axis: int) -> tuple[Walk, np.ndarray, np.ndarray] | None:
+    """Walk, mean and m2 of every channel; None if ``x`` cannot be walked as it is."""
+    alone = walked(axis, x)
+    if alone is None:
+        return None
+    plan = plan_of("moments", x.dtype, alone.walk)
+    statistics = np.empty((2, alone.walk.channels))
+    entry = plan.entry.of(_INT64, plan.dtype, _FLOAT64)
+    launch(plan, entry, False, *alone.views, statistics.reshape(-1))
+    return alone.walk, statistics[0], statistics[1]
+
+
+def update_running(running_mean, running_var, counter, statistics, count, momentum) -> None:
+    """Move running statistics towards the batch's, and count it: whole, one call at a time.
+
+    ``momentum`` None is the cumulative average, by the counter.
+    """
+    if counter is None:
+        counter = np.zeros((), np.int64)
+    pair = running_mean, running_var
+    dtype = np.result_type(*pair)
+    cumulative = momentum is None
+    with threads.updating():
+        whole = all(v.dtype == dtype and v.flags.carray for v in pair)
+        targets = pair if whole else tuple(np.array(v, dtype) for v in pair)
+        count_to = counter.reshape(1) if whole else counter.reshape(1).copy()
+        entries.update_running.of(dtype, dtype, _INT64, _FLOAT64, float, float, bool)(
+            *targets, count_to, statistics, float(count), 0.0 if cumulative else momentum, cumulative
+        )
+        if not whole:
+            assign_all((*pair, counter), (*targets, count_to[0]))

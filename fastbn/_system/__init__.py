@@ -1,0 +1,1 @@
+"""State of the process: threads, memory of dropped outputs, processor, progress."""

@@ -1,0 +1,227 @@
+"""How many threads a call may use, and whether it may start any at all.
+
+Numba's threading layers each have a way to end a process: *workqueue* aborts when two
+threads run parallel kernels at once, GNU *omp* kills a forked child that runs one after
+its parent did. So one parallel kernel runs at a time, and whoever comes meanwhile takes
+the serial kernel, which gives the same bits; a forked child stays serial until it asks
+for threads, and under omp is refused them.
+"""
+
+import contextlib
+import math
+import operator
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core.compiler_lock import global_compiler_lock
+
+__all__ = ["get_num_threads", "set_num_threads"]
+
+#: Held while a parallel kernel runs. Reentrant: whoever runs Python code in the thread
+#: that holds it, a signal handler say, runs no kernel at that moment.
+_region = threading.RLock()
+#: Held while running statistics are updated. Both are new in a forked child, where the
+#: thread that held them may not exist.
+_update = threading.RLock()
+_requested: int | None = None
+_forked = False
+_layer_at_fork: str | None = None
+
+
+def get_num_threads() -> int:
+    """Largest number of threads that a call uses.
+
+    By default the smallest of Numba's number of threads (``NUMBA_NUM_THREADS``), the
+    processors this process may run on, the CPU quota of its container, and the
+    environment variable ``FASTBN_NUM_THREADS``; in a forked child 1. Small arrays take
+    one thread in any case. Results do not depend on it, to the last bit.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> fastbn.get_num_threads() >= 1
+    True
+    """
+    if _requested is not None:
+        return _requested
+    return 1 if _forked else _default()
+
+
+def set_num_threads(n: int) -> None:
+    """Set the largest number of threads that a call uses, for the whole process.
+
+    Parameters
+    ----------
+    n : int
+        1 to the number of threads that Numba was started with (``NUMBA_NUM_THREADS``,
+        by default the number of processors).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``n`` is not an integer, or out of range.
+    RuntimeError
+        If more than one is asked for in a forked child whose parent had run threads
+        under GNU OpenMP, which would end the child.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> before = fastbn.get_num_threads()
+    >>> fastbn.set_num_threads(1)
+    >>> fastbn.get_num_threads()
+    1
+    >>> fastbn.set_num_threads(before)
+    """
+    global _requested
+    try:
+        if isinstance(n, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(n)
+    except TypeError:
+        raise TypeError(f"the number of threads must be an integer, got {n!r}") from None
+    most = _numba_threads()
+    if not 1 <= number <= most:
+        raise ValueError(
+            f"the number of threads must be 1 to {most}, got {number}; a larger limit is set by "
+            "the environment variable NUMBA_NUM_THREADS before the first import of numba"
+        )
+    if number > 1 and _forked and _layer_at_fork == "omp":
+        raise RuntimeError(
+            "this process was forked from one that had run OpenMP threads, and would be ended "
+            "if it ran any; start it with multiprocessing's spawn or forkserver, or set "
+            "NUMBA_THREADING_LAYER to workqueue or tbb"
+        )
+    _requested = number
+
+
+def available(large: bool) -> int:
+    """Threads for one call: its array may be too small for more than one."""
+    return get_num_threads() if large else 1
+
+
+@contextlib.contextmanager
+def region(threads: int) -> Iterator[int]:
+    """Context in which a call may run on so many threads, or on one while another runs on many."""
+    if threads < 2 or not _region.acquire(blocking=False):
+        yield 1
+        return
+    try:
+        # Numba's own number for this thread is never larger, and takes a microsecond to ask for
+        if threads >= _numba_threads() or threads >= (before := numba.get_num_threads()):
+            yield threads
+            return
+        try:
+            numba.set_num_threads(threads)
+            yield threads
+        finally:
+            numba.set_num_threads(before)
+    finally:
+        _region.release()
+
+
+def _numba_threads() -> int:
+    return numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+
+
+def updating() -> threading.RLock:
+    """Context in which one thread at a time updates running statistics."""
+    return _update
+
+
+@lru_cache(maxsize=1)
+def _default() -> int:
+    limits = [_numba_threads()]
+    if hasattr(os, "sched_getaffinity"):
+        limits.append(len(os.sched_getaffinity(0)))
+    quota = _cgroup_quota()
+    if quota is not None:
+        limits.append(max(1, math.ceil(quota)))
+    wanted = os.environ.get("FASTBN_NUM_THREADS")
+    if wanted is not None:
+        if wanted.strip().isdecimal() and int(wanted) >= 1:
+            limits.append(int(wanted))
+        else:
+            warnings.warn(
+                f"FASTBN_NUM_THREADS must be a positive integer, got {wanted!r}; it is ignored",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+    return min(limits)
+
+
+def _cgroup_quota(root: str = "/sys/fs/cgroup") -> float | None:
+    """Processors that the container may use, by cgroup version 2 or 1; None without a limit."""
+    two = _words(f"{root}/cpu.max")
+    if len(two) == 2 and two[0] != "max":
+        return _ratio(*two)
+    quota = _words(f"{root}/cpu/cpu.cfs_quota_us")
+    period = _words(f"{root}/cpu/cpu.cfs_period_us")
+    if len(quota) == len(period) == 1 and quota[0] != "-1":
+        return _ratio(quota[0], period[0])
+    return None
+
+
+def _words(path: str) -> list[str]:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().split()
+    except (OSError, ValueError):
+        return []
+
+
+def _ratio(quota: str, period: str) -> float | None:
+    try:
+        return int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _before_fork() -> None:
+    """Let a compilation in another thread end: its lock would never be free in the child."""
+    global _layer_at_fork
+    global_compiler_lock.acquire()
+    try:
+        _layer_at_fork = numba.threading_layer()
+    except ValueError:  # no layer has been started
+        _layer_at_fork = None
+
+
+def _after_fork_in_parent() -> None:
+    global_compiler_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _forked, _requested, _region, _update
+    global_compiler_lock.release()
+    _forked, _requested = True, None
+    _region, _update = threading.RLock(), threading.RLock()
+
+
+def _forked_before_import() -> bool:
+    """Whether OpenMP was started by a process of which this one is only a copy.
+
+    Threads do not survive a fork: a started layer without any is a copy.
+    """
+    try:
+        return numba.threading_layer() == "omp" and len(os.listdir("/proc/self/task")) == 1
+    except (ValueError, OSError):
+        return False
+
+
+if _forked_before_import():
+    _forked, _layer_at_fork = True, "omp"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

@@ -1,0 +1,234 @@
+"""Channels first: statistics and gradient sums of one segment of a group of channels."""
+
+import numpy as np
+
+from fastbn.kernels import formulas, loops
+from fastbn.kernels.compile import inlined, inner, part
+from fastbn.kernels.moments import (
+    COLUMNS,
+    COUNT,
+    header_of,
+    is_finite,
+    moments_from_sums,
+    moments_with,
+    products_with,
+    rows_of,
+)
+from fastbn.kernels.simd import (
+    SHARE,
+    broadcasts,
+    compiled_formula,
+    doubles_at,
+    frame_at,
+    lanes,
+    loads,
+    loads_first,
+    memory,
+    stores,
+    total,
+    values_at,
+)
+from fastbn.kernels.terms import center_of, largest_of
+
+GROUP = 64  # channels of a group, at most
+_LANES = 16  # of the narrowest dtype
+
+median = compiled_formula(formulas.median)
+load_first, store, lanes_of = loads_first(), stores(), lanes()
+load_whole, broadcast, broadcast_wide = loads(), broadcasts(), broadcasts(wide=True)
+vectors_of_group, values_of_group = memory(2 * GROUP * _LANES), memory(GROUP)
+
+
+# --- lines ----------------------------------------------------------------------------------------------
+
+
+@inlined
+def line_start(f, row_distance, line):
+    """Where a line begins, from the channel's first value on."""
+    if f.pieces == 1:
+        return line * row_distance
+    row = line // f.pieces
+    return row * row_distance + (line - row * f.pieces) * f.piece
+
+
+@inlined
+def line_size(f, line):
+    """Values of a line: the last piece of a row may have fewer."""
+    if f.pieces == 1:
+        return f.length
+    return min(f.piece, f.length - line % f.pieces * f.piece)
+
+
+@inlined
+def values_of_lines(f, begin, lines):
+    """Values of a channel in some lines: whole pieces, less what each row's last one lacks."""
+    ends = (begin + lines) // f.pieces - begin // f.pieces
+    return lines * f.piece - ends * (f.pieces * f.piece - f.length)
+
+
+@inlined
+def count_of(f, begin, block):
+    _, fours, _, single, singles = block
+    return values_of_lines(f, begin + single, 4 * fours + singles)
+
+
+@inlined
+def work_of(f, task):
+    """Segment, its first line, lines, the first channel and number of channels of a task."""
+    segment = task // f.groups
+    lo = (task - segment * f.groups) * f.group
+    begin = segment * f.segment_lines
+    lines = min(f.segment_lines, f.rows * f.pieces - begin)
+    return segment, begin, lines, lo, min(f.group, f.channels - lo)
+
+
+@inlined
+def write_header(f, segment, begin, lines, like):
+    header = header_of(f, segment, like)
+    header[COUNT] = np.float64(values_of_lines(f, begin, lines))
+    header[COLUMNS] = np.float64(f.channels)
+
+
+# --- sums -----------------------------------------------------------------------------------------------
+
+
+def block_sums_with(pair):
+    """Make the function that takes two sums of a block for each channel of a group."""
+    add = loops.row_sums_with(pair, SHARE)
+
+    @inner
+    def block_sums(f, first, i, second, k, begin, block, channels, center, sums, products):
+        line, fours, quarter, single, singles = block
+        step, vectors = lanes_of(first), vectors_of_group(first)
+        for n in range(0, 2 * channels * step, step):
+            store(vectors, n, 0, broadcast(first, 0.0))
+        for n in range(begin + line, begin + line + fours):
+            i_row, k_row = i + n * f.first_row, k + n * f.second_row
+            for c in range(channels):
+                add(
+                    first, i_row + c * f.first_channel, quarter * f.first_row,
+                    second, k_row + c * f.second_channel, quarter * f.second_row,
+                    f.length, step, 0, center[c], vectors, 2 * c * step,
+                )  # fmt: skip
+        for n in range(begin + single, begin + single + singles):
+            i_row, k_row = i + line_start(f, f.first_row, n), k + line_start(f, f.second_row, n)
+            size = line_size(f, n)
+            for c in range(channels):
+                add(
+                    first, i_row + c * f.first_channel, step,
+                    second, k_row + c * f.second_channel, step,
+                    size, 4 * step, step, center[c], vectors, 2 * c * step,
+                )  # fmt: skip
+        for c in range(channels):
+            sums[c] = total(load_whole(vectors, 2 * c * step, 0))
+            products[c] = total(load_whole(vectors, (2 * c + 1) * step, 0))
+
+    return block_sums
+
+
+
+
+
+@inner
+def first_shifts(f, x, i, begin, lines, channels, shift):
+    """The mean of medians of three vectors: the segment's first, a middle one and its last.
+
+    No single outlier moves it far, and a constant channel has it exactly.
+    """
+    middle, last = begin + lines // 2, begin + lines - 1
+    size = min(lanes_of(x), line_size(f, begin), line_size(f, middle), line_size(f, last))
+    starts = (
+        i + line_start(f, f.first_row, begin),
+        i + line_start(f, f.first_row, middle) + (line_size(f, middle) - size) // 2,
+        i + line_start(f, f.first_row, last) + line_size(f, last) - size,
+    )
+    for c in range(channels):
+        at = c * f.first_channel
+        center = np.float64(x[starts[0] + at])
+        if not is_finite(center):
+            center = 0.0
+        rest = broadcast(x, center)
+        middling = median(
+            load_first(x, starts[0] + at, 0, size, 0, rest),
+            load_first(x, starts[1] + at, 0, size, 0, rest),
+            load_first(x, starts[2] + at, 0, size, 0, rest),
+        )
+        mean = center + total(middling - rest) / size
+        shift[c] = mean if is_finite(mean) else center
+
+
+segment_moments = moments_with(
+    block_sums_with(loops.deviations(4, SHARE)), first_shifts, count_of, GROUP
+)
+segment_products = products_with(block_sums_with(loops.products(4, SHARE)), GROUP)
+
+
+@part("first_moments")
+def moments(frame, task, like):
+    """Statistics of one segment of one group of channels."""
+    f = frame_at(frame)
+    segment, begin, lines, lo, channels = work_of(f, task)
+    write_header(f, segment, begin, lines, like)
+    segment_moments(
+        f, values_at(f.first, like), lo * f.first_channel, begin, lines, channels,
+        rows_of(f, segment, lo, like),
+    )  # fmt: skip
+
+
+@part("first_products")
+def products(frame, task, like):
+    """Gradient sums of one segment of one group of channels."""
+    f = frame_at(frame)
+    segment, begin, lines, lo, channels = work_of(f, task)
+    write_header(f, segment, begin, lines, like)
+    mean, center = doubles_at(f.statistics, like), values_of_group(like)
+    largest = largest_of(f.item_bytes)
+    for c in range(channels):
+        center[c] = center_of(mean[lo + c], largest)
+    segment_products(
+        f, values_at(f.first, like), lo * f.first_channel,
+        values_at(f.second, like), lo * f.second_channel, begin, lines, channels, center,
+        rows_of(f, segment, lo, like),
+    )  # fmt: skip
+
+
+# --- channels that float32 cannot hold ------------------------------------------------------------------
+
+wide_deviation_sums = loops.wide_sums_with(loops.wide_deviation, line_start, line_size)
+wide_product_sums = loops.wide_sums_with(loops.wide_product, line_start, line_size)
+
+
+@part("first_wide_moments")
+def wide_moments(frame, task, like):
+    """`moments` in float64, of the channels that are marked."""
+    f = frame_at(frame)
+    segment, begin, lines, lo, channels = work_of(f, task)
+    x, marks, n = values_at(f.first, like), doubles_at(f.marks, like), header_of(f, segment, like)
+    mean, m2, _ = rows_of(f, segment, 0, like)
+    for c in range(lo, lo + channels):
+        if marks[c] > 0.0:
+            i = c * f.first_channel
+            center = np.float64(x[i + line_start(f, f.first_row, begin)])
+            if not is_finite(center):
+                center = 0.0
+            s, q = wide_deviation_sums(
+                f, x, i, x, i, begin, lines, f.length, broadcast_wide(x, center)
+            )
+            mean[c], m2[c] = moments_from_sums(n[COUNT], center, total(s), total(q))
+
+
+@part("first_wide_products")
+def wide_products(frame, task, like):
+    """`products` in float64, around the mean itself, of the channels that are marked."""
+    f = frame_at(frame)
+    segment, begin, lines, lo, channels = work_of(f, task)
+    dy, x = values_at(f.first, like), values_at(f.second, like)
+    mean, marks = doubles_at(f.statistics, like), doubles_at(f.marks, like)
+    sums, sums_of_products, _ = rows_of(f, segment, 0, like)
+    for c in range(lo, lo + channels):
+        if marks[c] > 0.0:
+            s, p = wide_product_sums(
+                f, dy, c * f.first_channel, x, c * f.second_channel, begin, lines, f.length,
+                broadcast_wide(x, mean[c]),
+            )  # fmt: skip
+            sums[c], sums_of_products[c] = total(s), total(p)

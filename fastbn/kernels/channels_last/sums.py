@@ -1,0 +1,236 @@
+"""Channels last: statistics and gradient sums of some columns of one segment."""
+
+import numpy as np
+
+from fastbn.kernels import formulas, loops
+from fastbn.kernels.compile import inlined, inner, part
+from fastbn.kernels.moments import (
+    COLUMNS,
+    COUNT,
+    header_of,
+    is_finite,
+    moments_from_sums,
+    moments_with,
+    products_with,
+    rows_of,
+)
+from fastbn.kernels.simd import (
+    broadcasts,
+    compiled_formula,
+    doubles_at,
+    frame_at,
+    lanes,
+    loads_first,
+    memory,
+    stores,
+    values_at,
+    terms_along,
+)
+from fastbn.kernels.terms import center_of, largest_of
+
+MOST_COLUMNS = 1024  # of a task: 4 KiB of each line of float32
+SAMPLED = 8  # lines at each of three places that the first shift is taken from
+
+median = compiled_formula(formulas.median)
+lanes_of, broadcast, load_first, store = lanes(), broadcasts(), loads_first(), stores()
+wide_terms, columns_of, sixteen = terms_along(1), memory(MOST_COLUMNS), memory(16)
+
+
+# --- lines ----------------------------------------------------------------------------------------------
+
+
+@inlined
+def line_start(f, row_distance, line):
+    """Where a line begins."""
+    return line * f.fold * row_distance
+
+
+@inlined
+def line_size(f, line):
+    """Columns of a line, at least as many as any task takes."""
+    return MOST_COLUMNS
+
+
+@inlined
+def count_of(f, begin, block):
+    """Values of a column in a block: one a line."""
+    return 4 * block[1] + block[4]
+
+
+@inlined
+def work_of(f, task):
+    """Segment, its first line, lines, the first column and number of columns of a task."""
+    segment = task // f.groups
+    lo = (task - segment * f.groups) * f.group
+    all_lines = f.rows // f.fold
+    begin = segment * f.segment_lines
+    if begin < all_lines:
+        lines, columns = min(f.segment_lines, all_lines - begin), f.columns
+    else:  # the rows that do not fill a line
+        begin, lines, columns = all_lines, 1, (f.rows - all_lines * f.fold) * f.channels
+    return segment, begin, lines, columns, lo, max(0, min(f.group, columns - lo))
+
+
+@inlined
+def write_header(f, segment, lines, columns, like):
+    header = header_of(f, segment, like)
+    header[COUNT], header[COLUMNS] = np.float64(lines), np.float64(columns)
+
+
+# --- sums -----------------------------------------------------------------------------------------------
+
+
+def block_sums_with(pair_of):
+    """Make the function that takes two sums of a block for each column, in x's precision."""
+    add_four = loops.column_sums_with(4, pair_of(4))
+    add_one = loops.column_sums_with(1, pair_of(1))
+
+    @inner
+    def block_sums(f, first, i, second, k, begin, block, columns, center, sums, products):
+        line, fours, quarter, single, singles = block
+        for j in range(0, columns, lanes_of(first)):
+            store(sums, j, 0, broadcast(first, 0.0))
+            store(products, j, 0, broadcast(first, 0.0))
+        i_step, k_step = f.fold * f.first_row, f.fold * f.second_row
+        for n in range(begin + line, begin + line + fours):
+            add_four(
+                first, i + n * i_step, quarter * i_step, second, k + n * k_step, quarter * k_step,
+                columns, center, sums, products,
+            )  # fmt: skip
+        for n in range(begin + single, begin + single + singles):
+            add_one(
+                first, i + n * i_step, 0, second, k + n * k_step, 0,
+                columns, center, sums, products,
+            )  # fmt: skip
+
+    return block_sums
+
+
+@inner
+def first_shifts(f, x, i, begin, lines, columns, shift):
+    """The mean of medians of three lines: from the segment's beginning, its middle and its end.
+
+    No single outlier moves it far, and a constant channel has it exactly.
+    """
+    step, few = lanes_of(x), min(lines, SAMPLED)
+    apart = f.fold * f.first_row
+    middle, last = (lines - few) // 2 * apart, (lines - few) * apart
+    share, zero = broadcast(x, 1.0 / few), broadcast(x, 0.0)
+    for j in range(0, columns, step):
+        n, start = columns - j, i + begin * apart + j
+        rest = load_first(x, start, 0, n, 0, zero)
+        s = zero
+        for line in range(few):
+            at = start + line * apart
+            middling = median(
+                load_first(x, at, 0, n, 0, rest),
+                load_first(x, at + middle, 0, n, 0, rest),
+                load_first(x, at + last, 0, n, 0, rest),
+            )
+            s = s + (middling - rest)
+        store(shift, j, 0, rest + s * share)
+    for c in range(columns):
+        if not is_finite(shift[c]):
+            value = x[i + begin * apart + c]
+            shift[c] = value if is_finite(value) else 0.0
+
+
+segment_moments = moments_with(
+    block_sums_with(loops.deviations), first_shifts, count_of, MOST_COLUMNS
+)
+segment_products = products_with(block_sums_with(loops.products), MOST_COLUMNS)
+
+
+@part("last_moments")
+def moments(frame, task, like):
+    """Statistics of some columns of one segment."""
+    f = frame_at(frame)
+    segment, begin, lines, columns, lo, some = work_of(f, task)
+    write_header(f, segment, lines, columns, like)
+    if some > 0:
+        segment_moments(
+            f, values_at(f.first, like), lo, begin, lines, some,
+            rows_of(f, segment, lo, like),
+        )  # fmt: skip
+
+
+@part("last_products")
+def products(frame, task, like):
+    """Gradient sums of some columns of one segment."""
+    f = frame_at(frame)
+    segment, begin, lines, columns, lo, some = work_of(f, task)
+    write_header(f, segment, lines, columns, like)
+    mean, center = doubles_at(f.statistics, like), columns_of(like)
+    channel, largest = lo % f.channels, largest_of(f.item_bytes)
+    for c in range(some):
+        center[c] = center_of(mean[channel], largest)
+        channel += 1
+        if channel == f.channels:
+            channel = 0
+    if some > 0:
+        segment_products(
+            f, values_at(f.first, like), lo, values_at(f.second, like), lo, begin, lines, some,
+            center, rows_of(f, segment, lo, like),
+        )  # fmt: skip
+
+
+# --- channels that float32 cannot hold ------------------------------------------------------------------
+
+wide_deviation_sums = loops.wide_sums_with(loops.wide_deviation, line_start, line_size)
+wide_product_sums = loops.wide_sums_with(loops.wide_product, line_start, line_size)
+
+
+@inlined
+def any_marked(f, marks, lo, columns):
+    found = False
+    for column in range(lo, lo + columns):
+        found |= marks[column % f.channels] > 0.0
+    return found
+
+
+@part("last_wide_moments")
+def wide_moments(frame, task, like):
+    """`moments` in float64, of the channels that are marked, a vector of columns at a time."""
+    f = frame_at(frame)
+    segment, begin, lines, _, lo, some = work_of(f, task)
+    x, marks, center = values_at(f.first, like), doubles_at(f.marks, like), sixteen(doubles_at(0, like))
+    s, q = sixteen(doubles_at(0, like)), sixteen(doubles_at(0, like))
+    mean, m2, _ = rows_of(f, segment, 0, like)
+    step = lanes_of(like)
+    for j in range(lo, lo + some, step):
+        n = min(step, lo + some - j)
+        if any_marked(f, marks, j, n):
+            for k in range(n):
+                value = np.float64(x[j + k + line_start(f, f.first_row, begin)])
+                center[k] = value if is_finite(value) else 0.0
+            around = wide_terms(center, 0, 0, n, like)[0]
+            sums, squares = wide_deviation_sums(f, x, j, x, j, begin, lines, n, around)
+            store(s, 0, 0, sums)
+            store(q, 0, 0, squares)
+            for k in range(n):
+                if marks[(j + k) % f.channels] > 0.0:
+                    mean[j + k], m2[j + k] = moments_from_sums(lines, center[k], s[k], q[k])
+
+
+@part("last_wide_products")
+def wide_products(frame, task, like):
+    """`products` in float64, around the mean itself, of the channels that are marked."""
+    f = frame_at(frame)
+    segment, begin, lines, _, lo, some = work_of(f, task)
+    dy, x, marks = values_at(f.first, like), values_at(f.second, like), doubles_at(f.marks, like)
+    mean, center = doubles_at(f.statistics, like), sixteen(doubles_at(0, like))
+    s, p = sixteen(doubles_at(0, like)), sixteen(doubles_at(0, like))
+    sums, sums_of_products, _ = rows_of(f, segment, 0, like)
+    step = lanes_of(like)
+    for j in range(lo, lo + some, step):
+        n = min(step, lo + some - j)
+        if any_marked(f, marks, j, n):
+            for k in range(n):
+                center[k] = mean[(j + k) % f.channels]
+            around = wide_terms(center, 0, 0, n, like)[0]
+            added = wide_product_sums(f, dy, j, x, j, begin, lines, n, around)
+            store(s, 0, 0, added[0])
+            store(p, 0, 0, added[1])
+            for k in range(n):
+                if marks[(j + k) % f.channels] > 0.0:
+                    sums[j + k], sums_of_products[j + k] = s[k], p[k]

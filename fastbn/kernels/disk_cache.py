@@ -1,0 +1,91 @@
+"""Compiled code on disk, one file a piece. Whatever goes wrong here costs a compilation.
+
+A file's name holds a digest of all that the code depends on: what is found under a name fits. It
+is written beside its place and moved there whole, so that no lock is needed. Files are looked for
+in ``NUMBA_CACHE_DIR``, beside the sources and in the user's cache folder, and written to the first
+of these that takes them: a cache in an image serves users who cannot write to it.
+"""
+
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+_SUFFIX = ".fastbn"
+#: Files kept of one piece of code: versions and processors that share a folder.
+_KEPT = 4
+_CHECKSUM = hashlib.sha256().digest_size
+
+
+def load(name: str, digest: str) -> bytes | None:
+    """What was saved under this name and digest; None if nothing whole is found."""
+    for folder in _folders():
+        with contextlib.suppress(OSError):
+            data = (folder / f"{name}.{digest}{_SUFFIX}").read_bytes()
+            content = data[_CHECKSUM:]
+            if hashlib.sha256(content).digest() == data[:_CHECKSUM]:
+                return content
+    return None
+
+
+def save(name: str, digest: str, content: bytes) -> None:
+    """Keep ``content`` in the first folder that takes it, or nowhere."""
+    data = hashlib.sha256(content).digest() + content
+    for folder in _folders():
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / f"{name}.{digest}{_SUFFIX}", data)
+            _forget_oldest(folder, name)
+            return
+
+
+@lru_cache(maxsize=1)
+def sources_digest() -> str:
+    """Digest of the sources of all kernels."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        with contextlib.suppress(OSError):
+            digest.update(path.relative_to(folder).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=_SUFFIX)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)  # for other users of an image
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _forget_oldest(folder: Path, name: str) -> None:
+    files = sorted(folder.glob(f"{name}.*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
+    for path in files[:-_KEPT]:
+        path.unlink()
+
+
+def _folders() -> list[Path]:
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    folders = [Path(given) / "fastbn"] if given else []
+    folders.append(Path(__file__).parent / "__pycache__")
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        folders.append(_user_folder() / "fastbn")
+    return folders
+
+
+def _user_folder() -> Path:
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return Path(local) if local else Path.home() / "AppData" / "Local"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,0 +1,122 @@
+"""What Python calls: an entry puts the addresses of a call's arrays into a copy of its frame.
+
+Arrays are flat views; a parameter that is absent is an array of no values.
+"""
+
+from fastbn.kernels import formulas
+from fastbn.kernels.compile import entry, inlined
+from fastbn.kernels.frame import WORDS
+from fastbn.kernels.simd import (
+    address_of,
+    allocate,
+    call,
+    compiled_formula,
+    frame_at,
+    free,
+    words_at,
+)
+
+running_update = compiled_formula(formulas.running_update)
+unbiased = compiled_formula(formulas.unbiased)
+
+
+#: What entries return: all is done; a part is missing; there was no memory. In the last two cases
+#: nothing has been written.
+DONE, MISSING, NO_MEMORY = 0, 1, 2
+
+
+@inlined
+def begin(plan):
+    """A copy of the plan's frame, and after it as much memory as that asks for; 0 without any."""
+    address = allocate(8 * (WORDS + 8 + plan[0]))
+    if address != 0:
+        frame = words_at(address, plan)
+        for k in range(WORDS):
+            frame[k] = plan[k]
+        frame_at(address).scratch = (address + 8 * WORDS + 63) // 64 * 64
+    return address
+
+
+@inlined
+def run(address):
+    """Run what the frame at an address says; the memory is given back."""
+    f = frame_at(address)
+    call(f.run, address, 0)
+    missing = f.missing
+    free(address)
+    return missing
+
+
+@inlined
+def address_if_any(array):
+    return address_of(array) if array.size > 0 else 0
+
+
+@entry
+def normalize(plan, x, out, mean, var, weight, bias, eps):
+    """Normalize with given statistics."""
+    address = begin(plan)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.out, f.eps = address_of(x), address_of(out), eps
+    f.mean, f.var, f.mean_bytes = address_of(mean), address_of(var), mean.itemsize
+    f.weight, f.bias = address_if_any(weight), address_if_any(bias)
+    f.weight_bytes = weight.itemsize
+    return run(address)
+
+
+@entry
+def forward(plan, x, out, weight, bias, statistics, eps):
+    """Normalize with the batch's statistics, which it writes: mean, variance, 1 / std."""
+    address = begin(plan)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.out, f.eps = address_of(x), address_of(out), eps
+    f.weight, f.bias = address_if_any(weight), address_if_any(bias)
+    f.weight_bytes = weight.itemsize
+    f.statistics, f.mean_bytes = address_of(statistics), 8
+    f.mean, f.var = f.statistics, f.statistics + 8 * f.all_channels
+    return run(address)
+
+
+@entry
+def backward(plan, dy, x, dx, statistics, weight, d_weight, d_bias):
+    """Gradients of x, weight and bias; ``statistics`` as `forward` writes them."""
+    address = begin(plan)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.second, f.out = address_of(dy), address_of(x), address_of(dx)
+    f.statistics, f.weight = address_of(statistics), address_if_any(weight)
+    f.weight_bytes = weight.itemsize
+    f.d_weight, f.d_bias = address_of(d_weight), address_of(d_bias)
+    return run(address)
+
+
+@entry
+def moments(plan, x, statistics):
+    """Mean and m2 of each channel, into the first two rows of ``statistics``."""
+    address = begin(plan)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.statistics = address_of(x), address_of(statistics)
+    return run(address)
+
+
+@entry
+def update_running(running_mean, running_var, counter, statistics, count, momentum, cumulative):
+    """Fold the batch's mean and unbiased variance into the running ones, and count the batch.
+
+    One call of compiled code, so that no exception can come between the three.
+    ``cumulative``: every batch so far has the same weight.
+    """
+    counter[0] += 1
+    weight = 1.0 / counter[0] if cumulative else momentum
+    channels = running_mean.size
+    for c in range(channels):
+        running_mean[c] = running_update(running_mean[c], statistics[c], weight)
+        batch_var = unbiased(statistics[channels + c], count)
+        running_var[c] = running_update(running_var[c], batch_var, weight)

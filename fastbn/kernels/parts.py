@@ -1,0 +1,96 @@
+"""Which parts an operation is made of, in which layout.
+
+A new operation is a row of `OPERATIONS`; a new elementwise pass is a line in the `elementwise`
+module of each layout. Nothing is compiled before `addresses` asks for it.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from fastbn.kernels import merge, passes, terms
+from fastbn.kernels.channels_first import elementwise as first_elementwise
+from fastbn.kernels.channels_first import sums as first_sums
+from fastbn.kernels.channels_last import elementwise as last_elementwise
+from fastbn.kernels.channels_last import sums as last_sums
+from fastbn.kernels.compile import Part, loop_address
+
+_SUMS: dict[str, ModuleType] = {"first": first_sums, "last": last_sums}
+_ELEMENTWISE: dict[str, ModuleType] = {"first": first_elementwise, "last": last_elementwise}
+_WIDE_TERMS = {
+    "normalize": terms.wide_normalizing_terms,
+    "gradient": terms.wide_gradient_terms,
+}
+#: The dtype of parts that know float64 alone, whatever x is.
+_ANY = np.dtype(np.float64)
+
+
+class Operation(NamedTuple):
+    """An operation: its entry, the arrays it walks, and its parts by name."""
+
+    entry: str
+    arrays: tuple[str, ...]
+    summed: slice  # which of the arrays go into the sums
+    reduce: str | None
+    merge: Part | None
+    finish: Part | None
+    apply: str | None
+    frozen: bool = False  # the statistics are constants to a backward
+
+
+OPERATIONS = {
+    "normalize": Operation(
+        "normalize", ("first", "out"), slice(0), None, None, terms.normalizing_terms, "normalize"
+    ),
+    "forward": Operation(
+        "forward", ("first", "out"), slice(1),
+        "moments", merge.merge_moments, terms.normalizing_terms, "normalize",
+    ),
+    "backward": Operation(
+        "backward", ("first", "second", "out"), slice(2),
+        "products", merge.merge_products, terms.gradient_terms, "gradient",
+    ),
+    "frozen_backward": Operation(
+        "backward", ("first", "second", "out"), slice(2),
+        "products", merge.merge_products, terms.gradient_terms, "normalize", frozen=True,
+    ),
+    "moments": Operation(
+        "moments", ("first",), slice(1), "moments", merge.merge_moments, None, None
+    ),
+}  # fmt: skip
+
+
+def addresses(
+    operation: Operation, layout: str, dtype: np.dtype, threads: bool, tiles: bool,
+    streaming: bool, with_wide: bool,
+) -> dict[str, int]:  # fmt: skip
+    """Fields of the frame that name parts."""
+    found = {"run": (passes.tile_by_tile if tiles else passes.all_channels).address(_ANY)}
+    if tiles:
+        found["each_tile"] = passes.each_tile.address(_ANY)
+    if threads:
+        found["loop"] = loop_address()
+    if operation.reduce is not None and operation.merge is not None:
+        found["reduce"] = getattr(_SUMS[layout], operation.reduce).address(dtype)
+        found["merge"] = operation.merge.address(_ANY)
+    if operation.apply is not None and operation.finish is not None:
+        name = operation.apply + ("_streaming" if streaming else "")
+        found["finish"] = operation.finish.address(dtype)
+        found["apply"] = getattr(_ELEMENTWISE[layout], name).address(dtype)
+    if with_wide:
+        found |= wide_addresses(operation, layout, dtype)
+    return found
+
+
+def wide_addresses(operation: Operation, layout: str, dtype: np.dtype) -> dict[str, int]:
+    """Fields of the frame that name parts for channels that float32 cannot hold."""
+    found = {}
+    if operation.reduce:
+        part = getattr(_SUMS[layout], f"wide_{operation.reduce}")
+        found["wide_reduce"] = part.address(dtype)
+    if operation.apply and dtype.itemsize == 4 and not operation.frozen:
+        part = getattr(_ELEMENTWISE[layout], f"wide_{operation.apply}")
+        found["wide_apply"] = part.address(dtype)
+        found["wide_finish"] = _WIDE_TERMS[operation.apply].address(dtype)
+    return found

@@ -1,0 +1,88 @@
+"""SIMD vectors, memory and calls for kernels: LLVM's, or plain Python under NUMBA_DISABLE_JIT.
+
+A vector has 512 bits, 16 float32 or 8 float64, and +, - and *. ``count`` vectors can be one:
+four lines of memory, or four sequences of sums, then stand in the source as one. A maker takes
+what must be known when code is compiled.
+
+=====================================================  ========================================
+``lanes(share)(like)``                                 values of a vector, or one of its shares
+``broadcasts(count, share, wide)(like, value)``        ``value`` in every lane; wide: as float64
+``loads(count, share)(p, i, apart)``                   ``count`` vectors that begin ``apart``
+``loads_first(count)(p, i, apart, n, less, rest)``     ``n`` values, each further vector ``less``
+                                                       fewer; then lanes of ``rest``
+``stores(count)(p, i, apart, vector)``                 the reverse
+``stores_streaming(count)(p, i, apart, vector)``       past the caches, to multiples of 64 bytes
+``stores_first(count)(p, i, apart, n, vector)``        the first ``n`` lanes of each vector
+``loads_each(count)(ps, starts, aparts, i)``           `loads` from each of some pointers
+``loads_each_first(count)(ps, starts, aparts, i, n)``  the same of ``n`` values
+``terms_of_channel(rows)(table, columns, c, like)``    a column of a table, each in every lane
+``terms_along(rows, count)(table, columns, j, n, like)``  ``n`` columns, a lane each
+``folded(v)``                                          ``(a + b) + (c + d)`` of four vectors
+``folded_products(u, v)``                              the same of their products
+``total(v)``                                           sum of the lanes, always in the same order
+``widened(vectors)``, ``narrowed(v, like)``            to float64 and back
+``chosen(marks, yes, no)``                             lane by lane, where marks are not 0
+``compiled_formula(f)``                                ``f`` for scalars and vectors
+=====================================================  ========================================
+
+Pointers and addresses keep no memory alive: an entry does that for the whole call.
+
+=====================================================  ========================================
+``address_of(array)``                                  where its memory begins
+``values_at(address, like)``                           pointer of ``like``'s dtype
+``singles_at``, ``doubles_at``, ``words_at``           the same of float32, float64, int64
+``value_rows(n)(address, distance, like)``             pointers to rows, ``distance`` bytes apart
+``double_rows(n)(address, distance, like)``            the same of float64
+``frame_at(address)``                                  the frame there; fields can be set
+``copy_of(address)``                                   a copy of the frame, while the caller runs
+``allocate(bytes)``, ``free(address)``                 memory of the C library; 0 if there is none
+``memory(count)(like)``                                values of memory, while the caller runs
+``call(part, frame, task)``                            run native code
+``call_loop(loop, part, frame, tasks)``                run it on all tasks, on threads
+``to_boundary(p, i)``                                  values before the next multiple of 64 bytes
+``fence()``                                            wait for streaming stores
+=====================================================  ========================================
+"""
+
+from numba import config
+
+if config.DISABLE_JIT:
+    from fastbn.kernels.simd import python as _simd
+else:
+    from fastbn.kernels.simd import llvm as _simd  # type: ignore[no-redef]
+
+SHARE = _simd.SHARE
+address_of = _simd.address_of
+allocate = _simd.allocate
+broadcasts = _simd.broadcasts
+call = _simd.call
+call_loop = _simd.call_loop
+chosen = _simd.chosen
+double_rows = _simd.double_rows
+compiled_formula = _simd.compiled_formula
+copy_of = _simd.copy_of
+doubles_at = _simd.doubles_at
+fence = _simd.fence
+folded = _simd.folded
+folded_products = _simd.folded_products
+frame_at = _simd.frame_at
+free = _simd.free
+lanes = _simd.lanes
+loads = _simd.loads
+loads_each = _simd.loads_each
+loads_each_first = _simd.loads_each_first
+loads_first = _simd.loads_first
+memory = _simd.memory
+narrowed = _simd.narrowed
+singles_at = _simd.singles_at
+stores = _simd.stores
+stores_first = _simd.stores_first
+stores_streaming = _simd.stores_streaming
+terms_along = _simd.terms_along
+terms_of_channel = _simd.terms_of_channel
+to_boundary = _simd.to_boundary
+total = _simd.total
+value_rows = _simd.value_rows
+values_at = _simd.values_at
+widened = _simd.widened
+words_at = _simd.words_at

@@ -1,0 +1,195 @@
+"""Formulas for LLVM: a formula is run once, on symbols that write down each operation.
+
+That takes a thousandth of the time that Numba takes to compile the same function, and a kernel
+has dozens of formulas in it. A formula is plain Python on numbers: +, -, *, / and a few of
+NumPy's functions, comparisons and `numpy.where`, no branches.
+"""
+
+import inspect
+import operator
+from collections.abc import Callable
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from fastbn.kernels.simd.vector_type import VectorType, llvm_type, numba_type
+
+#: LLVM's instruction for each operator.
+INSTRUCTIONS = {
+    operator.add: "fadd",
+    operator.sub: "fsub",
+    operator.mul: "fmul",
+    operator.truediv: "fdiv",
+}
+
+
+class Symbol:
+    """A number or a vector whose value is known when the code runs."""
+
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
+        self.builder, self.value = builder, value
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What LLVM may do with it: fuse * and + of vectors, nothing with scalars."""
+        return ("contract",) if isinstance(self.value.type, ir.VectorType) else ()
+
+    def _other(self, other: object) -> ir.Value:
+        if isinstance(other, Symbol):
+            return other.value
+        kind = self.value.type
+        lanes = kind.count if isinstance(kind, ir.VectorType) else None
+        return ir.Constant(kind, float(other) if lanes is None else [float(other)] * lanes)
+
+    def _apply(self, operation: Callable, a: ir.Value, b: ir.Value) -> "Symbol":
+        emit = getattr(self.builder, INSTRUCTIONS[operation])
+        return Symbol(self.builder, emit(a, b, flags=self.flags))
+
+    def __add__(self, other):
+        return self._apply(operator.add, self.value, self._other(other))
+
+    def __radd__(self, other):
+        return self._apply(operator.add, self._other(other), self.value)
+
+    def __sub__(self, other):
+        return self._apply(operator.sub, self.value, self._other(other))
+
+    def __rsub__(self, other):
+        return self._apply(operator.sub, self._other(other), self.value)
+
+    def __mul__(self, other):
+        return self._apply(operator.mul, self.value, self._other(other))
+
+    def __rmul__(self, other):
+        return self._apply(operator.mul, self._other(other), self.value)
+
+    def __truediv__(self, other):
+        return self._apply(operator.truediv, self.value, self._other(other))
+
+    def __rtruediv__(self, other):
+        return self._apply(operator.truediv, self._other(other), self.value)
+
+    def __neg__(self):
+        return Symbol(self.builder, self.builder.fneg(self.value))
+
+    def __abs__(self):
+        return Symbol(self.builder, self._library("fabs", self.value))
+
+    def _compared(self, comparison, other):
+        compare = self.builder.fcmp_ordered
+        return Symbol(self.builder, compare(comparison, self.value, self._other(other)))
+
+    def __lt__(self, other):
+        return self._compared("<", other)
+
+    def __le__(self, other):
+        return self._compared("<=", other)
+
+    def __gt__(self, other):
+        return self._compared(">", other)
+
+    def __ge__(self, other):
+        return self._compared(">=", other)
+
+    def __and__(self, other):
+        return Symbol(self.builder, self.builder.and_(self.value, other.value))
+
+    def __array_function__(self, function, kinds, arguments, keywords):
+        """`numpy.where`, the only choice that a formula has."""
+        if function is not np.where:
+            return NotImplemented
+        condition, yes, no = arguments
+        number = yes if isinstance(yes, Symbol) else no
+        chosen = self.builder.select(condition.value, number._other(yes), number._other(no))
+        return Symbol(self.builder, chosen)
+
+    def __array_ufunc__(self, function, method, *inputs):
+        """NumPy's functions on symbols, as NumPy has them: a NaN is the result of any of them."""
+        if method != "__call__" or function not in _FUNCTIONS:
+            return NotImplemented
+        return Symbol(self.builder, _FUNCTIONS[function](self, *map(self._other, inputs)))
+
+    def _larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self._or_nan(">", a, b)
+
+    def _smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self._or_nan("<", a, b)
+
+    def _or_nan(self, comparison: str, a: ir.Value, b: ir.Value) -> ir.Value:
+        """``a`` where the comparison holds or ``a`` is NaN, else ``b``."""
+        build = self.builder
+        first = build.or_(build.fcmp_ordered(comparison, a, b), build.fcmp_unordered("uno", a, a))
+        return build.select(first, a, b)
+
+    def _root(self, a: ir.Value) -> ir.Value:
+        return self._library("sqrt", a)
+
+    def _library(self, function: str, a: ir.Value) -> ir.Value:
+        """LLVM's own function of that name."""
+        kind = a.type
+        lanes = f"v{kind.count}" if isinstance(kind, ir.VectorType) else ""
+        bits = 64 if getattr(kind, "element", kind) == ir.DoubleType() else 32
+        signature = ir.FunctionType(kind, [kind])
+        name = f"llvm.{function}.{lanes}f{bits}"
+        known = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        return self.builder.call(known, [a])
+
+
+_FUNCTIONS = {np.maximum: Symbol._larger, np.minimum: Symbol._smaller, np.sqrt: Symbol._root}
+
+
+def compiled_formula(formula: Callable, *parameters: str) -> Callable:
+    """``formula`` for compiled code: vectors stay vectors, any other number is a float64.
+
+    With ``parameters`` it takes these instead: numbers, or tuples that hold its arguments in order.
+    """
+    names = parameters or tuple(inspect.signature(formula).parameters)
+
+    def typed(typing_context, *arguments):
+        kinds = [_kind(kind) for argument in arguments for kind in _flat(argument)]
+        made = _run(formula, *_nowhere(kinds))
+        result = numba_type(made[0].type)
+        if len(made) > 1:
+            result = types.Tuple([numba_type(value.type) for value in made])
+
+        def codegen(context, builder, signature, values):
+            flat = []
+            for kind, value in zip(signature.args, values, strict=True):
+                if isinstance(kind, types.BaseTuple):
+                    flat += cgutils.unpack_tuple(builder, value, len(kind))
+                else:
+                    flat.append(context.cast(builder, value, kind, _kind(kind)))
+            made = _run(formula, builder, flat)
+            if len(made) == 1:
+                return made[0]
+            return context.make_tuple(builder, signature.return_type, made)
+
+        return result(*arguments), codegen
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = [inspect.Parameter(name, kind) for name in ("typing_context", *names)]
+    typed.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    typed.__name__ = typed.__qualname__ = formula.__name__
+    return intrinsic(typed)
+
+
+def _flat(kind: types.Type) -> tuple[types.Type, ...]:
+    return tuple(kind) if isinstance(kind, types.BaseTuple) else (kind,)
+
+
+def _kind(kind: types.Type) -> types.Type:
+    return kind if isinstance(kind, VectorType) else types.float64
+
+
+def _run(formula: Callable, builder: ir.IRBuilder, values: list[ir.Value]) -> list[ir.Value]:
+    made = formula(*(Symbol(builder, value) for value in values))
+    return [symbol.value for symbol in (made if isinstance(made, tuple) else (made,))]
+
+
+def _nowhere(kinds: list[types.Type]) -> tuple[ir.IRBuilder, list[ir.Value]]:
+    """A builder whose code nobody runs, to see of which types the results are."""
+    signature = ir.FunctionType(ir.VoidType(), [llvm_type(kind) for kind in kinds])
+    function = ir.Function(ir.Module(), signature, "nowhere")
+    return ir.IRBuilder(function.append_basic_block()), list(function.args)

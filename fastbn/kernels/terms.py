@@ -1,0 +1,159 @@
+"""From statistics to the terms of the elementwise pass: rows of the table, a column a channel."""
+
+from fastbn.kernels import formulas
+from fastbn.kernels.compile import inlined, inner, part
+from fastbn.kernels.merge import holds_terms
+from fastbn.kernels.simd import (
+    compiled_formula,
+    double_rows,
+    doubles_at,
+    frame_at,
+    singles_at,
+    value_rows,
+    values_at,
+)
+
+reciprocal_std = compiled_formula(formulas.reciprocal_std)
+residual = compiled_formula(formulas.residual)
+center_of = compiled_formula(formulas.center_of)
+affine_terms = compiled_formula(formulas.affine_terms)
+centered_product_sum = compiled_formula(formulas.centered_product_sum)
+weight_gradient = compiled_formula(formulas.weight_gradient)
+input_gradient_terms = compiled_formula(formulas.input_gradient_terms)
+two_rows, three_rows, four_rows = double_rows(2), double_rows(3), double_rows(4)
+four_of_table, five_of_table = value_rows(4), value_rows(5)
+
+
+@inlined
+def largest_of(item_bytes):
+    """The largest finite number of x's dtype."""
+    return 3.4028234663852886e38 if item_bytes == 4 else 1.7976931348623157e308
+
+
+@inner
+def widen(address, item_bytes, absent, channels, to):
+    """A parameter as float64: of either dtype, or ``absent`` where there is none."""
+    if address == 0:
+        for c in range(channels):
+            to[c] = absent
+    elif item_bytes == 8:
+        doubles = doubles_at(address, to)
+        for c in range(channels):
+            to[c] = doubles[c]
+    else:
+        singles = singles_at(address, to)
+        for c in range(channels):
+            to[c] = singles[c]
+
+
+@inner
+def repeat_columns(rows, channels, columns):
+    """Copy the first ``channels`` columns of some rows to all further ones (channels last)."""
+    for row in rows:
+        for c in range(channels, columns):
+            row[c] = row[c - channels]
+
+
+# --- normalize ----------------------------------------------------------------------------------------
+
+
+@part("normalizing_terms")
+def normalizing_terms(frame, task, like):
+    """Center, scale and shift of each channel; of a batch, its statistics."""
+    f = frame_at(frame)
+    channels, eps = f.channels, f.eps
+    mean, var, weight, bias = four_rows(f.parameters, 8 * channels, like)
+    if f.statistics != 0:
+        _, batch_var, batch_rstd = three_rows(f.statistics, 8 * f.all_channels, like)
+        for c in range(channels):
+            batch_var[c] /= f.count
+            batch_rstd[c] = reciprocal_std(batch_var[c], eps)
+    widen(f.mean, f.mean_bytes, 0.0, channels, mean)
+    widen(f.var, f.mean_bytes, 0.0, channels, var)
+    widen(f.weight, f.weight_bytes, 1.0, channels, weight)
+    widen(f.bias, f.weight_bytes, 0.0, channels, bias)
+    rows = four_of_table(f.table, f.terms * f.item_bytes, like)
+    center, scale, shift, _ = rows
+    marked = 0
+    for c in range(channels):
+        rstd = reciprocal_std(var[c], eps)
+        center[c] = mean[c]
+        scale[c], shift[c] = affine_terms(residual(mean[c], center[c]), rstd, weight[c], bias[c])
+        marked += not holds_terms(mean[c], rstd)
+    f.marked = marked if f.item_bytes == 4 else 0
+    repeat_columns(rows, channels, f.terms)
+
+
+@part("wide_normalizing_terms")
+def wide_normalizing_terms(frame, task, like):
+    """A row of marks, and in ``wide_table`` mean, scale and bias."""
+    f = frame_at(frame)
+    channels = f.channels
+    mean, var, weight, bias = four_rows(f.parameters, 8 * channels, like)
+    _, _, _, marks = four_of_table(f.table, f.terms * f.item_bytes, like)
+    rows = three_rows(f.wide_table, 8 * f.terms, like)
+    wide_mean, scale, shift = rows
+    for c in range(channels):
+        rstd = reciprocal_std(var[c], f.eps)
+        wide_mean[c] = mean[c]
+        scale[c], shift[c] = affine_terms(0.0, rstd, weight[c], bias[c])
+        marks[c] = 0.0 if holds_terms(mean[c], rstd) else 1.0
+    repeat_columns(rows, channels, f.terms)
+    repeat_columns((marks,), channels, f.terms)
+
+
+# --- gradient -----------------------------------------------------------------------------------------
+
+
+@part("gradient_terms")
+def gradient_terms(frame, task, like):
+    """Gradients of weight and bias; center, scale, slope and offset of each channel.
+
+    Where the statistics are constants, ``dx = dy * scale``: center 0 and a shift that adds nothing.
+    """
+    f = frame_at(frame)
+    channels, largest, marked = f.channels, largest_of(f.item_bytes), 0
+    mean, _, rstd = three_rows(f.statistics, 8 * f.all_channels, like)
+    sums, products = two_rows(f.sums, 8 * channels, like)
+    marks, weight = doubles_at(f.marks, like), doubles_at(f.parameters, like)
+    d_weight, d_bias = values_at(f.d_weight, like), values_at(f.d_bias, like)
+    widen(f.weight, f.weight_bytes, 1.0, channels, weight)
+    rows = four_of_table(f.table, f.terms * f.item_bytes, like)
+    center, scale, slope, offset = rows
+    for c in range(channels):
+        center[c] = center_of(mean[c], largest)
+        left = residual(mean[c], center[c])
+        around_mean = centered_product_sum(sums[c], products[c], left)
+        products[c] = products[c] if marks[c] > 0.0 else around_mean
+        d_weight[c] = weight_gradient(products[c], rstd[c])
+        d_bias[c] = sums[c]
+        scale[c], slope[c], offset[c] = input_gradient_terms(
+            f.count, sums[c], products[c], left, rstd[c], weight[c]
+        )
+        marked += not holds_terms(mean[c], rstd[c])
+    f.marked = marked if f.item_bytes == 4 and f.frozen == 0 else 0
+    if f.frozen != 0:
+        for c in range(channels):
+            center[c], slope[c] = 0.0, -0.0
+    repeat_columns(rows, channels, f.terms)
+
+
+@part("wide_gradient_terms")
+def wide_gradient_terms(frame, task, like):
+    """A row of marks, and in ``wide_table`` mean, scale, slope and offset."""
+    f = frame_at(frame)
+    channels = f.channels
+    mean, _, rstd = three_rows(f.statistics, 8 * f.all_channels, like)
+    sums, products = two_rows(f.sums, 8 * channels, like)
+    weight = doubles_at(f.parameters, like)
+    _, _, _, _, marks = five_of_table(f.table, f.terms * f.item_bytes, like)
+    rows = four_rows(f.wide_table, 8 * f.terms, like)
+    wide_mean, scale, slope, offset = rows
+    for c in range(channels):
+        wide_mean[c] = mean[c]
+        scale[c], slope[c], offset[c] = input_gradient_terms(
+            f.count, sums[c], products[c], 0.0, rstd[c], weight[c]
+        )
+        marks[c] = 0.0 if holds_terms(mean[c], rstd[c]) else 1.0
+    repeat_columns(rows, channels, f.terms)
+    repeat_columns((marks,), channels, f.terms)
