@@ -1,0 +1,76 @@
+"""The command line: ``fastbn COMMAND``. Each command is a file of its own."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from fastbn import __version__
+from fastbn.cli import demo
+
+__all__ = ["main"]
+
+# Exit codes of a program that a signal ended, as shells report them: 128 + its number.
+_INTERRUPTED, _BROKEN_PIPE = 130, 141
+_ERROR = 2  # as argparse has it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command ``fastbn``.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or 2 after an error, 130 if interrupted, 141 if nobody reads
+        the output any more.
+    """
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("fastbn: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        _drop_stdout()
+        return _BROKEN_PIPE
+    except (OSError, MemoryError) as error:  # a full disk, for one
+        _drop_stdout()
+        print(f"fastbn: error: {str(error) or 'out of memory'}", file=sys.stderr)
+        return _ERROR
+    return code
+
+
+def _drop_stdout() -> None:
+    """Let what stdout still holds go nowhere: Python flushes it again when it ends."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as end:  # after --help, --version or an error message
+        return end.code if isinstance(end.code, int) else 0
+    if arguments.command is None:
+        parser.print_help()
+        return 0
+    arguments.run(arguments)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastbn",
+        description="Batch normalization on NumPy arrays, at the speed of the memory bus.",
+    )
+    parser.add_argument("--version", action="version", version=f"fastbn {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    demo.add(commands)
+    return parser
