@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import arguments, pieces
+from fastbn._call import arguments, pieces, prepared
 
 __all__ = ["ChannelStats"]
 
@@ -77,6 +77,11 @@ class ChannelStats:
         ValueError
             If ``x`` has fewer than two dimensions, or no such axis.
         """
+        found = prepared.moments(x, axis)
+        if found is not None:
+            count, statistics = found
+            mean, m2 = statistics.reshape(2, -1)
+            return cls(np.full(mean.size, float(count)), mean, m2)
         x = arguments.as_array("x", x)
         position, channels, _ = arguments.describe(x.shape, x.dtype, arguments.as_axis(axis))
         return cls(*pieces.moments(x, position)) if x.size else cls.empty(channels)

@@ -3,7 +3,11 @@
 ``prepared``     calls like one before: look up, run
 ``operations``   the others: every check, then the work, then the update
 ``arguments``    checks and their messages
-``views``        flat views, what must be copied
-``plan``         (shape, strides, dtype, axis, operation) -> how arrays are walked, and the frame
-``run``          the only place where an entry is called
+``pieces``       statistics of arrays that no kernel can walk
+``work``         which views go into an operation, and what is copied first
+``known``        what a call leaves behind for later ones like it
+``run``          native code is called: which frame, on how many threads
+``plan``         (shape, strides, dtype, axis, operation) -> how arrays are walked, how work is cut
+``views``        flat views, and writes that nothing interrupts
+``warmup``       compile ahead
 """

@@ -4,11 +4,11 @@ Kernels know two layouts. *first*: each channel's values lie in contiguous rows 
 of them). *last*: the channels lie next to each other (NHWC, (N, C)). What decides is the strides,
 not the axis: a transposed view of an NHWC array is read in place.
 
-`walk_of` says how arrays of one shape are walked together, `plan_of` what an operation does on
-that way: which parts run, how work is cut, on how many threads, past the caches or not.
+`walk_of` says how arrays of one shape are walked together, a `Plan` what an operation does on that
+way: which parts run, how work is cut, on how many threads, past the caches or not.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -37,7 +37,7 @@ SHARED_ROWS = 8
 #: Values of a row from which on it is stored past the caches, if the array is large.
 STREAM_VALUES = 512
 VECTOR_BYTES = 64
-#: Walks and plans that are kept, the latest.
+#: Walks that are kept with their plans, the latest.
 KEPT = 4096
 
 
@@ -51,6 +51,7 @@ class Walk:
     rows, channels, length : a channel has ``rows`` rows of ``length`` contiguous values
     steps : for each array, the distances of rows and of channels
     extents : for each array, the length of its flat view
+    plans : what has been planned on this walk, by operation and dtype
     """
 
     layout: str
@@ -59,11 +60,19 @@ class Walk:
     length: int
     steps: tuple[tuple[int, int], ...]
     extents: tuple[int, ...]
+    plans: "dict[tuple[str, np.dtype], Plan]" = field(default_factory=dict, compare=False)
 
     @property
     def count(self) -> int:
         """Values of a channel."""
         return self.rows * self.length
+
+    def plan(self, operation: str, dtype: np.dtype) -> "Plan":
+        """The plan of an operation, made once."""
+        found = self.plans.get((operation, dtype))
+        if found is None:
+            found = self.plans[operation, dtype] = Plan(operation, dtype, self)
+        return found
 
     def is_dense(self, arrays: slice = slice(None)) -> bool:
         """Whether rows follow each other in memory (channels last), in some of the arrays."""
@@ -239,9 +248,3 @@ def _scratch_words(channels: int, fields: dict[str, int], columns: int, terms: i
         4 * terms,
     )
     return sum(-(-size // 8) * 8 for size in sizes)
-
-
-@lru_cache(maxsize=KEPT)
-def plan_of(operation: str, dtype: np.dtype, walk: Walk) -> Plan:
-    """The plan of an operation."""
-    return Plan(operation, dtype, walk)

@@ -1,62 +1,31 @@
 """Calls that cost a few microseconds: those like one that has been checked before.
 
 The long way through `operations` checks everything and says what is wrong. When it has
-succeeded, it leaves here the plan and the entry for arrays of that shape, strides and dtype. A
-later call finds them by one look-up; if its arrays are all of the plain kind that entries take,
-it goes straight there, and the entry refuses flags that it has not been compiled for (it does not
-look at the order of bytes). Whatever is not goes the long way: that is what None means here.
+succeeded, the plan and the entry for arrays of that shape, strides and dtype are `known`. A later
+call finds them by one look-up; if its arrays are all of the plain kind that entries take, it goes
+straight there, and the entry refuses flags that it has not been compiled for (it does not look at
+the order of bytes). Whatever is not goes the long way: that is what None means here.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy import empty, ndarray
 
+from fastbn._call.known import known
 from fastbn._call.plan import Plan
-from fastbn._call.run import ABSENT, launch
+from fastbn._call.run import launch
 from fastbn._system import outputs, threads
 from fastbn.kernels import entries
 
-#: Forget everything when there are more shapes than this: somebody has a new one every time.
-MOST = 4096
 _NO_COUNTER = np.zeros(1, np.int64)
-_INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
+_INT64 = np.dtype(np.int64)
 _INFINITY = float("inf")
 
 
-class Prepared(NamedTuple):
-    """How arrays of one shape, strides and dtype go through one operation."""
-
-    dtype: np.dtype
-    channels: int
-    absent: np.ndarray
-    plan: Plan
-    entry: Callable[..., int]
-
-
-#: By operation, then by (shape, strides, dtype, axis).
-known: dict[str, dict[tuple, Prepared]] = {
-    "normalize": {},
-    "forward": {},
-    "backward": {},
-    "frozen_backward": {},
-}
-_evaluations, _trainings, _gradients, _frozen_gradients = known.values()
-
-
-def remember(
-    operation: str, axis: int, plan: Plan, entry: Callable[..., int], *arrays: np.ndarray
-) -> None:
-    """Keep how ``arrays`` went through the operation, if they are plain and alike."""
-    first, of_operation = arrays[-1], known[operation]
-    dtype = np.dtype(first.dtype.type)  # NumPy's own: unpickled arrays have another of the kind
-    key = first.shape, first.strides, dtype, axis
-    if key in of_operation or not all(a.flags.carray and a.dtype == dtype for a in arrays):
-        return
-    if len(of_operation) >= MOST:
-        of_operation.clear()
-    of_operation[key] = Prepared(dtype, plan.walk.channels, ABSENT[dtype], plan, entry)
+_evaluations, _trainings = known["normalize"], known["forward"]
+_gradients, _frozen_gradients = known["backward"], known["frozen_backward"]
+_moments = known["moments"]
 
 
 def evaluate(
@@ -78,7 +47,7 @@ def evaluate(
     ):  # fmt: skip
         return None
     if out is None:
-        out = outputs.new_output(x, dtype) if plan.large else empty(shape, dtype)
+        out = _new_output(plan, x, dtype)
     elif not (
         type(out) is ndarray and out.dtype is dtype and out.shape == shape
         and out.strides == strides and _apart(out, x, mean, var, weight, bias)
@@ -129,7 +98,7 @@ def train(
     ):  # fmt: skip
         return None
     if out is None:
-        out = outputs.new_output(x, dtype) if plan.large else empty(x.shape, dtype)
+        out = _new_output(plan, x, dtype)
     elif not (_like(out, x) and _apart(out, x, mean, var, weight, bias)):
         return None
     if weight is None:
@@ -147,11 +116,8 @@ def train(
     except TypeError:
         return None  # a kind of array that the entry has not been compiled for
     if update:
-        update_running = entries.update_running.of(
-            dtype, dtype, _INT64, _FLOAT64, float, float, bool
-        )
         with threads.updating():
-            update_running(
+            entries.update_running.of(dtype, dtype)(
                 mean, var, _NO_COUNTER if counter is None else counter.reshape(1), statistics,
                 float(plan.count), 0.0 if momentum is None else momentum, momentum is None,
             )  # fmt: skip
@@ -171,7 +137,7 @@ def differentiate(
     if statistics.size != 3 * channels:
         return None  # x has got another shape
     if out is None:
-        out = outputs.new_output(x, dtype) if plan.large else empty(x.shape, dtype)
+        out = _new_output(plan, x, dtype)
     elif not _like(out, x) or any(a is not out and _may_share(out, a) for a in (dy, x)):
         return None
     d_weight, d_bias = empty(channels, dtype), empty(channels, dtype)
@@ -189,6 +155,27 @@ def differentiate(
     except TypeError:
         return None  # a kind of array that the entry has not been compiled for
     return out, d_weight, d_bias
+
+
+def moments(x: Any, axis: Any) -> tuple[float, np.ndarray] | None:
+    """Values per channel, and all means and all sums of squared deviations."""
+    if type(x) is not ndarray or type(axis) is not int:
+        return None
+    found = _moments.get((x.shape, x.strides, x.dtype, axis if axis >= 0 else axis + x.ndim))
+    if found is None:
+        return None
+    _, channels, _, plan, entry = found
+    statistics = empty(2 * channels)
+    try:
+        if plan.large or entry(plan.serial, x.ravel(), statistics):
+            launch(plan, entry, False, x.ravel(), statistics)
+    except TypeError:
+        return None  # a kind of array that the entry has not been compiled for
+    return plan.count, statistics
+
+
+def _new_output(plan: Plan, x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return outputs.new_output(x, dtype) if plan.large else empty(x.shape, dtype)
 
 
 def _is_vector(vector: Any, dtype: np.dtype, channels: int) -> bool:

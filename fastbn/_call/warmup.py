@@ -1,34 +1,41 @@
-"""Compile ahead of the first call."""
+"""Compile ahead of the first call, in several processes."""
 
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
+from queue import Empty, SimpleQueue
 
 import numpy as np
 
-from fastbn._system.progress import track
-from fastbn.functional import batch_norm, batch_norm_backward, batch_norm_forward, channel_stats
+from fastbn._system import threads
+from fastbn._system.progress import Progress
+from fastbn.kernels import disk_cache, parts
+from fastbn.kernels.compile import Unit
 
 __all__ = ["warmup"]
 
-#: For each layout a small shape, one that is worth two threads, and the axis.
-_SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
-    "channels_first": ((2, 2, 8), (2, 1, 600_000), 1),
-    "channels_last": ((2, 4, 2), (140_000, 1, 2), -1),
-}
 _DTYPES = ("float32", "float64")
+_LAYOUTS = {"channels_first": "first", "channels_last": "last"}
+#: Units that are worth a process of their own, which takes a second to start.
+_WORTH = 4
+_WORKER = "from fastbn._call.warmup import work; work()"
 
 
 def warmup(
     dtypes: Iterable[str | np.dtype | type] = _DTYPES,
-    layouts: Iterable[str] = tuple(_SHAPES),
+    layouts: Iterable[str] = tuple(_LAYOUTS),
     *,
     progress: bool = True,
 ) -> None:
-    """Compile the kernels now, and store them in Numba's cache for later processes.
+    """Compile all kernels now, and store them in the disk cache for later processes.
 
-    A server calls it at its start, an image build once. With everything in the cache it
-    takes about a second. How many kernels there are is bounded: 22 for float32 and 17 for
-    float64 with both layouts, and no shape, stride or flag of an array adds another.
+    A server calls it at its start, an image build once. As many processes as there may be threads
+    share the work; with everything in the cache it takes about a second. How much native code
+    there is is bounded: no shape, stride or flag of an array adds any.
 
     Parameters
     ----------
@@ -52,15 +59,14 @@ def warmup(
     checked = [_checked_dtype(dtype) for dtype in _as_list("dtypes", dtypes)]
     layouts = _as_list("layouts", layouts)
     for layout in layouts:
-        if layout not in _SHAPES:
-            raise ValueError(f"layouts must be among {', '.join(_SHAPES)}, got {layout!r}")
-    calls = [call for dtype in checked for layout in layouts for call in _calls(dtype, layout)]
-    _run(calls, "compiling", progress)
-
-
-def _run(steps: list[Callable[[], object]], label: str, progress: bool) -> None:
-    for step in track(steps, label) if progress else steps:
-        step()
+        if layout not in _LAYOUTS:
+            raise ValueError(f"layouts must be among {', '.join(_LAYOUTS)}, got {layout!r}")
+    units = _units(checked, [_LAYOUTS[layout] for layout in layouts])
+    if not progress:
+        compile_units(units, lambda: None)
+        return
+    with Progress(len(units), "compiling") as shown:
+        compile_units(units, shown.advance)
 
 
 def _as_list(name: str, values: Iterable) -> list:
@@ -76,21 +82,66 @@ def _checked_dtype(dtype: str | np.dtype | type) -> np.dtype:
     return found
 
 
-def _calls(dtype: np.dtype, layout: str) -> Iterator[Callable[[], object]]:
-    """Calls that between them use every kernel of one dtype and layout."""
-    small, large, axis = _SHAPES[layout]
-    for shape in (small, large):
-        x = np.zeros(shape, dtype)
-        c = shape[axis]
-        mean, var = np.zeros(c, dtype), np.ones(c, dtype)
-        yield partial(batch_norm, x, mean, var, axis=axis)
-        yield partial(batch_norm, x, mean, var, training=True, axis=axis)
-        wide = mean.astype(np.float64), var.astype(np.float64)  # statistics of another precision
-        yield partial(batch_norm, x, *wide, axis=axis)
-        yield partial(batch_norm, x, *wide, training=True, axis=axis)
-        yield partial(_backward, x, axis)
-        yield partial(channel_stats, x, axis)
+def _units(dtypes: Iterable[np.dtype], layouts: Iterable[str]) -> dict[str, Unit]:
+    return {
+        unit.name: unit
+        for dtype in dtypes
+        for layout in layouts
+        for unit in parts.units(dtype, layout)
+    }
 
 
-def _backward(x: np.ndarray, axis: int) -> None:
-    batch_norm_backward(x, batch_norm_forward(x, axis=axis)[1])
+def compile_units(units: dict[str, Unit], advance: Callable[[], object]) -> None:
+    """Compile or load all units; `advance` is called for each."""
+    missing = [name for name, unit in units.items() if not unit.stored()]
+    for name in _compiled_elsewhere(missing):
+        units.pop(name).build()  # which now only loads it
+        advance()
+    for unit in units.values():
+        unit.build()
+        advance()
+
+
+def _compiled_elsewhere(names: list[str]) -> Iterator[str]:
+    """Compile in processes of their own, and yield what is in the disk cache then."""
+    count = min(threads.get_num_threads(), len(names) // _WORTH)
+    if count < 2 or not disk_cache.can_save() or not sys.executable:
+        return
+    todo: SimpleQueue[str] = SimpleQueue()
+    done: SimpleQueue[str | None] = SimpleQueue()
+    for name in names:
+        todo.put(name)
+    for _ in range(count):
+        threading.Thread(target=partial(_serve, todo, done), daemon=True).start()
+    while count:
+        name = done.get()
+        if name is None:
+            count -= 1
+        else:
+            yield name
+
+
+def _serve(todo: "SimpleQueue[str]", done: "SimpleQueue[str | None]") -> None:
+    """Hand names to one process until there are none, or it has ended; what is left is left."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with suppress(OSError, Empty), subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _WORKER],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, env=environment,
+    ) as process:  # fmt: skip
+        assert process.stdin and process.stdout
+        while True:
+            name = todo.get_nowait()
+            print(name, file=process.stdin, flush=True)
+            if process.stdout.readline().strip() != name:
+                break
+            done.put(name)
+    done.put(None)
+
+
+def work() -> None:
+    """What such a process does: compile the units that it is told, one by one."""
+    units = _units(map(np.dtype, _DTYPES), _LAYOUTS.values())
+    for line in sys.stdin:
+        units[line.strip()].build()
+        print(line.strip(), flush=True)

@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbn._call import arguments, prepared
-from fastbn._call.plan import Walk, plan_of, walk_of
+from fastbn._call import arguments
+from fastbn._call.known import remember
+from fastbn._call.plan import Walk, walk_of
 from fastbn._call.run import ABSENT, launch
 from fastbn._call.views import assign_all, flat
 from fastbn._system import outputs, threads
 from fastbn.kernels import entries, formulas
-
-_INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
 
 
 class Walked(NamedTuple):
@@ -66,18 +65,16 @@ def normalize(x, out, axis, mean, var, weight, bias, eps) -> None:
         x = target
         together = walked(axis, x, target)
         assert together
-    plan = plan_of("normalize", target.dtype, together.walk)
-    dtype, statistics = plan.dtype, mean.dtype
-    entry = plan.entry.of(
-        _INT64, dtype, dtype, statistics, statistics, dtype, dtype, float
-    )  # fmt: skip
+    plan = together.walk.plan("normalize", target.dtype)
+    dtype = plan.dtype
+    entry = plan.entry.of(dtype, mean.dtype)
     weight, bias = (ABSENT[dtype] if v is None else v for v in (weight, bias))
     in_place = arguments.same_elements(x, target)
     launch(plan, entry, in_place, *together.views, mean, var, weight, bias, eps)
     if target is not out:
         np.copyto(out, target)
-    elif statistics == dtype:
-        prepared.remember("normalize", axis, plan, entry, x, out)
+    elif mean.dtype == dtype:
+        remember("normalize", axis, plan, entry, x, out)
 
 
 def forward(x, out, axis, weight, bias, eps) -> np.ndarray:
@@ -98,15 +95,15 @@ def forward(x, out, axis, weight, bias, eps) -> np.ndarray:
     together = _summed_alike(axis, x, 1, x, out)
     if together is None:
         return _forward_in_two(x, out, axis, weight, bias, eps)
-    plan = plan_of("forward", out.dtype, together.walk)
+    plan = together.walk.plan("forward", out.dtype)
     dtype = plan.dtype
-    entry = plan.entry.of(_INT64, dtype, dtype, dtype, dtype, _FLOAT64, float)
+    entry = plan.entry.of(dtype, dtype)
     absent, statistics = ABSENT[dtype], np.empty(3 * plan.walk.channels)
     launch(
         plan, entry, arguments.same_elements(x, out), *together.views,
         absent if weight is None else weight, absent if bias is None else bias, statistics, eps,
     )  # fmt: skip
-    prepared.remember("forward", axis, plan, entry, x, out)
+    remember("forward", axis, plan, entry, x, out)
     return statistics
 
 
@@ -142,9 +139,9 @@ def backward(dy, x, dx, axis, statistics, weight, batch_statistics):
         together = _summed_alike(axis, x, 2, dy, x, target)
         assert together  # the gradient now lies as x does
     operation = "backward" if batch_statistics else "frozen_backward"
-    plan = plan_of(operation, dx.dtype, together.walk)
+    plan = together.walk.plan(operation, dx.dtype)
     dtype, channels = plan.dtype, plan.walk.channels
-    entry = plan.entry.of(_INT64, dtype, dtype, dtype, _FLOAT64, dtype, dtype, dtype)
+    entry = plan.entry.of(dtype, dtype)
     d_weight, d_bias = np.empty(channels, dtype), np.empty(channels, dtype)
     in_place = any(arguments.same_elements(target, array) for array in (dy, x))
     launch(
@@ -154,7 +151,7 @@ def backward(dy, x, dx, axis, statistics, weight, batch_statistics):
     if target is not dx:
         np.copyto(dx, target)
     else:
-        prepared.remember(operation, axis, plan, entry, dy, x, dx)
+        remember(operation, axis, plan, entry, dy, x, dx)
     return d_weight, d_bias
 
 
@@ -163,10 +160,11 @@ def moments(x: np.ndarray, axis: int) -> tuple[Walk, np.ndarray, np.ndarray] | N
     alone = walked(axis, x)
     if alone is None:
         return None
-    plan = plan_of("moments", x.dtype, alone.walk)
+    plan = alone.walk.plan("moments", x.dtype)
     statistics = np.empty((2, alone.walk.channels))
-    entry = plan.entry.of(_INT64, plan.dtype, _FLOAT64)
+    entry = plan.entry.of(plan.dtype, plan.dtype)
     launch(plan, entry, False, *alone.views, statistics.reshape(-1))
+    remember("moments", axis, plan, entry, x)
     return alone.walk, statistics[0], statistics[1]
 
 
@@ -184,7 +182,7 @@ def update_running(running_mean, running_var, counter, statistics, count, moment
         whole = all(v.dtype == dtype and v.flags.carray for v in pair)
         targets = pair if whole else tuple(np.array(v, dtype) for v in pair)
         count_to = counter.reshape(1) if whole else counter.reshape(1).copy()
-        entries.update_running.of(dtype, dtype, _INT64, _FLOAT64, float, float, bool)(
+        entries.update_running.of(dtype, dtype)(
             *targets, count_to, statistics, float(count), 0.0 if cumulative else momentum, cumulative
         )
         if not whole:

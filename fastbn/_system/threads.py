@@ -15,7 +15,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import numba
 import numpy as np

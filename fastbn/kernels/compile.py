@@ -20,7 +20,8 @@ import threading
 import types as python_types
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import llvmlite
 import numba
@@ -105,6 +106,14 @@ def _renamed(body: Any, name: str) -> Any:
     return copy
 
 
+class Unit(NamedTuple):
+    """Native code that is compiled by itself."""
+
+    name: str
+    stored: Callable[[], bool]  # is it in the disk cache?
+    build: Callable[[], object]  # compile or load it
+
+
 # --- parts ------------------------------------------------------------------------------------------
 
 class Part:
@@ -122,15 +131,23 @@ class Part:
             found = self._addresses[dtype] = self._build(dtype)
         return found
 
+    def unit(self, dtype: np.dtype) -> Unit:
+        """The part for ``dtype``, to be compiled ahead."""
+        stored = partial(_is_stored, self.name, _part_signature(dtype).args)
+        return Unit(f"{self.name} {dtype}", stored, partial(self.address, dtype))
+
     def _build(self, dtype: np.dtype) -> int:
         if PLAIN:
             like = np.empty(0, dtype)
             return _plain_address(lambda frame, task: self._body(frame, task, like))
-        like = types.CPointer(numba.from_dtype(dtype))
-        return _native(self._body, types.void(types.int64, types.int64, like), _OPTIONS)
+        return _native(self._body, _part_signature(dtype), _OPTIONS)
 
     def __repr__(self) -> str:
         return f"Part({self.name})"
+
+
+def _part_signature(dtype: np.dtype) -> Any:
+    return types.void(types.int64, types.int64, types.CPointer(numba.from_dtype(dtype)))
 
 
 def part(name: str) -> Callable[[Callable], Part]:
@@ -141,14 +158,18 @@ def part(name: str) -> Callable[[Callable], Part]:
 def loop_address() -> int:
     """Where the one loop begins that runs tasks on several threads."""
     if not _loop:
-        if PLAIN:
-            _loop.append(_plain_address(_run_tasks))
-        else:
-            signature = types.void(types.int64, types.int64, types.int64)
-            _loop.append(_native(_run_tasks, signature, {**_OPTIONS, "parallel": _PRANGE_ONLY}))
+        options = {**_OPTIONS, "parallel": _PRANGE_ONLY}
+        address = _plain_address(_run_tasks) if PLAIN else _native(_run_tasks, _LOOP, options)
+        _loop.append(address)
     return _loop[0]
 
 
+def loop_unit() -> Unit:
+    """That loop, to be compiled ahead."""
+    return Unit("loop", partial(_is_stored, _run_tasks.__name__, _LOOP.args), loop_address)
+
+
+_LOOP = types.void(types.int64, types.int64, types.int64)
 _loop: list[int] = []
 
 
@@ -177,29 +198,35 @@ def _native(body: Callable, signature: Any, options: dict[str, Any]) -> int:
 
 
 class Entry:
-    """What Python calls, compiled once for each combination of types."""
+    """What Python calls, compiled once for each pair of dtypes: of x, of running statistics."""
 
-    def __init__(self, body: Callable) -> None:
+    def __init__(self, body: Callable, kinds: Callable) -> None:
         self.name = body.__name__
-        self._body = body
-        self._known: dict[tuple, Callable] = {}
+        self._body, self._kinds = body, kinds
+        self._known: dict[tuple, Callable[..., int]] = {}
 
-    def of(self, *kinds: Any) -> Callable[..., int]:
-        """The entry for flat arrays of these dtypes, and numbers where a kind is a Python type.
-
-        It refuses arrays of any other type or flags with a TypeError.
-        """
-        found = self._known.get(kinds)
+    def of(self, x: np.dtype, running: np.dtype) -> Callable[..., int]:
+        """The entry for flat arrays; of any other type or flags they are a TypeError."""
+        found = self._known.get((x, running))
         if found is None:
-            found = self._known[kinds] = self._body if PLAIN else self._build(kinds)
+            found = self._body if PLAIN else self._build(x, running)
+            self._known[x, running] = found
         return found
 
-    def _build(self, kinds: tuple) -> Any:
+    def unit(self, x: np.dtype, running: np.dtype) -> Unit:
+        """The entry for two dtypes, to be compiled ahead."""
+        name, signature = self._signature(x, running)
+        return Unit(name, partial(_is_stored, name, signature), partial(self.of, x, running))
+
+    def _signature(self, x: np.dtype, running: np.dtype) -> tuple[str, tuple]:
+        kinds = self._kinds(x, running)
         letters = "".join(np.dtype(kind).char for kind in kinds).replace("?", "b")
-        name = f"{self.name}_{letters}"
+        return f"{self.name}_{letters}", tuple(map(_argument_type, kinds))
+
+    def _build(self, x: np.dtype, running: np.dtype) -> Any:
+        name, signature = self._signature(x, running)
         dispatcher: Any = numba.njit(**_OPTIONS)(_renamed(self._body, name))
         dispatcher._cache = _Cache(name)
-        signature = tuple(map(_argument_type, kinds))
         _uninterrupted(lambda: dispatcher.compile(signature))
         dispatcher.disable_compile()
         return dispatcher
@@ -211,9 +238,9 @@ def _argument_type(kind: Any) -> Any:
     return numba.from_dtype(kind)[::1]
 
 
-def entry(body: Callable) -> Entry:
-    """Decorator: make ``body`` an `Entry`."""
-    return Entry(body)
+def entry(kinds: Callable[[Any, Any], tuple]) -> Callable[[Callable], Entry]:
+    """Decorator: make ``body`` an `Entry`; ``kinds(x, running)`` says what it takes."""
+    return lambda body: Entry(body, kinds)
 
 
 # --- compiling and keeping ------------------------------------------------------------------------
@@ -242,9 +269,10 @@ def _uninterrupted(compile_it: Callable[[], Any]) -> None:
 
 
 class _Cache:
-    """What a dispatcher asks for compiled code. Numba's own cache has places and locks of its own,
+    """What a dispatcher asks for compiled code.
 
-    knows a function by its file alone, and cannot tell apart what one maker has made.
+    Numba's own cache knows a function by its file and line, and cannot tell apart what one maker
+    has made; it locks nothing, and does not look into folders that it cannot write to.
     """
 
     def __init__(self, name: str) -> None:
@@ -264,6 +292,10 @@ class _Cache:
     def save_overload(self, signature: Any, result: Any) -> None:
         with contextlib.suppress(Exception):
             disk_cache.save(self._name, _digest(signature), dumps(result._reduce()))
+
+
+def _is_stored(name: str, signature: Any) -> bool:
+    return PLAIN or disk_cache.holds(name, _digest(signature))
 
 
 def _digest(signature: Any) -> str:

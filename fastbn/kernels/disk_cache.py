@@ -20,6 +20,11 @@ _KEPT = 4
 _CHECKSUM = hashlib.sha256().digest_size
 
 
+def holds(name: str, digest: str) -> bool:
+    """Whether there is a file of this name and digest, whole or not."""
+    return any((folder / f"{name}.{digest}{_SUFFIX}").exists() for folder in _folders())
+
+
 def load(name: str, digest: str) -> bytes | None:
     """What was saved under this name and digest; None if nothing whole is found."""
     for folder in _folders():
@@ -40,6 +45,16 @@ def save(name: str, digest: str, content: bytes) -> None:
             _write(folder / f"{name}.{digest}{_SUFFIX}", data)
             _forget_oldest(folder, name)
             return
+
+
+def can_save() -> bool:
+    """Whether a folder takes files."""
+    for folder in _folders():
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return True
+    return False
 
 
 @lru_cache(maxsize=1)

@@ -1,7 +1,10 @@
 """What Python calls: an entry puts the addresses of a call's arrays into a copy of its frame.
 
-Arrays are flat views; a parameter that is absent is an array of no values.
+Beside each stands what it takes, for x of a dtype and running statistics of one: a dtype for an
+array, a Python type for a number. Arrays are flat views; a parameter that is absent is an array of no values.
 """
+
+import numpy as np
 
 from fastbn.kernels import formulas
 from fastbn.kernels.compile import entry, inlined
@@ -15,6 +18,8 @@ from fastbn.kernels.simd import (
     free,
     words_at,
 )
+
+_INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
 
 running_update = compiled_formula(formulas.running_update)
 unbiased = compiled_formula(formulas.unbiased)
@@ -52,7 +57,7 @@ def address_if_any(array):
     return address_of(array) if array.size > 0 else 0
 
 
-@entry
+@entry(lambda x, running: (_INT64, x, x, running, running, x, x, float))
 def normalize(plan, x, out, mean, var, weight, bias, eps):
     """Normalize with given statistics."""
     address = begin(plan)
@@ -66,7 +71,7 @@ def normalize(plan, x, out, mean, var, weight, bias, eps):
     return run(address)
 
 
-@entry
+@entry(lambda x, running: (_INT64, x, x, x, x, _FLOAT64, float))
 def forward(plan, x, out, weight, bias, statistics, eps):
     """Normalize with the batch's statistics, which it writes: mean, variance, 1 / std."""
     address = begin(plan)
@@ -81,7 +86,7 @@ def forward(plan, x, out, weight, bias, statistics, eps):
     return run(address)
 
 
-@entry
+@entry(lambda x, running: (_INT64, x, x, x, _FLOAT64, x, x, x))
 def backward(plan, dy, x, dx, statistics, weight, d_weight, d_bias):
     """Gradients of x, weight and bias; ``statistics`` as `forward` writes them."""
     address = begin(plan)
@@ -95,7 +100,7 @@ def backward(plan, dy, x, dx, statistics, weight, d_weight, d_bias):
     return run(address)
 
 
-@entry
+@entry(lambda x, running: (_INT64, x, _FLOAT64))
 def moments(plan, x, statistics):
     """Mean and m2 of each channel, into the first two rows of ``statistics``."""
     address = begin(plan)
@@ -106,7 +111,7 @@ def moments(plan, x, statistics):
     return run(address)
 
 
-@entry
+@entry(lambda x, running: (running, running, _INT64, _FLOAT64, float, float, bool))
 def update_running(running_mean, running_var, counter, statistics, count, momentum, cumulative):
     """Fold the batch's mean and unbiased variance into the running ones, and count the batch.
 
@@ -120,3 +125,6 @@ def update_running(running_mean, running_var, counter, statistics, count, moment
         running_mean[c] = running_update(running_mean[c], statistics[c], weight)
         batch_var = unbiased(statistics[channels + c], count)
         running_var[c] = running_update(running_var[c], batch_var, weight)
+
+
+EVERY = (normalize, forward, backward, moments, update_running)

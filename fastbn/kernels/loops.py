@@ -166,9 +166,9 @@ def row_sums_with(pair: Pair, share: int) -> Callable:
 
     @inlined
     def add(first, i, i_apart, second, k, k_apart, size, stride, less, center, sums, at):
-        step, part = lanes_of(sums), lanes_of_share(sums)
+        step, width = lanes_of(sums), lanes_of_share(sums)
         center, zero = broadcast(sums, center), broadcast(sums, 0.0)
-        for offset in range(0, step, part):
+        for offset in range(0, step, width):
             s = p = zero
             n = 0
             while n + stride <= size:
@@ -177,12 +177,16 @@ def row_sums_with(pair: Pair, share: int) -> Callable:
                 )
                 s, p = s + a, p + a * b
                 n += stride
-            if n < size:
-                a, b = edge(
-                    first, i + n + offset, i_apart, second, k + n + offset, k_apart,
-                    size - n - offset, less, center, zero,
-                )  # fmt: skip
-                s, p = s + a, p + a * b
+            # what is left: a row's whole vectors in their places, then a part in the last place
+            full = size - n if less == 0 else (size - n) // step * step
+            part_start, part_size = n + full - 3 * step, size - n - full - 3 * step
+            for start, number, fewer in ((n, full, less), (part_start, part_size, -step)):
+                if number > -3 * step and number != 0:
+                    a, b = edge(
+                        first, i + start + offset, i_apart, second, k + start + offset, k_apart,
+                        number - offset, fewer, center, zero,
+                    )  # fmt: skip
+                    s, p = s + a, p + a * b
             to = at + offset
             store(sums, to, 0, load(sums, to, 0) + folded(s))
             to += step

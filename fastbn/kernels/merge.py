@@ -9,11 +9,10 @@ import numpy as np
 from fastbn.kernels.compile import inner, part
 from fastbn.kernels.moments import COLUMNS, COUNT, header_of, is_finite, merge, rows_of
 from fastbn.kernels.simd import compiled_formula, double_rows, doubles_at, frame_at
+from fastbn.kernels.terms import holds_terms
 
 SMALLEST_POWER = 1e-30  # a smaller sum of squares may have lost terms to underflow
 MOST_POWER = 3.0  # times m2: beyond it, rounding may have cost more than 1e-5 of the variance
-FAR = 1e37  # a mean beyond it may overflow when it is subtracted
-LEAST_RSTD, MOST_RSTD = 1e-15, 1e15  # beyond them 1 / var leaves the range of float32
 
 two_rows, three_rows = double_rows(2), double_rows(3)
 
@@ -25,16 +24,9 @@ def holds_moments(power, m2):
 
 
 @compiled_formula
-def holds_terms(mean, rstd):
-    """Whether float32 can hold the terms of a channel; not those of a NaN."""
-    return (rstd >= LEAST_RSTD) & (rstd <= MOST_RSTD) & (abs(mean) <= FAR)
-
-
-@compiled_formula
-def holds_products(mean, rstd, sum_dy, sum_dy_xc):
-    """Whether two sums for gradients are right: in range, and of deviations in range."""
-    in_range = (rstd >= LEAST_RSTD) & (rstd <= MOST_RSTD) & (abs(mean) <= FAR)
-    return in_range & (abs(sum_dy) < np.inf) & (abs(sum_dy_xc) < np.inf)
+def are_finite(sum_dy, sum_dy_xc):
+    """Whether both sums for gradients have stayed in range."""
+    return (abs(sum_dy) < np.inf) & (abs(sum_dy_xc) < np.inf)
 
 
 @part("merge_moments")
@@ -104,7 +96,8 @@ def merge_products(frame, again, like):
         return
     marks, marked, narrow = doubles_at(f.marks, like), 0, f.item_bytes == 4
     for c in range(channels):
-        good = not narrow or holds_products(mean[c], rstd[c], sums[c], products[c])
+        good = holds_terms(mean[c], rstd[c]) and are_finite(sums[c], products[c])
+        good = good or not narrow
         marks[c] = 0.0 if good else 1.0
         marked += not good
     f.marked = marked

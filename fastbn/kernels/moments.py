@@ -1,20 +1,32 @@
-"""Statistics of segments, for both layouts: a shift for each channel, and the merge of blocks.
+"""Sums of segments, for both layouts: the walk over blocks, and the shift that follows the mean.
 
-A segment is summed block by block, each around a shift that follows the channel's mean, and the
-blocks are merged in order. Every channel goes its own way: no bit depends on its neighbours.
+A segment is summed block by block, each around a shift per channel that follows the channel's
+mean, and the blocks are merged in order. Every channel goes its own way: no bit depends on its
+neighbours, and so on how channels are grouped into tasks.
 
 Lines go four at a time, a quarter of the segment apart: what belongs to a channel is loaded once
 for four lines, and memory is read as four long sequences, faster than as one. (Four lines next to
-each other are no sequence: the processor would stop to read ahead.)
+each other are no sequence: the processor would stop to read ahead.) A *block* is (line, fours,
+quarter, single, singles): ``fours`` lines of each quarter, the first four being ``line``,
+``line + quarter`` and so on; or ``singles`` lines from ``single`` on, which quarters leave.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from fastbn.kernels import formulas
-from fastbn.kernels.compile import inlined, inner
-from fastbn.kernels.simd import compiled_formula, double_rows, doubles_at, memory
+from fastbn.kernels.compile import Part, inlined
+from fastbn.kernels.simd import (
+    compiled_formula,
+    double_rows,
+    doubles_at,
+    frame_at,
+    memory,
+    values_at,
+)
+from fastbn.kernels.terms import center_of, largest_of
 
 #: Places of a segment's header, before its sums: how many values each column has, and columns.
 COUNT, COLUMNS, HEADER = 0, 1, 8
@@ -23,6 +35,23 @@ merge = compiled_formula(formulas.merge)
 moments_from_sums = compiled_formula(formulas.moments_from_sums)
 is_finite = compiled_formula(formulas.is_finite)
 three_rows = double_rows(3)
+
+
+class Segments(NamedTuple):
+    """What a layout says of its segments.
+
+    Attributes
+    ----------
+    work_of : (f, task) -> segment, its first line, lines, first column and columns of the task
+    size_of : (f, begin, lines) -> values of each column, and columns, of a segment
+    count_of : (f, begin, lines) -> values of each column in some lines
+    most : columns that a task has at most
+    """
+
+    work_of: Callable
+    size_of: Callable
+    count_of: Callable
+    most: int
 
 
 @inlined
@@ -38,94 +67,92 @@ def rows_of(f, segment, column, like):
     return three_rows(f.partial + 8 * start, 8 * f.columns, like)
 
 
-# --- blocks -------------------------------------------------------------------------------------------
-
-
-@inner
-def count_blocks(lines, size):
-    """Blocks of a segment: of lines of all quarters, then of those that quarters leave."""
-    if size < 4:
-        return (lines + size - 1) // size
-    quarter, fours = lines // 4, size // 4
-    return (quarter + fours - 1) // fours + (lines % 4 + size - 1) // size
-
-
-@inner
-def block_of(number, lines, size):
-    """A block: (line, fours, quarter, single, singles).
-
-    ``fours`` lines of each quarter, the first four being ``line``, ``line + quarter`` and so on;
-    or ``singles`` lines from ``single`` on.
-    """
-    quarter, fours, before = lines // 4, size // 4, 0
-    if size >= 4:
-        before = (quarter + fours - 1) // fours
-    if number < before:
-        line = number * fours
-        return line, min(fours, quarter - line), quarter, 0, 0
-    single = (number - before) * size
-    if size >= 4:
-        single += 4 * quarter
-    return 0, 0, 0, single, min(size, lines - single)
-
-
 @inlined
-def merge_block(count, n, columns, shift, sums, squares, mean, m2, power):
+def merge_block(count, n, columns, shift, sums, squares, rows):
     """Merge a block of ``n`` values a channel into the ``count`` before it; move the shift.
 
     ``power`` is the sum of all squares of deviations from shifts: what of it is not in ``m2``
     has been lost to rounding in part.
     """
+    mean, m2, power = rows
     for c in range(columns):
-        center, squared = np.float64(shift[c]), np.float64(squares[c])
-        block_mean, block_m2 = moments_from_sums(n, center, np.float64(sums[c]), squared)
+        block_mean, block_m2 = moments_from_sums(n, shift[c], sums[c], squares[c])
         merged = merge(count, mean[c], m2[c], n, block_mean, block_m2)
-        mean[c], m2[c], power[c] = merged[1], merged[2], power[c] + squared
+        mean[c], m2[c], power[c] = merged[1], merged[2], power[c] + squares[c]
         if is_finite(merged[1]):
             shift[c] = merged[1]
 
 
-def moments_with(block_sums: Callable, first_shifts: Callable, count_of: Callable, most: int):
-    """Make ``segment_moments``: mean, m2 and power of each of ``most`` columns at most.
+def moments_part(name: str, segments: Segments, block_sums: Callable, first_shifts: Callable):
+    """The part that takes mean, m2 and power of some columns of one segment.
 
-    ``block_sums(f, first, i, second, k, begin, block, columns, center, sums, products)`` takes a
-    block's sums, ``count_of(f, begin, block)`` says of how many values.
+    ``block_sums(f, first, i, second, k, begin, block, columns, center, sums, products)`` takes
+    two sums of a block, ``first_shifts(f, x, i, begin, lines, columns, shift)`` the first shift.
     """
+    work_of, size_of, count_of, most = segments
     columns_of = memory(most)
 
-    @inner
-    def segment_moments(f, x, i, begin, lines, columns, rows):
-        mean, m2, power = rows
-        shift, sums, squares = columns_of(x), columns_of(x), columns_of(x)
+    def moments(frame, task, like):
+        f = frame_at(frame)
+        segment, begin, lines, lo, columns = work_of(f, task)
+        header = header_of(f, segment, like)
+        header[COUNT], header[COLUMNS] = size_of(f, begin, lines)
+        if columns <= 0:
+            return
+        x, i = values_at(f.first, like), lo * f.first_channel
+        shift, sums, squares = columns_of(like), columns_of(like), columns_of(like)
         first_shifts(f, x, i, begin, lines, columns, shift)
+        rows = rows_of(f, segment, lo, like)
         for c in range(columns):
-            mean[c], m2[c], power[c] = 0.0, 0.0, 0.0
+            rows[0][c], rows[1][c], rows[2][c] = 0.0, 0.0, 0.0
         count = 0.0
-        for number in range(count_blocks(lines, f.block)):
-            block = block_of(number, lines, f.block)
+        quarter = lines // 4 if f.block >= 4 else 0
+        line, single = 0, 4 * quarter
+        while single < lines or line < quarter:
+            fours = min(f.block // 4, quarter - line)
+            singles = 0 if fours > 0 else min(f.block, lines - single)
+            block = line, fours, quarter, single, singles
             block_sums(f, x, i, x, i, begin, block, columns, shift, sums, squares)
-            n = np.float64(count_of(f, begin, block))
-            merge_block(count, n, columns, shift, sums, squares, mean, m2, power)
+            n = np.float64(count_of(f, begin + single, 4 * fours + singles))
+            merge_block(count, n, columns, shift, sums, squares, rows)
             count += n
+            line, single = line + fours, single + singles
 
-    return segment_moments
+    return Part(moments, name)
 
 
-def products_with(block_sums: Callable, most: int):
-    """Make ``segment_products``: sums of ``dy`` and ``dy * (x - center)`` of each column."""
+def products_part(name: str, segments: Segments, block_sums: Callable):
+    """The part that takes sums of ``dy`` and ``dy * (x - center)`` of some columns."""
+    work_of, size_of, _, most = segments
     columns_of = memory(most)
 
-    @inner
-    def segment_products(f, dy, i, x, k, begin, lines, columns, center, rows):
-        sum_dy, sum_dy_xc, _ = rows
-        sums, products = columns_of(x), columns_of(x)
+    def products(frame, task, like):
+        f = frame_at(frame)
+        segment, begin, lines, lo, columns = work_of(f, task)
+        header = header_of(f, segment, like)
+        header[COUNT], header[COLUMNS] = size_of(f, begin, lines)
+        if columns <= 0:
+            return
+        mean, largest = doubles_at(f.statistics, like), largest_of(f.item_bytes)
+        center, sums, more = columns_of(like), columns_of(like), columns_of(like)
+        sum_dy, sum_dy_xc, _ = rows_of(f, segment, lo, like)
+        channel = lo % f.channels
         for c in range(columns):
             sum_dy[c], sum_dy_xc[c] = 0.0, 0.0
-        for number in range(count_blocks(lines, f.block)):
-            block = block_of(number, lines, f.block)
-            block_sums(f, dy, i, x, k, begin, block, columns, center, sums, products)
+            center[c] = center_of(mean[channel], largest)
+            channel = channel + 1 if channel < f.channels - 1 else 0
+        dy, x = values_at(f.first, like), values_at(f.second, like)
+        i, k = lo * f.first_channel, lo * f.second_channel
+        quarter = lines // 4 if f.block >= 4 else 0
+        line, single = 0, 4 * quarter
+        while single < lines or line < quarter:
+            fours = min(f.block // 4, quarter - line)
+            singles = 0 if fours > 0 else min(f.block, lines - single)
+            block = line, fours, quarter, single, singles
+            block_sums(f, dy, i, x, k, begin, block, columns, center, sums, more)
             for c in range(columns):
-                sum_dy[c] += np.float64(sums[c])
-                sum_dy_xc[c] += np.float64(products[c])
+                sum_dy[c] += sums[c]
+                sum_dy_xc[c] += more[c]
+            line, single = line + fours, single + singles
 
-    return segment_products
+    return Part(products, name)

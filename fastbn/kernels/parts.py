@@ -4,17 +4,18 @@ A new operation is a row of `OPERATIONS`; a new elementwise pass is a line in th
 module of each layout. Nothing is compiled before `addresses` asks for it.
 """
 
+from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
-from fastbn.kernels import merge, passes, terms
+from fastbn.kernels import entries, merge, passes, terms
 from fastbn.kernels.channels_first import elementwise as first_elementwise
 from fastbn.kernels.channels_first import sums as first_sums
 from fastbn.kernels.channels_last import elementwise as last_elementwise
 from fastbn.kernels.channels_last import sums as last_sums
-from fastbn.kernels.compile import Part, loop_address
+from fastbn.kernels.compile import Part, Unit, loop_address, loop_unit
 
 _SUMS: dict[str, ModuleType] = {"first": first_sums, "last": last_sums}
 _ELEMENTWISE: dict[str, ModuleType] = {"first": first_elementwise, "last": last_elementwise}
@@ -94,3 +95,25 @@ def wide_addresses(operation: Operation, layout: str, dtype: np.dtype) -> dict[s
         found["wide_apply"] = part.address(dtype)
         found["wide_finish"] = _WIDE_TERMS[operation.apply].address(dtype)
     return found
+
+
+def units(dtype: np.dtype, layout: str) -> Iterator[Unit]:
+    """All native code that calls on arrays of a dtype and layout may need."""
+    yield loop_unit()
+    for part in (passes.all_channels, passes.each_tile, passes.tile_by_tile):
+        yield part.unit(_ANY)
+    for part in (merge.merge_moments, merge.merge_products):
+        yield part.unit(_ANY)
+    for part in (terms.normalizing_terms, terms.gradient_terms):
+        yield part.unit(dtype)
+    narrow = dtype.itemsize == 4
+    for part in _WIDE_TERMS.values() if narrow else ():
+        yield part.unit(dtype)
+    for module in (_SUMS[layout], _ELEMENTWISE[layout]):
+        for name, part in vars(module).items():
+            only_narrow = module is _ELEMENTWISE[layout] and name.startswith("wide_")
+            if isinstance(part, Part) and (narrow or not only_narrow):
+                yield part.unit(dtype)
+    for entry in entries.EVERY:
+        for running in {dtype, _ANY}:  # running statistics of another dtype come as float64
+            yield entry.unit(dtype, running)

@@ -2,7 +2,6 @@
 
 from fastbn.kernels import formulas
 from fastbn.kernels.compile import inlined, inner, part
-from fastbn.kernels.merge import holds_terms
 from fastbn.kernels.simd import (
     compiled_formula,
     double_rows,
@@ -22,6 +21,16 @@ weight_gradient = compiled_formula(formulas.weight_gradient)
 input_gradient_terms = compiled_formula(formulas.input_gradient_terms)
 two_rows, three_rows, four_rows = double_rows(2), double_rows(3), double_rows(4)
 four_of_table, five_of_table = value_rows(4), value_rows(5)
+
+
+FAR = 1e37  # a mean beyond it may overflow when it is subtracted
+LEAST_RSTD, MOST_RSTD = 1e-15, 1e15  # beyond them 1 / var leaves the range of float32
+
+
+@compiled_formula
+def holds_terms(mean, rstd):
+    """Whether float32 can hold the terms of a channel; not those of a NaN."""
+    return (rstd >= LEAST_RSTD) & (rstd <= MOST_RSTD) & (abs(mean) <= FAR)
 
 
 @inlined

@@ -52,8 +52,8 @@ class BatchNorm:
         self.running_mean = np.empty(size, dtype) if self.track_running_stats else None
         self.running_var = np.empty(size, dtype) if self.track_running_stats else None
         self.num_batches_tracked = np.array(0, np.int64) if self.track_running_stats else None
-        self._training = True
-        self._frozen = False
+        self._training, self._frozen = True, False
+        self._in_training = True  # whether the next call is one of training: both say so
         self._cache: ForwardCache | None = None
         self.reset_parameters()
 
@@ -83,7 +83,7 @@ class BatchNorm:
         y : ndarray
             Shape, dtype and memory order of ``x``.
         """
-        if self._training and not self._frozen:
+        if self._in_training:
             y, self._cache = self.forward_with_cache(x, out=out)
             return y
         if type(x) is np.ndarray and x.ndim in self._dimensions:
@@ -93,17 +93,13 @@ class BatchNorm:
             )  # fmt: skip
             if found is not None:
                 return found
-        return self._prepare(x, out).run()
+        return self._checked(x, out).run()
 
     def forward_with_cache(
         self, x: np.ndarray, *, out: np.ndarray | None = None
     ) -> tuple[np.ndarray, ForwardCache]:
         """`forward`, and its cache for a `backward` in either mode; the layer keeps none."""
-        if (
-            self._training and not self._frozen and self.on_nonfinite == "propagate"
-            and type(x) is np.ndarray and x.ndim in self._dimensions
-            and x.shape[self._axis_of(x.ndim)] == self.num_features
-        ):  # fmt: skip
+        if self._in_training and self.on_nonfinite == "propagate" and self._fits(x):
             found = prepared.train(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
                 self.eps, self._axis_of(x.ndim), out, self.num_batches_tracked,
@@ -111,9 +107,16 @@ class BatchNorm:
             if found is not None:
                 y, statistics, axis = found
                 return y, remembered(x, axis, statistics, self.weight, self.bias, y)
-        call = self._prepare(x, out)
+        call = self._checked(x, out)
         y = call.run()
         return y, call.cache()
+
+    def _fits(self, x: Any) -> bool:
+        """Whether ``x`` is a plain array with the layer's dimensions and channels."""
+        return (
+            type(x) is np.ndarray and x.ndim in self._dimensions
+            and x.shape[self._axis_of(x.ndim)] == self.num_features
+        )  # fmt: skip
 
     def backward(self, dy: np.ndarray, cache: ForwardCache | None = None) -> Gradients:
         """Gradients in ``x``, ``weight`` and ``bias``: `fastbn.batch_norm_backward`.
@@ -138,7 +141,8 @@ class BatchNorm:
             )
         return batch_norm_backward(dy, cache)
 
-    def _prepare(self, x: Any, out: Any) -> Forward:
+    def _checked(self, x: Any, out: Any) -> Forward:
+        """The call with all its checks."""
         x = arguments.as_array("x", x)
         if x.ndim not in self._dimensions:
             raise ValueError(
@@ -152,7 +156,7 @@ class BatchNorm:
                 f"{x.shape} has {x.shape[axis]} channels on axis {axis}"
             )
         return Forward(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
+            x, self.running_mean, self.running_var, self.weight, self.bias, self._in_training,
             self.momentum, self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,
         )  # fmt: skip
 
@@ -179,7 +183,7 @@ class BatchNorm:
     @property
     def training(self) -> bool:
         """Whether the next call takes batch statistics and updates the running ones."""
-        return self._training and not self._frozen
+        return self._in_training
 
     @training.setter
     def training(self, mode: bool) -> None:
@@ -187,8 +191,7 @@ class BatchNorm:
 
     def train(self: _Layer, mode: bool = True) -> _Layer:
         """Go to training mode (evaluation if ``mode`` is False); returns the layer."""
-        self._training = arguments.check_bool("mode", mode)
-        return self
+        return self._set_mode(arguments.check_bool("mode", mode), self._frozen)
 
     def eval(self: _Layer) -> _Layer:
         """Go to evaluation mode; returns the layer."""
@@ -196,12 +199,15 @@ class BatchNorm:
 
     def freeze(self: _Layer) -> _Layer:
         """Stay in evaluation mode whatever `train` says, as in fine-tuning; returns the layer."""
-        self._frozen = True
-        return self
+        return self._set_mode(self._training, frozen=True)
 
     def unfreeze(self: _Layer) -> _Layer:
         """Obey `train` and `eval` again; returns the layer."""
-        self._frozen = False
+        return self._set_mode(self._training, frozen=False)
+
+    def _set_mode(self: _Layer, training: bool, frozen: bool) -> _Layer:
+        self._training, self._frozen = training, frozen
+        self._in_training = training and not frozen
         return self
 
     # --- state ------------------------------------------------------------------------------

@@ -5,13 +5,13 @@ import numpy as np
 from fastbn.kernels import formulas, loops
 from fastbn.kernels.compile import inlined, inner, part
 from fastbn.kernels.moments import (
-    COLUMNS,
     COUNT,
+    Segments,
     header_of,
     is_finite,
     moments_from_sums,
-    moments_with,
-    products_with,
+    moments_part,
+    products_part,
     rows_of,
 )
 from fastbn.kernels.simd import (
@@ -28,15 +28,14 @@ from fastbn.kernels.simd import (
     total,
     values_at,
 )
-from fastbn.kernels.terms import center_of, largest_of
 
 GROUP = 64  # channels of a group, at most
 _LANES = 16  # of the narrowest dtype
 
 median = compiled_formula(formulas.median)
 load_first, store, lanes_of = loads_first(), stores(), lanes()
-load_whole, broadcast, broadcast_wide = loads(), broadcasts(), broadcasts(wide=True)
-vectors_of_group, values_of_group = memory(2 * GROUP * _LANES), memory(GROUP)
+load, broadcast, broadcast_wide = loads(), broadcasts(), broadcasts(wide=True)
+vectors_of_group = memory(2 * GROUP * _LANES)
 
 
 # --- lines ----------------------------------------------------------------------------------------------
@@ -67,12 +66,6 @@ def values_of_lines(f, begin, lines):
 
 
 @inlined
-def count_of(f, begin, block):
-    _, fours, _, single, singles = block
-    return values_of_lines(f, begin + single, 4 * fours + singles)
-
-
-@inlined
 def work_of(f, task):
     """Segment, its first line, lines, the first channel and number of channels of a task."""
     segment = task // f.groups
@@ -83,10 +76,12 @@ def work_of(f, task):
 
 
 @inlined
-def write_header(f, segment, begin, lines, like):
-    header = header_of(f, segment, like)
-    header[COUNT] = np.float64(values_of_lines(f, begin, lines))
-    header[COLUMNS] = np.float64(f.channels)
+def size_of(f, begin, lines):
+    """Values of each channel in a segment, and channels."""
+    return values_of_lines(f, begin, lines), f.channels
+
+
+SEGMENTS = Segments(work_of, size_of, values_of_lines, GROUP)
 
 
 # --- sums -----------------------------------------------------------------------------------------------
@@ -102,31 +97,26 @@ def block_sums_with(pair):
         step, vectors = lanes_of(first), vectors_of_group(first)
         for n in range(0, 2 * channels * step, step):
             store(vectors, n, 0, broadcast(first, 0.0))
-        for n in range(begin + line, begin + line + fours):
-            i_row, k_row = i + n * f.first_row, k + n * f.second_row
+        for number in range(fours + singles):
+            if number < fours:  # four rows side by side
+                n, size, stride, less = begin + line + number, f.length, step, 0
+                i_apart, k_apart = quarter * f.first_row, quarter * f.second_row
+            else:  # four vectors of one line
+                n = begin + single + number - fours
+                size, stride, less = line_size(f, n), 4 * step, step
+                i_apart = k_apart = step
+            i_line, k_line = i + line_start(f, f.first_row, n), k + line_start(f, f.second_row, n)
             for c in range(channels):
                 add(
-                    first, i_row + c * f.first_channel, quarter * f.first_row,
-                    second, k_row + c * f.second_channel, quarter * f.second_row,
-                    f.length, step, 0, center[c], vectors, 2 * c * step,
-                )  # fmt: skip
-        for n in range(begin + single, begin + single + singles):
-            i_row, k_row = i + line_start(f, f.first_row, n), k + line_start(f, f.second_row, n)
-            size = line_size(f, n)
-            for c in range(channels):
-                add(
-                    first, i_row + c * f.first_channel, step,
-                    second, k_row + c * f.second_channel, step,
-                    size, 4 * step, step, center[c], vectors, 2 * c * step,
+                    first, i_line + c * f.first_channel, i_apart,
+                    second, k_line + c * f.second_channel, k_apart,
+                    size, stride, less, center[c], vectors, 2 * c * step,
                 )  # fmt: skip
         for c in range(channels):
-            sums[c] = total(load_whole(vectors, 2 * c * step, 0))
-            products[c] = total(load_whole(vectors, (2 * c + 1) * step, 0))
+            sums[c] = total(load(vectors, 2 * c * step, 0))
+            products[c] = total(load(vectors, (2 * c + 1) * step, 0))
 
     return block_sums
-
-
-
 
 
 @inner
@@ -157,39 +147,10 @@ def first_shifts(f, x, i, begin, lines, channels, shift):
         shift[c] = mean if is_finite(mean) else center
 
 
-segment_moments = moments_with(
-    block_sums_with(loops.deviations(4, SHARE)), first_shifts, count_of, GROUP
+moments = moments_part(
+    "first_moments", SEGMENTS, block_sums_with(loops.deviations(4, SHARE)), first_shifts
 )
-segment_products = products_with(block_sums_with(loops.products(4, SHARE)), GROUP)
-
-
-@part("first_moments")
-def moments(frame, task, like):
-    """Statistics of one segment of one group of channels."""
-    f = frame_at(frame)
-    segment, begin, lines, lo, channels = work_of(f, task)
-    write_header(f, segment, begin, lines, like)
-    segment_moments(
-        f, values_at(f.first, like), lo * f.first_channel, begin, lines, channels,
-        rows_of(f, segment, lo, like),
-    )  # fmt: skip
-
-
-@part("first_products")
-def products(frame, task, like):
-    """Gradient sums of one segment of one group of channels."""
-    f = frame_at(frame)
-    segment, begin, lines, lo, channels = work_of(f, task)
-    write_header(f, segment, begin, lines, like)
-    mean, center = doubles_at(f.statistics, like), values_of_group(like)
-    largest = largest_of(f.item_bytes)
-    for c in range(channels):
-        center[c] = center_of(mean[lo + c], largest)
-    segment_products(
-        f, values_at(f.first, like), lo * f.first_channel,
-        values_at(f.second, like), lo * f.second_channel, begin, lines, channels, center,
-        rows_of(f, segment, lo, like),
-    )  # fmt: skip
+products = products_part("first_products", SEGMENTS, block_sums_with(loops.products(4, SHARE)))
 
 
 # --- channels that float32 cannot hold ------------------------------------------------------------------

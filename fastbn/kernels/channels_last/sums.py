@@ -5,13 +5,11 @@ import numpy as np
 from fastbn.kernels import formulas, loops
 from fastbn.kernels.compile import inlined, inner, part
 from fastbn.kernels.moments import (
-    COLUMNS,
-    COUNT,
-    header_of,
+    Segments,
     is_finite,
     moments_from_sums,
-    moments_with,
-    products_with,
+    moments_part,
+    products_part,
     rows_of,
 )
 from fastbn.kernels.simd import (
@@ -26,14 +24,13 @@ from fastbn.kernels.simd import (
     values_at,
     terms_along,
 )
-from fastbn.kernels.terms import center_of, largest_of
 
 MOST_COLUMNS = 1024  # of a task: 4 KiB of each line of float32
 SAMPLED = 8  # lines at each of three places that the first shift is taken from
 
 median = compiled_formula(formulas.median)
 lanes_of, broadcast, load_first, store = lanes(), broadcasts(), loads_first(), stores()
-wide_terms, columns_of, sixteen = terms_along(1), memory(MOST_COLUMNS), memory(16)
+wide_terms, sixteen = terms_along(1), memory(16)
 
 
 # --- lines ----------------------------------------------------------------------------------------------
@@ -52,29 +49,30 @@ def line_size(f, line):
 
 
 @inlined
-def count_of(f, begin, block):
-    """Values of a column in a block: one a line."""
-    return 4 * block[1] + block[4]
-
-
-@inlined
 def work_of(f, task):
     """Segment, its first line, lines, the first column and number of columns of a task."""
     segment = task // f.groups
     lo = (task - segment * f.groups) * f.group
-    all_lines = f.rows // f.fold
-    begin = segment * f.segment_lines
-    if begin < all_lines:
-        lines, columns = min(f.segment_lines, all_lines - begin), f.columns
-    else:  # the rows that do not fill a line
-        begin, lines, columns = all_lines, 1, (f.rows - all_lines * f.fold) * f.channels
-    return segment, begin, lines, columns, lo, max(0, min(f.group, columns - lo))
+    whole = f.rows // f.fold  # lines; rows that do not fill one are a segment of their own
+    begin = min(segment * f.segment_lines, whole)
+    lines = min(f.segment_lines, whole - begin) if begin < whole else 1
+    return segment, begin, lines, lo, min(f.group, size_of(f, begin, lines)[1] - lo)
 
 
 @inlined
-def write_header(f, segment, lines, columns, like):
-    header = header_of(f, segment, like)
-    header[COUNT], header[COLUMNS] = np.float64(lines), np.float64(columns)
+def size_of(f, begin, lines):
+    """Values of each column in a segment, and columns."""
+    whole = f.rows // f.fold
+    return lines, f.columns if begin < whole else (f.rows - whole * f.fold) * f.channels
+
+
+@inlined
+def count_of(f, begin, lines):
+    """Values of a column in some lines: one each."""
+    return lines
+
+
+SEGMENTS = Segments(work_of, size_of, count_of, MOST_COLUMNS)
 
 
 # --- sums -----------------------------------------------------------------------------------------------
@@ -135,43 +133,10 @@ def first_shifts(f, x, i, begin, lines, columns, shift):
             shift[c] = value if is_finite(value) else 0.0
 
 
-segment_moments = moments_with(
-    block_sums_with(loops.deviations), first_shifts, count_of, MOST_COLUMNS
+moments = moments_part(
+    "last_moments", SEGMENTS, block_sums_with(loops.deviations), first_shifts
 )
-segment_products = products_with(block_sums_with(loops.products), MOST_COLUMNS)
-
-
-@part("last_moments")
-def moments(frame, task, like):
-    """Statistics of some columns of one segment."""
-    f = frame_at(frame)
-    segment, begin, lines, columns, lo, some = work_of(f, task)
-    write_header(f, segment, lines, columns, like)
-    if some > 0:
-        segment_moments(
-            f, values_at(f.first, like), lo, begin, lines, some,
-            rows_of(f, segment, lo, like),
-        )  # fmt: skip
-
-
-@part("last_products")
-def products(frame, task, like):
-    """Gradient sums of some columns of one segment."""
-    f = frame_at(frame)
-    segment, begin, lines, columns, lo, some = work_of(f, task)
-    write_header(f, segment, lines, columns, like)
-    mean, center = doubles_at(f.statistics, like), columns_of(like)
-    channel, largest = lo % f.channels, largest_of(f.item_bytes)
-    for c in range(some):
-        center[c] = center_of(mean[channel], largest)
-        channel += 1
-        if channel == f.channels:
-            channel = 0
-    if some > 0:
-        segment_products(
-            f, values_at(f.first, like), lo, values_at(f.second, like), lo, begin, lines, some,
-            center, rows_of(f, segment, lo, like),
-        )  # fmt: skip
+products = products_part("last_products", SEGMENTS, block_sums_with(loops.products))
 
 
 # --- channels that float32 cannot hold ------------------------------------------------------------------
@@ -192,7 +157,7 @@ def any_marked(f, marks, lo, columns):
 def wide_moments(frame, task, like):
     """`moments` in float64, of the channels that are marked, a vector of columns at a time."""
     f = frame_at(frame)
-    segment, begin, lines, _, lo, some = work_of(f, task)
+    segment, begin, lines, lo, some = work_of(f, task)
     x, marks, center = values_at(f.first, like), doubles_at(f.marks, like), sixteen(doubles_at(0, like))
     s, q = sixteen(doubles_at(0, like)), sixteen(doubles_at(0, like))
     mean, m2, _ = rows_of(f, segment, 0, like)
@@ -216,7 +181,7 @@ def wide_moments(frame, task, like):
 def wide_products(frame, task, like):
     """`products` in float64, around the mean itself, of the channels that are marked."""
     f = frame_at(frame)
-    segment, begin, lines, _, lo, some = work_of(f, task)
+    segment, begin, lines, lo, some = work_of(f, task)
     dy, x, marks = values_at(f.first, like), values_at(f.second, like), doubles_at(f.marks, like)
     mean, center = doubles_at(f.statistics, like), sixteen(doubles_at(0, like))
     s, p = sixteen(doubles_at(0, like)), sixteen(doubles_at(0, like))

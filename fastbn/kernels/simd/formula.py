@@ -12,9 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
-from fastbn.kernels.simd.vector_type import VectorType, llvm_type, numba_type
+from fastbn.kernels.simd.instruction import VectorType, instruction, llvm_type, numba_type
 
 #: LLVM's instruction for each operator.
 INSTRUCTIONS = {
@@ -43,55 +42,11 @@ class Symbol:
         lanes = kind.count if isinstance(kind, ir.VectorType) else None
         return ir.Constant(kind, float(other) if lanes is None else [float(other)] * lanes)
 
-    def _apply(self, operation: Callable, a: ir.Value, b: ir.Value) -> "Symbol":
-        emit = getattr(self.builder, INSTRUCTIONS[operation])
-        return Symbol(self.builder, emit(a, b, flags=self.flags))
-
-    def __add__(self, other):
-        return self._apply(operator.add, self.value, self._other(other))
-
-    def __radd__(self, other):
-        return self._apply(operator.add, self._other(other), self.value)
-
-    def __sub__(self, other):
-        return self._apply(operator.sub, self.value, self._other(other))
-
-    def __rsub__(self, other):
-        return self._apply(operator.sub, self._other(other), self.value)
-
-    def __mul__(self, other):
-        return self._apply(operator.mul, self.value, self._other(other))
-
-    def __rmul__(self, other):
-        return self._apply(operator.mul, self._other(other), self.value)
-
-    def __truediv__(self, other):
-        return self._apply(operator.truediv, self.value, self._other(other))
-
-    def __rtruediv__(self, other):
-        return self._apply(operator.truediv, self._other(other), self.value)
-
     def __neg__(self):
         return Symbol(self.builder, self.builder.fneg(self.value))
 
     def __abs__(self):
         return Symbol(self.builder, self._library("fabs", self.value))
-
-    def _compared(self, comparison, other):
-        compare = self.builder.fcmp_ordered
-        return Symbol(self.builder, compare(comparison, self.value, self._other(other)))
-
-    def __lt__(self, other):
-        return self._compared("<", other)
-
-    def __le__(self, other):
-        return self._compared("<=", other)
-
-    def __gt__(self, other):
-        return self._compared(">", other)
-
-    def __ge__(self, other):
-        return self._compared(">=", other)
 
     def __and__(self, other):
         return Symbol(self.builder, self.builder.and_(self.value, other.value))
@@ -140,6 +95,32 @@ class Symbol:
 _FUNCTIONS = {np.maximum: Symbol._larger, np.minimum: Symbol._smaller, np.sqrt: Symbol._root}
 
 
+def _arithmetic(instruction: str, turned: bool) -> Callable[[Symbol, object], Symbol]:
+    def apply(self, other):
+        a, b = self.value, self._other(other)
+        emit = getattr(self.builder, instruction)
+        return Symbol(self.builder, emit(*((b, a) if turned else (a, b)), flags=self.flags))
+
+    return apply
+
+
+def _comparison(sign: str) -> Callable[[Symbol, object], Symbol]:
+    def compare(self, other):
+        return Symbol(
+            self.builder, self.builder.fcmp_ordered(sign, self.value, self._other(other))
+        )
+
+    return compare
+
+
+for _operator, _instruction in INSTRUCTIONS.items():
+    _name = _operator.__name__
+    setattr(Symbol, f"__{_name}__", _arithmetic(_instruction, turned=False))
+    setattr(Symbol, f"__r{_name}__", _arithmetic(_instruction, turned=True))
+for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}.items():
+    setattr(Symbol, f"__{_name}__", _comparison(_sign))
+
+
 def compiled_formula(formula: Callable, *parameters: str) -> Callable:
     """``formula`` for compiled code: vectors stay vectors, any other number is a float64.
 
@@ -147,32 +128,20 @@ def compiled_formula(formula: Callable, *parameters: str) -> Callable:
     """
     names = parameters or tuple(inspect.signature(formula).parameters)
 
-    def typed(typing_context, *arguments):
-        kinds = [_kind(kind) for argument in arguments for kind in _flat(argument)]
-        made = _run(formula, *_nowhere(kinds))
-        result = numba_type(made[0].type)
-        if len(made) > 1:
-            result = types.Tuple([numba_type(value.type) for value in made])
+    def result(*arguments):
+        made = _run(formula, *_nowhere([kind for a in arguments for kind in _flat(a)]))
+        kinds = [numba_type(value.type) for value in made]
+        return kinds[0] if len(kinds) == 1 else types.Tuple(kinds)
 
-        def codegen(context, builder, signature, values):
-            flat = []
-            for kind, value in zip(signature.args, values, strict=True):
-                if isinstance(kind, types.BaseTuple):
-                    flat += cgutils.unpack_tuple(builder, value, len(kind))
-                else:
-                    flat.append(context.cast(builder, value, kind, _kind(kind)))
-            made = _run(formula, builder, flat)
-            if len(made) == 1:
-                return made[0]
-            return context.make_tuple(builder, signature.return_type, made)
+    def write(code, *arguments):
+        flat = []
+        for kind, value in zip(code.kinds, arguments, strict=True):
+            values = value if isinstance(kind, types.BaseTuple) else [value]
+            flat += [code.cast(v, k, _kind(k)) for v, k in zip(values, _flat(kind), strict=True)]
+        made = _run(formula, code.builder, flat)
+        return made[0] if len(made) == 1 else made
 
-        return result(*arguments), codegen
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    signature = [inspect.Parameter(name, kind) for name in ("typing_context", *names)]
-    typed.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
-    typed.__name__ = typed.__qualname__ = formula.__name__
-    return intrinsic(typed)
+    return instruction(formula.__name__, result, write, names)
 
 
 def _flat(kind: types.Type) -> tuple[types.Type, ...]:
@@ -190,6 +159,6 @@ def _run(formula: Callable, builder: ir.IRBuilder, values: list[ir.Value]) -> li
 
 def _nowhere(kinds: list[types.Type]) -> tuple[ir.IRBuilder, list[ir.Value]]:
     """A builder whose code nobody runs, to see of which types the results are."""
-    signature = ir.FunctionType(ir.VoidType(), [llvm_type(kind) for kind in kinds])
+    signature = ir.FunctionType(ir.VoidType(), [llvm_type(_kind(kind)) for kind in kinds])
     function = ir.Function(ir.Module(), signature, "nowhere")
     return ir.IRBuilder(function.append_basic_block()), list(function.args)

@@ -7,18 +7,20 @@ operation; the result stays the same.
 """
 
 import operator
-from functools import lru_cache
+from functools import cache
 
 import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin
+from numba.extending import lower_builtin
 
 from fastbn.kernels.frame import DTYPE, WORDS
 from fastbn.kernels.simd.formula import INSTRUCTIONS, compiled_formula
-from fastbn.kernels.simd.vector_type import VectorType, llvm_type
+from fastbn.kernels.simd.instruction import INT64, VectorType, instruction, llvm_type
+
+__all__ = ["compiled_formula"]
 
 VECTOR_BITS = 512
 
@@ -35,19 +37,6 @@ def _register_bits():
 #: Eight vectors of sums at a time, and what goes into them, need more narrow registers than there
 #: are. So they are summed a share at a time; no bit depends on it.
 SHARE = VECTOR_BITS // _register_bits()
-
-_INT32, _INT64 = ir.IntType(32), ir.IntType(64)
-_FRAME = numba.from_dtype(DTYPE)
-
-
-def _made(*facts):
-    """`intrinsic` for what a maker makes: its name says of what, and no two have one name."""
-
-    def named(body):
-        body.__name__ = body.__qualname__ = "_".join([body.__name__, *map(str, map(int, facts))])
-        return intrinsic(body)
-
-    return named
 
 
 def _define_operator(operation):
@@ -67,518 +56,359 @@ for _operation in (operator.add, operator.sub, operator.mul):
     _define_operator(_operation)
 
 
-# --- LLVM, a step at a time -----------------------------------------------------------------------
+def _vector(pointer, share=1, count=1, scalar=None):
+    """Type of vectors of what ``pointer`` points to: ``count`` as one, or a share of one."""
+    lanes = VECTOR_BITS // pointer.dtype.bitwidth // share * count
+    return VectorType(scalar or pointer.dtype, lanes)
 
 
-def _vector(pointer, share=1):
-    """Type of a vector of what ``pointer`` points to, or of one of ``share`` parts of it."""
-    return VectorType(pointer.dtype, VECTOR_BITS // pointer.dtype.bitwidth // share)
-
-
-def _integers(context, builder, sig, args, *which):
-    return [context.cast(builder, args[k], sig.args[k], types.int64) for k in which]
-
-
-def _shuffled(builder, one, other, order):
-    indices = ir.Constant(ir.VectorType(_INT32, len(order)), order)
-    return builder.shuffle_vector(one, other, indices)
-
-
-def _undefined(kind):
-    return ir.Constant(kind, ir.Undefined)
-
-
-def _splat(builder, scalar, lanes):
-    undefined = _undefined(ir.VectorType(scalar.type, lanes))
-    first = builder.insert_element(undefined, scalar, _INT32(0))
-    return _shuffled(builder, first, undefined, [0] * lanes)
-
-
-def _joined(builder, parts):
-    """Several vectors as one."""
-    while len(parts) > 1:
-        order = list(range(2 * parts[0].type.count))
-        pairs = zip(parts[::2], parts[1::2], strict=True)
-        parts = [_shuffled(builder, a, b, order) for a, b in pairs]
-    return parts[0]
-
-
-def _split(builder, vector, count):
-    if count == 1:
-        return [vector]
-    size, undefined = vector.type.count // count, _undefined(vector.type)
-    orders = [list(range(k * size, (k + 1) * size)) for k in range(count)]
-    return [_shuffled(builder, vector, undefined, order) for order in orders]
-
-
-def _at(builder, pointer, index, vector):
-    return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
-
-
-def _bytes(vector):
-    return 8 if vector.element == ir.DoubleType() else 4
-
-
-def _load(builder, pointer, index, vector):
-    return builder.load(_at(builder, pointer, index, vector), align=_bytes(vector))
-
-
-def _masked(builder, operation, vector, result, *arguments):
-    """LLVM's masked load or store; the last argument but ``rest`` is how many lanes count."""
-    name = f"llvm.masked.{operation}.v{vector.count}f{8 * _bytes(vector)}.p0"
-    kind = ir.FunctionType(result, [a.type for a in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
-
-
-def _first(builder, number, lanes):
-    """Mask of the first ``number`` lanes."""
-    order = ir.Constant(ir.VectorType(_INT64, lanes), list(range(lanes)))
-    return builder.icmp_signed("<", order, _splat(builder, number, lanes))
-
-
-def _load_first(builder, pointer, index, number, rest):
-    vector = rest.type
-    address, mask = _at(builder, pointer, index, vector), _first(builder, number, vector.count)
-    return _masked(builder, "load", vector, vector, address, _INT32(_bytes(vector)), mask, rest)
-
-
-def _store(builder, pointer, index, vector, streaming):
-    kind = vector.type
-    align = VECTOR_BITS // 8 if streaming else _bytes(kind)
-    stored = builder.store(vector, _at(builder, pointer, index, kind), align=align)
-    if streaming:
-        stored.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
-
-
-def _store_first(builder, pointer, index, number, vector):
-    kind = vector.type
-    address, mask = _at(builder, pointer, index, kind), _first(builder, number, kind.count)
-    _masked(builder, "store", kind, ir.VoidType(), vector, address, _INT32(_bytes(kind)), mask)
-
-
-def _steps(builder, start, step, count):
-    """``start``, ``start + step`` and so on."""
-    return [builder.add(start, builder.mul(_INT64(k), step)) for k in range(count)]
+def _piece(kind, count):
+    return VectorType(kind.scalar, kind.lanes // count)
 
 
 # --- addresses and memory -------------------------------------------------------------------------
 
-
-@intrinsic
-def address_of(typing_context, array):
-    def codegen(context, builder, sig, args):
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        return builder.ptrtoint(data, _INT64)
-
-    return types.int64(array), codegen
+_FRAME = numba.from_dtype(DTYPE)
+_POINTERS = {name: types.CPointer(getattr(types, name)) for name in ("float32", "float64", "int64")}
 
 
-def _at_address(result):
-    """Make the intrinsic that takes an address for memory of the type ``result(like)``."""
-
-    @intrinsic
-    def at(typing_context, address, like):
-        kind = result(like)
-
-        def codegen(context, builder, sig, args):
-            (address,) = _integers(context, builder, sig, args, 0)
-            return builder.inttoptr(address, context.get_value_type(kind))
-
-        return kind(address, like), codegen
-
-    return at
+def _pointer_at(name, kind_of):
+    """A function that takes an address for memory of the type ``kind_of(like)``."""
+    return instruction(
+        name,
+        lambda address, like: kind_of(like),
+        lambda code, address, like: code.builder.inttoptr(address, code.native(code.result)),
+    )
 
 
-values_at = _at_address(lambda like: like)
-doubles_at = _at_address(lambda like: types.CPointer(types.float64))
-singles_at = _at_address(lambda like: types.CPointer(types.float32))
-words_at = _at_address(lambda like: types.CPointer(types.int64))
+values_at = _pointer_at("values_at", lambda like: like)
+singles_at = _pointer_at("singles_at", lambda like: _POINTERS["float32"])
+doubles_at = _pointer_at("doubles_at", lambda like: _POINTERS["float64"])
+words_at = _pointer_at("words_at", lambda like: _POINTERS["int64"])
+frame_at = instruction(
+    "frame_at",
+    lambda address: _FRAME,
+    lambda code, address: code.builder.inttoptr(address, code.native(_FRAME)),
+)
+address_of = instruction(
+    "address_of",
+    lambda array: types.int64,
+    lambda code, array: code.builder.ptrtoint(
+        code.context.make_array(code.kinds[0])(code.context, code.builder, array).data, INT64
+    ),
+)
 
 
-def _rows_at(result):
-    """Make ``rows(count)(address, distance, like)``: pointers to rows ``distance`` bytes apart."""
+def _rows(name, count, kind_of):
+    def write(code, address, distance, like):
+        pointer = code.native(code.result.dtype)
+        return [code.builder.inttoptr(at, pointer) for at in code.steps(address, distance, count)]
 
-    @lru_cache(maxsize=None)
-    def rows(count):
-        @intrinsic
-        def at(typing_context, address, distance, like):
-            kind = types.UniTuple(result(like), count)
-
-            def codegen(context, builder, sig, args):
-                places = _steps(builder, *_integers(context, builder, sig, args, 0, 1), count)
-                pointer = context.get_value_type(kind.dtype)
-                pointers = [builder.inttoptr(place, pointer) for place in places]
-                return context.make_tuple(builder, kind, pointers)
-
-            return kind(address, distance, like), codegen
-
-        return at
-
-    return rows
+    return instruction(
+        f"{name}_{count}", lambda address, distance, like: types.UniTuple(kind_of(like), count), write
+    )
 
 
-value_rows = _rows_at(lambda like: like)
-double_rows = _rows_at(lambda like: types.CPointer(types.float64))
+@cache
+def value_rows(count):
+    return _rows("value_rows", count, lambda like: like)
 
 
-@intrinsic
-def frame_at(typing_context, address):
-    def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], context.get_value_type(_FRAME))
-
-    return _FRAME(types.int64), codegen
+@cache
+def double_rows(count):
+    return _rows("double_rows", count, lambda like: _POINTERS["float64"])
 
 
-@intrinsic
-def copy_of(typing_context, address):
-    def codegen(context, builder, sig, args):
-        kind = ir.ArrayType(_INT64, WORDS)
-        copy = cgutils.alloca_once(builder, kind)
-        source = builder.inttoptr(args[0], kind.as_pointer())
-        builder.store(builder.load(source, align=8), copy, align=8)
-        return builder.ptrtoint(copy, _INT64)
-
-    return types.int64(types.int64), codegen
+def _write_copy(code, address):
+    kind = ir.ArrayType(INT64, WORDS)
+    copy = cgutils.alloca_once(code.builder, kind)
+    source = code.builder.inttoptr(address, kind.as_pointer())
+    code.builder.store(code.builder.load(source, align=8), copy, align=8)
+    return code.builder.ptrtoint(copy, INT64)
 
 
-@lru_cache(maxsize=None)
+copy_of = instruction("copy_of", lambda address: types.int64, _write_copy)
+
+
+@cache
 def memory(count):
-    @_made(count)
-    def allocate(typing_context, like):
-        def codegen(context, builder, sig, args):
-            with builder.goto_entry_block():
-                space = builder.alloca(ir.ArrayType(llvm_type(like.dtype), count))
-                space.align = VECTOR_BITS // 8
-            return builder.bitcast(space, context.get_value_type(like))
+    def write(code, like):
+        with code.builder.goto_entry_block():
+            space = code.builder.alloca(ir.ArrayType(llvm_type(code.result.dtype), count))
+            space.align = VECTOR_BITS // 8
+        return code.builder.bitcast(space, code.native(code.result))
 
-        return like(like), codegen
-
-    return allocate
+    return instruction(f"memory_{count}", lambda like: like, write)
 
 
-@intrinsic
-def allocate(typing_context, size):
-    """Memory of ``size`` bytes from the C library, or 0; `free` gives it back."""
-
-    def codegen(context, builder, sig, args):
-        kind = ir.FunctionType(_INT64, [_INT64])
-        malloc = cgutils.get_or_insert_function(builder.module, kind, "malloc")
-        return builder.call(malloc, _integers(context, builder, sig, args, 0))
-
-    return types.int64(size), codegen
+allocate = instruction(
+    "allocate", lambda size: types.int64, lambda code, size: code.call("malloc", INT64, size)
+)
 
 
-@intrinsic
-def free(typing_context, address):
-    def codegen(context, builder, sig, args):
-        kind = ir.FunctionType(ir.VoidType(), [_INT64])
-        function = cgutils.get_or_insert_function(builder.module, kind, "free")
-        builder.call(function, args)
-        return context.get_dummy_value()
-
-    return types.void(address), codegen
+def _write_free(code, address):
+    code.call("free", ir.VoidType(), address)
 
 
-def _calling(*kinds):
-    """Make the intrinsic that calls native code at an address."""
-
-    def codegen(context, builder, sig, args):
-        kind = ir.FunctionType(ir.VoidType(), kinds)
-        values = _integers(context, builder, sig, args, *range(1, len(args)))
-        values += [ir.Constant(kind, None) for kind in kinds[len(values) :]]
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), values)
-        return context.get_dummy_value()
-
-    return codegen
+free = instruction("free", lambda address: types.void, _write_free)
 
 
-@intrinsic
-def call(typing_context, part, frame, task):
-    like = ir.IntType(8).as_pointer()  # which a part is only told for its type
-    return types.void(part, frame, task), _calling(_INT64, _INT64, like)
+def _write_call(code, address, *arguments):
+    """A call of native code; a part has one more parameter, which only its type needs."""
+    kinds = [value.type for value in arguments]
+    if len(arguments) == 2:
+        kinds.append(ir.IntType(8).as_pointer())
+        arguments = (*arguments, ir.Constant(kinds[-1], None))
+    kind = ir.FunctionType(ir.VoidType(), kinds).as_pointer()
+    code.builder.call(code.builder.inttoptr(address, kind), arguments)
 
 
-@intrinsic
-def call_loop(typing_context, loop, part, frame, tasks):
-    return types.void(loop, part, frame, tasks), _calling(_INT64, _INT64, _INT64)
+call = instruction("call", lambda part, frame, task: types.void, _write_call)
+call_loop = instruction("call_loop", lambda loop, part, frame, tasks: types.void, _write_call)
 
 
-@intrinsic
-def fence(typing_context):
-    def codegen(context, builder, sig, args):
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+def _write_fence(code):
+    code.builder.fence("seq_cst")
 
 
-@intrinsic
-def to_boundary(typing_context, pointer, index):
-    size = pointer.dtype.bitwidth // 8
-
-    def codegen(context, builder, sig, args):
-        (index,) = _integers(context, builder, sig, args, 1)
-        address = builder.ptrtoint(builder.gep(args[0], [index]), _INT64)
-        before = builder.and_(builder.neg(address), _INT64(VECTOR_BITS // 8 - 1))
-        return builder.lshr(before, _INT64(size.bit_length() - 1))
-
-    return types.int64(pointer, index), codegen
+fence = instruction("fence", lambda: types.void, _write_fence)
 
 
-# --- vectors --------------------------------------------------------------------------------------
+def _write_to_boundary(code, pointer, index):
+    build, size = code.builder, code.kinds[0].dtype.bitwidth // 8
+    address = build.ptrtoint(build.gep(pointer, [index]), INT64)
+    before = build.and_(build.neg(address), INT64(VECTOR_BITS // 8 - 1))
+    return build.lshr(before, INT64(size.bit_length() - 1))
 
 
-@lru_cache(maxsize=None)
+to_boundary = instruction("to_boundary", lambda pointer, index: types.int64, _write_to_boundary)
+
+
+# --- loads and stores -----------------------------------------------------------------------------
+
+
+@cache
 def lanes(share=1):
-    @_made(share)
-    def lanes_of(typing_context, like):
-        def codegen(context, builder, sig, args):
-            return context.get_constant(types.int64, _vector(like, share).lanes)
-
-        return types.int64(like), codegen
-
-    return lanes_of
+    return instruction(
+        f"lanes_{share}",
+        lambda like: types.int64,
+        lambda code, like: INT64(_vector(code.kinds[0], share).lanes),
+    )
 
 
-@lru_cache(maxsize=None)
+@cache
 def broadcasts(count=1, share=1, wide=False):
-    @_made(count, share, wide)
-    def broadcast(typing_context, like, value):
-        lanes = count * _vector(like, share).lanes
-        kind = VectorType(types.float64 if wide else like.dtype, lanes)
+    def write(code, like, value):
+        scalar = code.cast(value, code.kinds[1], code.result.scalar)
+        return code.splat(scalar, code.result.lanes)
 
-        def codegen(context, builder, sig, args):
-            number = context.cast(builder, args[1], sig.args[1], kind.scalar)
-            return _splat(builder, number, lanes)
-
-        return kind(like, value), codegen
-
-    return broadcast
+    return instruction(
+        f"broadcast_{count}_{share}_{wide}",
+        lambda like, value: _vector(like, share, count, types.float64 if wide else None),
+        write,
+    )
 
 
-@lru_cache(maxsize=None)
+@cache
 def loads(count=1, share=1):
-    @_made(count, share)
-    def load(typing_context, pointer, index, apart):
-        kind = _vector(pointer, share)
+    def write(code, pointer, index, apart):
+        kind = _piece(code.result, count)
+        return code.joined(
+            code.load(pointer, place, kind) for place in code.steps(index, apart, count)
+        )
 
-        def codegen(context, builder, sig, args):
-            start, step = _integers(context, builder, sig, args, 1, 2)
-            places = _steps(builder, start, step, count)
-            parts = [_load(builder, args[0], place, llvm_type(kind)) for place in places]
-            return _joined(builder, parts)
-
-        return VectorType(kind.scalar, count * kind.lanes)(pointer, index, apart), codegen
-
-    return load
+    return instruction(
+        f"load_{count}_{share}", lambda pointer, index, apart: _vector(pointer, share, count), write
+    )
 
 
-@lru_cache(maxsize=None)
+@cache
 def loads_first(count=1):
-    @_made(count)
-    def load_first(typing_context, pointer, index, apart, number, less, rest):
-        def codegen(context, builder, sig, args):
-            start, step, number, less = _integers(context, builder, sig, args, 1, 2, 3, 4)
-            places = _steps(builder, start, step, count)
-            numbers = _steps(builder, number, builder.neg(less), count)
-            rests = _split(builder, args[5], count)
-            each = zip(places, numbers, rests, strict=True)
-            return _joined(builder, [_load_first(builder, args[0], *one) for one in each])
+    def write(code, pointer, index, apart, number, less, rest):
+        places = code.steps(index, apart, count)
+        numbers = code.steps(number, code.builder.neg(less), count)
+        each = zip(places, numbers, code.split(rest, count), strict=True)
+        return code.joined(code.load_first(pointer, *one) for one in each)
 
-        return rest(pointer, index, apart, number, less, rest), codegen
-
-    return load_first
+    return instruction(
+        f"load_first_{count}", lambda pointer, index, apart, number, less, rest: rest, write
+    )
 
 
-@lru_cache(maxsize=None)
+def _vectors(pointers, count):
+    return types.UniTuple(_vector(pointers[0], 1, count), len(pointers))
+
+
+@cache
 def loads_each(count=1):
-    @_made(count)
-    def load_each(typing_context, pointers, starts, aparts, offset):
-        kind = _vector(pointers[0])
+    def write(code, pointers, starts, aparts, offset):
+        kind = _piece(code.result.dtype, count)
+        for pointer, start, apart in zip(pointers, starts, aparts, strict=True):
+            places = code.steps(code.builder.add(start, offset), apart, count)
+            yield code.joined(code.load(pointer, place, kind) for place in places)
 
-        def codegen(context, builder, sig, args):
-            (offset,) = _integers(context, builder, sig, args, 3)
-            each = zip(*(cgutils.unpack_tuple(builder, a) for a in args[:3]), strict=True)
-            vectors = []
-            for pointer, start, apart in each:
-                places = _steps(builder, builder.add(start, offset), apart, count)
-                parts = [_load(builder, pointer, place, llvm_type(kind)) for place in places]
-                vectors.append(_joined(builder, parts))
-            return context.make_tuple(builder, sig.return_type, vectors)
-
-        result = types.UniTuple(VectorType(kind.scalar, count * kind.lanes), len(pointers))
-        return result(pointers, starts, aparts, offset), codegen
-
-    return load_each
+    return instruction(
+        f"load_each_{count}",
+        lambda pointers, starts, aparts, offset: _vectors(pointers, count),
+        lambda *arguments: list(write(*arguments)),
+    )
 
 
-@lru_cache(maxsize=None)
+@cache
 def loads_each_first(count=1):
-    @_made(count)
-    def load_each_first(typing_context, pointers, starts, aparts, offset, number):
-        kind = _vector(pointers[0])
+    def write(code, pointers, starts, aparts, offset, number):
+        zero = code.zero(_piece(code.result.dtype, count))
+        for pointer, start, apart in zip(pointers, starts, aparts, strict=True):
+            places = code.steps(code.builder.add(start, offset), apart, count)
+            yield code.joined(code.load_first(pointer, place, number, zero) for place in places)
 
-        def codegen(context, builder, sig, args):
-            offset, number = _integers(context, builder, sig, args, 3, 4)
-            each = zip(*(cgutils.unpack_tuple(builder, a) for a in args[:3]), strict=True)
-            zero = ir.Constant(llvm_type(kind), [0.0] * kind.lanes)
-            vectors = []
-            for pointer, start, apart in each:
-                places = _steps(builder, builder.add(start, offset), apart, count)
-                parts = [_load_first(builder, pointer, place, number, zero) for place in places]
-                vectors.append(_joined(builder, parts))
-            return context.make_tuple(builder, sig.return_type, vectors)
-
-        result = types.UniTuple(VectorType(kind.scalar, count * kind.lanes), len(pointers))
-        return result(pointers, starts, aparts, offset, number), codegen
-
-    return load_each_first
+    return instruction(
+        f"load_each_first_{count}",
+        lambda pointers, starts, aparts, offset, number: _vectors(pointers, count),
+        lambda *arguments: list(write(*arguments)),
+    )
 
 
-@lru_cache(maxsize=None)
-def terms_along(rows, count=1):
-    @_made(rows, count)
-    def load_along(typing_context, table, columns, index, number, like):
-        kind = VectorType(table.dtype, _vector(like).lanes)
+def _stores(name, count, streaming):
+    def write(code, pointer, index, apart, vector):
+        places = code.steps(index, apart, count)
+        for place, part in zip(places, code.split(vector, count), strict=True):
+            address = code.place(pointer, place, part.type)
+            size = VECTOR_BITS if streaming else code.kinds[0].dtype.bitwidth
+            stored = code.builder.store(part, address, align=size // 8)
+            if streaming:
+                one = code.builder.module.add_metadata([ir.IntType(32)(1)])
+                stored.set_metadata("nontemporal", one)
 
-        def codegen(context, builder, sig, args):
-            columns, index, number = _integers(context, builder, sig, args, 1, 2, 3)
-            zero = ir.Constant(llvm_type(kind), [0.0] * kind.lanes)
-            places = _steps(builder, index, columns, rows)
-            loaded = [_load_first(builder, args[0], place, number, zero) for place in places]
-            vectors = [_joined(builder, [vector] * count) for vector in loaded]
-            return context.make_tuple(builder, sig.return_type, vectors)
-
-        result = types.UniTuple(VectorType(kind.scalar, count * kind.lanes), rows)
-        return result(table, columns, index, number, like), codegen
-
-    return load_along
+    return instruction(
+        f"{name}_{count}", lambda pointer, index, apart, vector: types.void, write
+    )
 
 
-@lru_cache(maxsize=None)
-def terms_of_channel(rows):
-    @_made(rows)
-    def load_of_channel(typing_context, table, columns, index, like):
-        kind = VectorType(table.dtype, _vector(like).lanes)
-
-        def codegen(context, builder, sig, args):
-            columns, index = _integers(context, builder, sig, args, 1, 2)
-            places = _steps(builder, index, columns, rows)
-            numbers = [builder.load(builder.gep(args[0], [place])) for place in places]
-            vectors = [_splat(builder, number, kind.lanes) for number in numbers]
-            return context.make_tuple(builder, sig.return_type, vectors)
-
-        return types.UniTuple(kind, rows)(table, columns, index, like), codegen
-
-    return load_of_channel
+@cache
+def stores(count=1):
+    return _stores("store", count, streaming=False)
 
 
-def _stored(streaming):
-    @lru_cache(maxsize=None)
-    def stores(count=1):
-        @_made(count, streaming)
-        def store(typing_context, pointer, index, apart, vector):
-            def codegen(context, builder, sig, args):
-                start, step = _integers(context, builder, sig, args, 1, 2)
-                places = _steps(builder, start, step, count)
-                for place, part in zip(places, _split(builder, args[3], count), strict=True):
-                    _store(builder, args[0], place, part, streaming)
-                return context.get_dummy_value()
-
-            return types.void(pointer, index, apart, vector), codegen
-
-        return store
-
-    return stores
+@cache
+def stores_streaming(count=1):
+    return _stores("store_streaming", count, streaming=True)
 
 
-stores, stores_streaming = _stored(False), _stored(True)
-
-
-@lru_cache(maxsize=None)
+@cache
 def stores_first(count=1):
-    @_made(count)
-    def store_first(typing_context, pointer, index, apart, number, vector):
-        def codegen(context, builder, sig, args):
-            start, step, number = _integers(context, builder, sig, args, 1, 2, 3)
-            places = _steps(builder, start, step, count)
-            for place, part in zip(places, _split(builder, args[4], count), strict=True):
-                _store_first(builder, args[0], place, number, part)
-            return context.get_dummy_value()
+    def write(code, pointer, index, apart, number, vector):
+        places = code.steps(index, apart, count)
+        for place, part in zip(places, code.split(vector, count), strict=True):
+            code.store_first(pointer, place, number, part)
 
-        return types.void(pointer, index, apart, number, vector), codegen
-
-    return store_first
+    return instruction(
+        f"store_first_{count}", lambda pointer, index, apart, number, vector: types.void, write
+    )
 
 
-@intrinsic
-def folded(typing_context, vector):
-    def codegen(context, builder, sig, args):
-        a, b, c, d = _split(builder, args[0], 4)
-        return builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
-
-    return VectorType(vector.scalar, vector.lanes // 4)(vector), codegen
+# --- terms ----------------------------------------------------------------------------------------
 
 
-@intrinsic
-def folded_products(typing_context, one, other):
-    def codegen(context, builder, sig, args):
-        fuse, halves = ("contract",), []
-        pairs = list(zip(*(_split(builder, v, 4) for v in args), strict=True))
-        for two in (pairs[:2], pairs[2:]):
-            half = ir.Constant(two[0][0].type, [0.0] * two[0][0].type.count)
-            for a, b in two:
-                half = builder.fadd(half, builder.fmul(a, b, flags=fuse), flags=fuse)
-            halves.append(half)
-        return builder.fadd(*halves)
+@cache
+def terms_along(rows, count=1):
+    def write(code, table, columns, index, number, like):
+        zero = code.zero(_piece(code.result.dtype, count))
+        for place in code.steps(index, columns, rows):
+            yield code.joined([code.load_first(table, place, number, zero)] * count)
 
-    return VectorType(one.scalar, one.lanes // 4)(one, other), codegen
-
-
-@intrinsic
-def total(typing_context, vector):
-    def codegen(context, builder, sig, args):
-        value, half = args[0], vector.lanes // 2
-        while half:
-            turned = [(lane + half) % vector.lanes for lane in range(vector.lanes)]
-            value = builder.fadd(value, _shuffled(builder, value, _undefined(value.type), turned))
-            half //= 2
-        scalar = builder.extract_element(value, _INT32(0))
-        return context.cast(builder, scalar, vector.scalar, types.float64)
-
-    return types.float64(vector), codegen
+    return instruction(
+        f"terms_along_{rows}_{count}",
+        lambda table, columns, index, number, like: types.UniTuple(
+            _vector(like, 1, count, table.dtype), rows
+        ),
+        lambda *arguments: list(write(*arguments)),
+    )
 
 
-@intrinsic
-def widened(typing_context, vectors):
-    kinds = [VectorType(types.float64, kind.lanes) for kind in vectors]
+@cache
+def terms_of_channel(rows):
+    def write(code, table, columns, index, like):
+        for place in code.steps(index, columns, rows):
+            number = code.builder.load(code.builder.gep(table, [place]))
+            yield code.splat(number, code.result.dtype.lanes)
 
-    def codegen(context, builder, sig, args):
-        wide = [
-            value if kind == had else builder.fpext(value, llvm_type(kind))
-            for value, kind, had in zip(
-                cgutils.unpack_tuple(builder, args[0]), kinds, vectors, strict=True
-            )
-        ]
-        return context.make_tuple(builder, sig.return_type, wide)
-
-    return types.UniTuple(kinds[0], len(kinds))(vectors), codegen
-
-
-@intrinsic
-def narrowed(typing_context, vector, like):
-    kind = VectorType(like.scalar, vector.lanes)
-
-    def codegen(context, builder, sig, args):
-        return args[0] if vector == kind else builder.fptrunc(args[0], llvm_type(kind))
-
-    return kind(vector, like), codegen
+    return instruction(
+        f"terms_of_channel_{rows}",
+        lambda table, columns, index, like: types.UniTuple(
+            _vector(like, scalar=table.dtype), rows
+        ),
+        lambda *arguments: list(write(*arguments)),
+    )
 
 
-@intrinsic
-def chosen(typing_context, marks, yes, no):
-    def codegen(context, builder, sig, args):
-        zero = ir.Constant(args[0].type, [0.0] * marks.lanes)
-        return builder.select(builder.fcmp_unordered("!=", args[0], zero), args[1], args[2])
+# --- sums and dtypes ------------------------------------------------------------------------------
 
-    return yes(marks, yes, no), codegen
+
+def _write_folded(code, vector):
+    a, b, c, d = code.split(vector, 4)
+    return code.builder.fadd(code.builder.fadd(a, b), code.builder.fadd(c, d))
+
+
+folded = instruction("folded", lambda vector: _piece(vector, 4), _write_folded)
+
+
+def _write_folded_products(code, one, other):
+    # each product goes to a sum, from zero on: there is one way alone to fuse them
+    fuse, halves = ("contract",), []
+    pairs = list(zip(code.split(one, 4), code.split(other, 4), strict=True))
+    for two in (pairs[:2], pairs[2:]):
+        half = code.zero(code.result)
+        for a, b in two:
+            half = code.builder.fadd(half, code.builder.fmul(a, b, flags=fuse), flags=fuse)
+        halves.append(half)
+    return code.builder.fadd(*halves)
+
+
+folded_products = instruction(
+    "folded_products", lambda one, other: _piece(one, 4), _write_folded_products
+)
+
+
+def _write_total(code, vector):
+    kind = code.kinds[0]
+    half = kind.lanes // 2
+    while half:
+        turned = ((lane + half) % kind.lanes for lane in range(kind.lanes))
+        other = code.shuffled(vector, code.undefined(vector.type), turned)
+        vector = code.builder.fadd(vector, other)
+        half //= 2
+    scalar = code.builder.extract_element(vector, ir.IntType(32)(0))
+    return code.cast(scalar, kind.scalar, types.float64)
+
+
+total = instruction("total", lambda vector: types.float64, _write_total)
+
+
+def _converted(code, vector, kind):
+    """A vector in another dtype, or itself."""
+    new = llvm_type(kind)
+    if vector.type == new:
+        return vector
+    wider = kind.scalar == types.float64
+    return (code.builder.fpext if wider else code.builder.fptrunc)(vector, new)
+
+
+widened = instruction(
+    "widened",
+    lambda vectors: types.UniTuple(VectorType(types.float64, vectors[0].lanes), len(vectors)),
+    lambda code, vectors: [_converted(code, vector, code.result.dtype) for vector in vectors],
+)
+narrowed = instruction(
+    "narrowed",
+    lambda vector, like: VectorType(like.scalar, vector.lanes),
+    lambda code, vector, like: _converted(code, vector, code.result),
+)
+
+
+def _write_chosen(code, marks, yes, no):
+    marked = code.builder.fcmp_unordered("!=", marks, code.zero(code.kinds[0]))
+    return code.builder.select(marked, yes, no)
+
+
+chosen = instruction("chosen", lambda marks, yes, no: yes, _write_chosen)
