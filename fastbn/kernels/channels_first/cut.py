@@ -1,19 +1,23 @@
 """Channels first: how shape cuts channels into lines, blocks and segments, and work into tasks."""
 
-BLOCK = 4096  # values whose sums are kept in x's precision: 16 KiB of float32, half of an L1
-CHAIN = 64  # additions in x's precision that one sum may go through
-SEGMENT = 32  # blocks: enough to make a task, few enough to share a channel among threads
+SUMS = 64  # sums of a block in x's precision, side by side: four vectors of float32
+SEGMENT = 131072  # values: enough to make a task, few enough to share a channel among threads
+MOST_BLOCKS = 32  # of short rows in a segment
 TASK = 16384  # values of an elementwise task
 GROUP = 64  # channels with short rows that are summed together, at most
 GROUPS = 16  # of all segments together, if there are channels enough: for threads to share
 
 
-def cut(rows: int, channels: int, length: int) -> dict[str, int]:
-    """Fields of the frame that say how work is cut."""
-    pieces = -(-length // BLOCK)
+def cut(rows: int, channels: int, length: int, chain: int) -> dict[str, int]:
+    """Fields of the frame that say how work is cut.
+
+    ``chain``: additions in x's precision that one sum may go through.
+    """
+    most = SUMS * chain  # values of a block
+    pieces = -(-length // most)
     piece = length if pieces == 1 else -(-(-(-length // pieces)) // 64) * 64
-    block = rows_of_block(length) if pieces == 1 else 1
-    segment_lines = rows_of_segment(rows, length) if pieces == 1 else SEGMENT
+    block = rows_of_block(length, chain) if pieces == 1 else 1
+    segment_lines = SEGMENT // most if pieces > 1 else rows_of_segment(rows, length, block)
     segments = -(-rows * pieces // segment_lines)
     # no bits depend on the group: what is done to one channel does not depend on the others
     group = max(1, min(GROUP, channels * segments // GROUPS)) if pieces == 1 else 1
@@ -34,20 +38,20 @@ def cut(rows: int, channels: int, length: int) -> dict[str, int]:
     }
 
 
-def rows_of_block(length: int) -> int:
+def rows_of_block(length: int, chain: int) -> int:
     """Short rows that make a block: each adds to every sum once, after its own few additions."""
-    return max(1, min(BLOCK // length, CHAIN // (1 + length // CHAIN)))
+    return max(1, min(SUMS * chain // length, chain // (1 + length // SUMS)))
 
 
-def rows_of_segment(rows: int, length: int) -> int:
+def rows_of_segment(rows: int, length: int, block: int) -> int:
     """Short rows that make a segment: several blocks of them, or up to an eighth of few.
 
     With several segments, threads take sums of the samples that they normalize afterwards. Each
     costs a few dozen nanoseconds a channel, so there are the fewer the fewer the values.
     """
-    values, block = rows * length, rows_of_block(length)
+    values = rows * length
     shares = 1 if values < 1024 else 2 if values < 16384 else 4 if values < 65536 else 8
     size = -(-rows // shares)
     if block >= 4:
         size = -(-size // 4) * 4  # they are summed by fours
-    return min(size, SEGMENT * block)
+    return min(size, MOST_BLOCKS * block)

@@ -2,8 +2,8 @@
 
 import math
 
-BLOCK = 260  # lines whose sums are kept in x's precision, one lane each
 SEGMENT = 131072  # values of a segment, about; more if there are many
+LEAST_LINES = 260  # of a segment
 SEGMENTS = 256  # segments at most, so that their partial results stay small
 COLUMNS = 1024  # columns of a task of sums: 4 KiB of each line of float32
 TASK, LARGE_TASK = 16384, 65536  # values of an elementwise task, by how much there is to share
@@ -11,12 +11,16 @@ WIDEST = 4096  # columns of an elementwise line of several rows
 FOLD_COLUMNS = 64  # columns that make a line of sums worth a vector loop of its own
 
 
-def cut(rows: int, channels: int, fold: int, dense: bool, lanes: int) -> dict[str, int]:
+def cut(
+    rows: int, channels: int, fold: int, chain: int, dense: bool, lanes: int
+) -> dict[str, int]:
     """Fields of the frame that say how work is cut.
 
+    ``chain``: additions in x's precision that one sum may go through, four lines each.
     ``dense``: rows follow each other in memory, in every array of the elementwise pass.
     """
     lines, columns = rows // fold, fold * channels
+    block = 4 * (chain + 1)  # lines whose sums are kept in x's precision, one lane each
     segment_lines = lines_per_segment(lines, columns)
     segments = -(-lines // segment_lines) + (rows > lines * fold)
     groups = -(-columns // COLUMNS)
@@ -26,7 +30,7 @@ def cut(rows: int, channels: int, fold: int, dense: bool, lanes: int) -> dict[st
     task_size = lines_per_task(all_lines, width)
     return {
         "fold": fold,
-        "block": BLOCK,
+        "block": block,
         "segment_lines": segment_lines,
         "segments": segments,
         "group": COLUMNS,
@@ -57,7 +61,7 @@ def lines_per_segment(lines: int, columns: int) -> int:
     Four lines a quarter of them apart then seldom begin at the same place of their pages, where
     they would throw each other out of the nearest cache.
     """
-    size = max(SEGMENT // columns, -(-lines // SEGMENTS), BLOCK)
+    size = max(SEGMENT // columns, -(-lines // SEGMENTS), LEAST_LINES)
     return 4 * (-(-size // 4) | 1)
 
 
