@@ -1,8 +1,8 @@
 """Batch normalization on NumPy arrays, at the speed of the memory bus, without torch."""
 
+from fastbn._call.warmup import warmup
 from fastbn._system.outputs import get_reuse_limit, set_reuse_limit
 from fastbn._system.threads import get_num_threads, set_num_threads
-from fastbn._call.warmup import warmup
 from fastbn.functional import (
     Gradients,
     batch_norm,

@@ -9,6 +9,7 @@ from fastbn._call import arguments, pieces, prepared
 
 __all__ = ["ChannelStats"]
 
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ChannelStats:
     """Count, mean and sum of squared deviations (m2) of every channel.

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-
-# --- x ------------------------------------------------------------------------------------------------
+# --- x --------------------------------------------------------------------------------------------
 
 
 def as_array(name: str, x: Any) -> np.ndarray:
@@ -102,7 +101,7 @@ def describe(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> tuple[int, i
     return position, channels, count
 
 
-# --- numbers and names --------------------------------------------------------------------------------
+# --- numbers and names ----------------------------------------------------------------------------
 
 
 def check_eps(eps: Any) -> float:

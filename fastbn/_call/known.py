@@ -1,4 +1,4 @@
-"""What calls have left behind for later ones like them: the plan and the entry by shape and strides.
+"""What a call leaves behind for later ones like it: plan and entry, by shape and strides.
 
 `work` writes it when a call has succeeded, `prepared` reads it.
 """

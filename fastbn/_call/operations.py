@@ -45,7 +45,9 @@ class Forward:
     ):  # fmt: skip
         x = arguments.as_array("x", x)
         self.x = x
-        self.axis, self.channels, self.count = arguments.describe(x.shape, x.dtype, arguments.as_axis(axis))
+        self.axis, self.channels, self.count = arguments.describe(
+            x.shape, x.dtype, arguments.as_axis(axis)
+        )
         self.dtype = arguments.native(x.dtype)
         self.weight = self._vector("weight", weight)
         self.bias = self._vector("bias", bias)
@@ -137,9 +139,7 @@ class Forward:
             return np.concatenate([mean, var, formulas.reciprocal_std(var, self.eps)])
 
 
-def backward(
-    dy: Any, cache: Any, out: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def backward(dy: Any, cache: Any, out: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients in x, weight and bias."""
     dy = _checked_gradient(dy, cache)
     x = cache.x

@@ -211,7 +211,7 @@ class Plan:
         words = _scratch_words(min(walk.channels, tile or walk.channels), fields, columns, terms)
         for name, step in zip(self._operation.arrays, walk.steps, strict=True):
             fields[f"{name}_row"], fields[f"{name}_channel"] = step
-        streaming = self._streaming and not in_place and fields.get("aligned", True)
+        streaming = self._streaming and not in_place and bool(fields.get("aligned", True))
         addresses = parts.addresses(
             self._operation, walk.layout, self.dtype, threads > 1, tile > 0, streaming,
             # a call that has written over its input in some tiles cannot be made again

@@ -61,9 +61,7 @@ def evaluate(
         if plan.large or entry(
             plan.serial, x.ravel(), out.ravel(), mean, var, weight, bias, eps
         ):  # fmt: skip
-            launch(
-                plan, entry, out is x, x.ravel(), out.ravel(), mean, var, weight, bias, eps
-            )
+            launch(plan, entry, out is x, x.ravel(), out.ravel(), mean, var, weight, bias, eps)
     except TypeError:
         return None  # a kind of array that the entry has not been compiled for
     return out
@@ -110,9 +108,7 @@ def train(
         if plan.large or entry(
             plan.serial, x.ravel(), out.ravel(), weight, bias, statistics, eps
         ):  # fmt: skip
-            launch(
-                plan, entry, out is x, x.ravel(), out.ravel(), weight, bias, statistics, eps
-            )
+            launch(plan, entry, out is x, x.ravel(), out.ravel(), weight, bias, statistics, eps)
     except TypeError:
         return None  # a kind of array that the entry has not been compiled for
     if update:
@@ -197,10 +193,7 @@ def _apart(out: np.ndarray, x: np.ndarray, *vectors: Any) -> bool:
     """
     if out is not x and _may_share(out, x):
         return False
-    for vector in vectors:
-        if vector is not None and _may_share(out, vector):
-            return False
-    return True
+    return not any(vector is not None and _may_share(out, vector) for vector in vectors)
 
 
 def _may_share(a: np.ndarray, b: np.ndarray) -> bool:

@@ -114,11 +114,11 @@ def _compiled_elsewhere(names: list[str]) -> Iterator[str]:
     for _ in range(count):
         threading.Thread(target=partial(_serve, todo, done), daemon=True).start()
     while count:
-        name = done.get()
-        if name is None:
+        finished = done.get()
+        if finished is None:
             count -= 1
         else:
-            yield name
+            yield finished
 
 
 def _serve(todo: "SimpleQueue[str]", done: "SimpleQueue[str | None]") -> None:
@@ -129,7 +129,8 @@ def _serve(todo: "SimpleQueue[str]", done: "SimpleQueue[str | None]") -> None:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         text=True, env=environment,
     ) as process:  # fmt: skip
-        assert process.stdin and process.stdout
+        assert process.stdin is not None
+        assert process.stdout is not None
         while True:
             name = todo.get_nowait()
             print(name, file=process.stdin, flush=True)

@@ -114,7 +114,9 @@ def _order_of(x: np.ndarray) -> tuple[int, ...]:
 
 def _forward_in_two(x, out, axis, weight, bias, eps) -> np.ndarray:
     """`forward` where ``out`` lies otherwise than ``x``: statistics, then `normalize`."""
-    walk, mean, m2 = moments(x, axis)
+    found = moments(x, axis)
+    assert found  # x can be walked
+    walk, mean, m2 = found
     with np.errstate(invalid="ignore"):
         var = m2 / walk.count
         statistics = np.concatenate([mean, var, formulas.reciprocal_std(var, eps)])
@@ -183,7 +185,12 @@ def update_running(running_mean, running_var, counter, statistics, count, moment
         targets = pair if whole else tuple(np.array(v, dtype) for v in pair)
         count_to = counter.reshape(1) if whole else counter.reshape(1).copy()
         entries.update_running.of(dtype, dtype)(
-            *targets, count_to, statistics, float(count), 0.0 if cumulative else momentum, cumulative
+            *targets,
+            count_to,
+            statistics,
+            float(count),
+            0.0 if cumulative else momentum,
+            cumulative,
         )
         if not whole:
             assign_all((*pair, counter), (*targets, count_to[0]))

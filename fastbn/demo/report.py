@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fastbn import warmup
 from fastbn._system.progress import Progress, track
 from fastbn._system.threads import get_num_threads
-from fastbn.demo.network import Network, convolutional_network, cross_entropy
+from fastbn.demo.network import Network, convolutional_network
 from fastbn.demo.timing import COMPARISONS, compare, fitting_shape, free_memory
 from fastbn.demo.training import (
     BATCH_SIZE,
@@ -88,7 +89,7 @@ def run(
         Size of the timed activation; None leaves the timing out.
     """
     digits = Digits.load(seed)
-    _compile(digits)
+    warmup(["float32"])  # so that no later bar stands still and no time includes it
     # A high learning rate may send a network to infinity; the accuracies show it.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         network = _show_training(digits, epochs, seed, learning_rate)
@@ -100,23 +101,6 @@ def run(
 def _print(text: str) -> None:
     """At once, so that lines come in order with the progress bar and in a pipe."""
     print(text, flush=True)
-
-
-def _compile(digits: Digits) -> None:
-    """Call each kernel once, so that no later bar stands still and no time includes it."""
-    network = convolutional_network(0, batch_norm=True)
-    large = digits.held_out_images
-    small, labels = large[:BATCH_SIZE], digits.held_out_labels[:BATCH_SIZE]
-    with Progress(4, "compiling, once") as progress:
-        _, gradient = cross_entropy(network.forward(small), labels)
-        progress.advance()
-        network.backward(gradient)
-        progress.advance()
-        network.forward(large)  # a large batch has other kernels than a small one
-        progress.advance()
-        network.eval()
-        network.forward(small)
-        network.forward(large)
 
 
 def _show_training(digits: Digits, epochs: int, seed: int, learning_rate: float) -> Network:

@@ -114,7 +114,8 @@ class Unit(NamedTuple):
     build: Callable[[], object]  # compile or load it
 
 
-# --- parts ------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------
+
 
 class Part:
     """``body(frame, task, like)``, compiled once for each dtype, which only ``like`` tells."""
@@ -194,7 +195,7 @@ def _native(body: Callable, signature: Any, options: dict[str, Any]) -> int:
     return function.address
 
 
-# --- entries ----------------------------------------------------------------------------------------
+# --- entries --------------------------------------------------------------------------------------
 
 
 class Entry:

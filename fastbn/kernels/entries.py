@@ -1,7 +1,8 @@
 """What Python calls: an entry puts the addresses of a call's arrays into a copy of its frame.
 
 Beside each stands what it takes, for x of a dtype and running statistics of one: a dtype for an
-array, a Python type for a number. Arrays are flat views; a parameter that is absent is an array of no values.
+array, a Python type for a number. Arrays are flat views; a parameter that is absent is an array
+of no values.
 """
 
 import numpy as np

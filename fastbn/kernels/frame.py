@@ -4,6 +4,8 @@ The plan fills in how memory is walked and which parts run; an entry fills in wh
 one call lie. Every part gets the frame's address, and so all parts have one signature.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 #: Fields of 8 bytes each. All are integers but those in `FLOATS`. Distances and sizes are in
@@ -65,7 +67,7 @@ def new_frame(**values: float) -> np.ndarray:
     return frame
 
 
-def set_fields(frame: np.ndarray, values: dict[str, float]) -> None:
+def set_fields(frame: np.ndarray, values: Mapping[str, float]) -> None:
     """Set fields of a frame by name."""
     record = frame.view(DTYPE)
     for name, value in values.items():

@@ -11,7 +11,7 @@ goes into two sums: ``a`` into one, ``a * b`` into the other.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from fastbn.kernels.compile import inlined, inner
@@ -35,7 +35,7 @@ from fastbn.kernels.simd import (
 #: Values from which on a row is worth aligned stores.
 ALIGN = 256
 
-# --- elementwise --------------------------------------------------------------------------------------
+# --- elementwise ----------------------------------------------------------------------------------
 
 
 def rows_with(compute: Callable, stores_whole: Callable) -> Callable:
@@ -104,7 +104,7 @@ def lines_with(count: int, compute: Callable, terms_at: Callable, stores_whole: 
     return lines
 
 
-# --- sums ---------------------------------------------------------------------------------------------
+# --- sums -----------------------------------------------------------------------------------------
 
 
 class Pair(NamedTuple):
@@ -118,7 +118,7 @@ class Pair(NamedTuple):
     edge: Callable
 
 
-@lru_cache(maxsize=None)
+@cache
 def deviations(count: int = 4, share: int = 1) -> Pair:
     """``d`` and ``d``, with ``d = x - center``: for sums of ``d`` and ``d * d``."""
     load, load_first = loads(count, share), loads_first(count)
@@ -136,7 +136,7 @@ def deviations(count: int = 4, share: int = 1) -> Pair:
     return Pair(deviation, deviation_edge)
 
 
-@lru_cache(maxsize=None)
+@cache
 def products(count: int = 4, share: int = 1) -> Pair:
     """``dy`` and ``x - center``: for sums of ``dy`` and of their product."""
     load, load_first = loads(count, share), loads_first(count)

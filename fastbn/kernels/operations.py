@@ -5,7 +5,7 @@ A new one is a formula and a line here. `loops` has the loops that it goes into,
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from fastbn.kernels import formulas
@@ -21,7 +21,7 @@ from fastbn.kernels.simd import (
     widened,
 )
 
-# --- operands: the arrays that an elementwise pass reads --------------------------------------------
+# --- operands: the arrays that an elementwise pass reads ------------------------------------------
 
 
 @inlined
@@ -58,7 +58,7 @@ class Elementwise(NamedTuple):
     terms_along: Callable  # of columns; made by number of lines: (f, like, column, number)
 
 
-@lru_cache(maxsize=None)
+@cache
 def table_terms(rows: int) -> tuple[Callable, Callable]:
     """What reads ``rows`` terms from the table: those of a channel, those along a line."""
     of_channel = terms_of_channel(rows)
@@ -79,7 +79,7 @@ def table_terms(rows: int) -> tuple[Callable, Callable]:
     return constant, lru_cache(along)
 
 
-@lru_cache(maxsize=None)
+@cache
 def wide_table_terms(rows: int) -> tuple[Callable, Callable]:
     """`table_terms`, the same in float64 from ``wide_table``, and the table's row of marks."""
     of_channel, mark_of_channel = terms_of_channel(rows), terms_of_channel(1)

@@ -63,7 +63,7 @@ def repeat_columns(rows, channels, columns):
             row[c] = row[c - channels]
 
 
-# --- normalize ----------------------------------------------------------------------------------------
+# --- normalize ------------------------------------------------------------------------------------
 
 
 @part("normalizing_terms")
@@ -111,7 +111,7 @@ def wide_normalizing_terms(frame, task, like):
     repeat_columns((marks,), channels, f.terms)
 
 
-# --- gradient -----------------------------------------------------------------------------------------
+# --- gradient -------------------------------------------------------------------------------------
 
 
 @part("gradient_terms")

@@ -15,7 +15,8 @@ def cut(rows: int, channels: int, length: int, chain: int) -> dict[str, int]:
     """
     most = SUMS * chain  # values of a block
     pieces = -(-length // most)
-    piece = length if pieces == 1 else -(-(-(-length // pieces)) // 64) * 64
+    equal = -(-length // pieces)
+    piece = length if pieces == 1 else -(-equal // 64) * 64
     block = rows_of_block(length, chain) if pieces == 1 else 1
     segment_lines = SEGMENT // most if pieces > 1 else rows_of_segment(rows, length, block)
     segments = -(-rows * pieces // segment_lines)

@@ -38,7 +38,7 @@ load, broadcast, broadcast_wide = loads(), broadcasts(), broadcasts(wide=True)
 vectors_of_group = memory(2 * GROUP * _LANES)
 
 
-# --- lines ----------------------------------------------------------------------------------------------
+# --- lines ----------------------------------------------------------------------------------------
 
 
 @inlined
@@ -84,7 +84,7 @@ def size_of(f, begin, lines):
 SEGMENTS = Segments(work_of, size_of, values_of_lines, GROUP)
 
 
-# --- sums -----------------------------------------------------------------------------------------------
+# --- sums -----------------------------------------------------------------------------------------
 
 
 def block_sums_with(pair):
@@ -153,7 +153,7 @@ moments = moments_part(
 products = products_part("first_products", SEGMENTS, block_sums_with(loops.products(4, SHARE)))
 
 
-# --- channels that float32 cannot hold ------------------------------------------------------------------
+# --- channels that float32 cannot hold ------------------------------------------------------------
 
 wide_deviation_sums = loops.wide_sums_with(loops.wide_deviation, line_start, line_size)
 wide_product_sums = loops.wide_sums_with(loops.wide_product, line_start, line_size)

@@ -11,9 +11,7 @@ WIDEST = 4096  # columns of an elementwise line of several rows
 FOLD_COLUMNS = 64  # columns that make a line of sums worth a vector loop of its own
 
 
-def cut(
-    rows: int, channels: int, fold: int, chain: int, dense: bool, lanes: int
-) -> dict[str, int]:
+def cut(rows: int, channels: int, fold: int, chain: int, dense: bool, lanes: int) -> dict[str, int]:
     """Fields of the frame that say how work is cut.
 
     ``chain``: additions in x's precision that one sum may go through, four lines each.

@@ -21,8 +21,8 @@ from fastbn.kernels.simd import (
     loads_first,
     memory,
     stores,
-    values_at,
     terms_along,
+    values_at,
 )
 
 MOST_COLUMNS = 1024  # of a task: 4 KiB of each line of float32
@@ -30,10 +30,10 @@ SAMPLED = 8  # lines at each of three places that the first shift is taken from
 
 median = compiled_formula(formulas.median)
 lanes_of, broadcast, load_first, store = lanes(), broadcasts(), loads_first(), stores()
-wide_terms, sixteen = terms_along(1), memory(16)
+wide_terms, doubles_of_vector = terms_along(1), memory(16)
 
 
-# --- lines ----------------------------------------------------------------------------------------------
+# --- lines ----------------------------------------------------------------------------------------
 
 
 @inlined
@@ -75,7 +75,7 @@ def count_of(f, begin, lines):
 SEGMENTS = Segments(work_of, size_of, count_of, MOST_COLUMNS)
 
 
-# --- sums -----------------------------------------------------------------------------------------------
+# --- sums -----------------------------------------------------------------------------------------
 
 
 def block_sums_with(pair_of):
@@ -133,13 +133,11 @@ def first_shifts(f, x, i, begin, lines, columns, shift):
             shift[c] = value if is_finite(value) else 0.0
 
 
-moments = moments_part(
-    "last_moments", SEGMENTS, block_sums_with(loops.deviations), first_shifts
-)
+moments = moments_part("last_moments", SEGMENTS, block_sums_with(loops.deviations), first_shifts)
 products = products_part("last_products", SEGMENTS, block_sums_with(loops.products))
 
 
-# --- channels that float32 cannot hold ------------------------------------------------------------------
+# --- channels that float32 cannot hold ------------------------------------------------------------
 
 wide_deviation_sums = loops.wide_sums_with(loops.wide_deviation, line_start, line_size)
 wide_product_sums = loops.wide_sums_with(loops.wide_product, line_start, line_size)
@@ -158,8 +156,8 @@ def wide_moments(frame, task, like):
     """`moments` in float64, of the channels that are marked, a vector of columns at a time."""
     f = frame_at(frame)
     segment, begin, lines, lo, some = work_of(f, task)
-    x, marks, center = values_at(f.first, like), doubles_at(f.marks, like), sixteen(doubles_at(0, like))
-    s, q = sixteen(doubles_at(0, like)), sixteen(doubles_at(0, like))
+    x, marks = values_at(f.first, like), doubles_at(f.marks, like)
+    center, s, q = doubles_of_vector(marks), doubles_of_vector(marks), doubles_of_vector(marks)
     mean, m2, _ = rows_of(f, segment, 0, like)
     step = lanes_of(like)
     for j in range(lo, lo + some, step):
@@ -183,8 +181,8 @@ def wide_products(frame, task, like):
     f = frame_at(frame)
     segment, begin, lines, lo, some = work_of(f, task)
     dy, x, marks = values_at(f.first, like), values_at(f.second, like), doubles_at(f.marks, like)
-    mean, center = doubles_at(f.statistics, like), sixteen(doubles_at(0, like))
-    s, p = sixteen(doubles_at(0, like)), sixteen(doubles_at(0, like))
+    mean, center = doubles_at(f.statistics, like), doubles_of_vector(marks)
+    s, p = doubles_of_vector(marks), doubles_of_vector(marks)
     sums, sums_of_products, _ = rows_of(f, segment, 0, like)
     step = lanes_of(like)
     for j in range(lo, lo + some, step):

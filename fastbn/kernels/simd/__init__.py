@@ -44,6 +44,8 @@ Pointers and addresses keep no memory alive: an entry does that for the whole ca
 =====================================================  ========================================
 """
 
+from typing import Any
+
 from numba import config
 
 if config.DISABLE_JIT:
@@ -51,38 +53,6 @@ if config.DISABLE_JIT:
 else:
     from fastbn.kernels.simd import llvm as _simd  # type: ignore[no-redef]
 
-SHARE = _simd.SHARE
-address_of = _simd.address_of
-allocate = _simd.allocate
-broadcasts = _simd.broadcasts
-call = _simd.call
-call_loop = _simd.call_loop
-chosen = _simd.chosen
-double_rows = _simd.double_rows
-compiled_formula = _simd.compiled_formula
-copy_of = _simd.copy_of
-doubles_at = _simd.doubles_at
-fence = _simd.fence
-folded = _simd.folded
-folded_products = _simd.folded_products
-frame_at = _simd.frame_at
-free = _simd.free
-lanes = _simd.lanes
-loads = _simd.loads
-loads_each = _simd.loads_each
-loads_each_first = _simd.loads_each_first
-loads_first = _simd.loads_first
-memory = _simd.memory
-narrowed = _simd.narrowed
-singles_at = _simd.singles_at
-stores = _simd.stores
-stores_first = _simd.stores_first
-stores_streaming = _simd.stores_streaming
-terms_along = _simd.terms_along
-terms_of_channel = _simd.terms_of_channel
-to_boundary = _simd.to_boundary
-total = _simd.total
-value_rows = _simd.value_rows
-values_at = _simd.values_at
-widened = _simd.widened
-words_at = _simd.words_at
+
+def __getattr__(name: str) -> Any:
+    return getattr(_simd, name)

@@ -106,9 +106,7 @@ def _arithmetic(instruction: str, turned: bool) -> Callable[[Symbol, object], Sy
 
 def _comparison(sign: str) -> Callable[[Symbol, object], Symbol]:
     def compare(self, other):
-        return Symbol(
-            self.builder, self.builder.fcmp_ordered(sign, self.value, self._other(other))
-        )
+        return Symbol(self.builder, self.builder.fcmp_ordered(sign, self.value, self._other(other)))
 
     return compare
 

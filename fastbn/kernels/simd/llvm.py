@@ -105,7 +105,9 @@ def _rows(name, count, kind_of):
         return [code.builder.inttoptr(at, pointer) for at in code.steps(address, distance, count)]
 
     return instruction(
-        f"{name}_{count}", lambda address, distance, like: types.UniTuple(kind_of(like), count), write
+        f"{name}_{count}",
+        lambda address, distance, like: types.UniTuple(kind_of(like), count),
+        write,
     )
 
 
@@ -280,9 +282,7 @@ def _stores(name, count, streaming):
                 one = code.builder.module.add_metadata([ir.IntType(32)(1)])
                 stored.set_metadata("nontemporal", one)
 
-    return instruction(
-        f"{name}_{count}", lambda pointer, index, apart, vector: types.void, write
-    )
+    return instruction(f"{name}_{count}", lambda pointer, index, apart, vector: types.void, write)
 
 
 @cache
@@ -335,9 +335,7 @@ def terms_of_channel(rows):
 
     return instruction(
         f"terms_of_channel_{rows}",
-        lambda table, columns, index, like: types.UniTuple(
-            _vector(like, scalar=table.dtype), rows
-        ),
+        lambda table, columns, index, like: types.UniTuple(_vector(like, scalar=table.dtype), rows),
         lambda *arguments: list(write(*arguments)),
     )
 
