@@ -19,9 +19,14 @@ def launch(plan: Plan, entry: Callable[..., int], in_place: bool, *args: Any) ->
     An entry that lacks a part for channels that float32 cannot hold has written nothing.
     """
     wanted = threads.get_num_threads() if plan.large else 1
-    plan.frame(wanted, in_place)  # compiled before others are kept from running on threads
-    with threads.region(wanted) as granted:
-        outcome = entry(plan.frame(granted, in_place), *args)
+    frame = plan.frame(wanted, in_place)  # compiled before others are kept from running on threads
+    granted = threads.enter(wanted)
+    try:
+        if granted[0] != wanted:
+            frame = plan.frame(1, in_place)
+        outcome = entry(frame, *args)
+    finally:
+        threads.leave(*granted)
     if outcome == entries.NO_MEMORY:
         raise MemoryError("no memory for the statistics of a call; nothing was changed")
     if outcome == entries.MISSING:

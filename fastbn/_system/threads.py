@@ -7,13 +7,11 @@ the serial kernel, which gives the same bits; a forked child stays serial until 
 for threads, and under omp is refused them.
 """
 
-import contextlib
 import math
 import operator
 import os
 import threading
 import warnings
-from collections.abc import Iterator
 from functools import lru_cache
 
 import numba
@@ -105,23 +103,25 @@ def available(large: bool) -> int:
     return get_num_threads() if large else 1
 
 
-@contextlib.contextmanager
-def region(threads: int) -> Iterator[int]:
-    """Context in which a call may run on so many threads, or on one while another runs on many."""
+def enter(threads: int) -> tuple[int, int | None]:
+    """Begin a call on so many threads, or on one while another call runs on many.
+
+    Returns how many it may run on, and what `leave` is to be told with that.
+    """
     if threads < 2 or not _region.acquire(blocking=False):
-        yield 1
-        return
-    try:
-        # Numba's own number for this thread is never larger, and takes a microsecond to ask for
-        if threads >= _numba_threads() or threads >= (before := numba.get_num_threads()):
-            yield threads
-            return
-        try:
-            numba.set_num_threads(threads)
-            yield threads
-        finally:
+        return 1, None
+    # Numba's own number for this thread is never larger, and takes a microsecond to ask for
+    if threads >= _numba_threads() or threads >= (before := numba.get_num_threads()):
+        return threads, None
+    numba.set_num_threads(threads)
+    return threads, before
+
+
+def leave(threads: int, before: int | None) -> None:
+    """End a call, with what `enter` has returned."""
+    if threads > 1:
+        if before is not None:
             numba.set_num_threads(before)
-    finally:
         _region.release()
 
 
