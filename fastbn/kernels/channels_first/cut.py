@@ -1,6 +1,8 @@
 """Channels first: how shape cuts channels into lines, blocks and segments, and work into tasks."""
 
-SUMS = 64  # sums of a block in x's precision, side by side: four vectors of float32
+BLOCK = 4096  # values whose sums are kept in x's precision: 16 KiB of float32, half of an L1
+SUMS = 64  # sums of a block side by side: four vectors of float32
+ADDITIONS = 64  # to each of them, at most, in one chain
 SEGMENT = 131072  # values: enough to make a task, few enough to share a channel among threads
 MOST_BLOCKS = 32  # of short rows in a segment
 TASK = 16384  # values of an elementwise task
@@ -11,14 +13,18 @@ GROUPS = 16  # of all segments together, if there are channels enough: for threa
 def cut(rows: int, channels: int, length: int, chain: int) -> dict[str, int]:
     """Fields of the frame that say how work is cut.
 
-    ``chain``: additions in x's precision that one sum may go through.
+    ``chain``: additions in x's precision that one sum may go through along a line; lines that make
+    a block add to every sum once, after that.
     """
-    most = SUMS * chain  # values of a block
+    most = SUMS * chain  # values of a line
     pieces = -(-length // most)
     equal = -(-length // pieces)
     piece = length if pieces == 1 else -(-equal // 64) * 64
-    block = rows_of_block(length, chain) if pieces == 1 else 1
-    segment_lines = SEGMENT // most if pieces > 1 else rows_of_segment(rows, length, block)
+    if pieces == 1:
+        block = rows_of_block(length, chain)
+        segment_lines = rows_of_segment(rows, length, block)
+    else:
+        block, segment_lines = BLOCK // most, SEGMENT // most
     segments = -(-rows * pieces // segment_lines)
     # no bits depend on the group: what is done to one channel does not depend on the others
     group = max(1, min(GROUP, channels * segments // GROUPS)) if pieces == 1 else 1
@@ -40,8 +46,9 @@ def cut(rows: int, channels: int, length: int, chain: int) -> dict[str, int]:
 
 
 def rows_of_block(length: int, chain: int) -> int:
-    """Short rows that make a block: each adds to every sum once, after its own few additions."""
-    return max(1, min(SUMS * chain // length, chain // (1 + length // SUMS)))
+    """Short rows that make a block; by fours, their chains are four times as long."""
+    rows = max(1, min(BLOCK // length, ADDITIONS // (1 + length // SUMS)))
+    return rows if length <= SUMS // 4 * chain else min(rows, 3)
 
 
 def rows_of_segment(rows: int, length: int, block: int) -> int:
