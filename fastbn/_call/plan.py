@@ -200,12 +200,12 @@ class Plan:
         tile = self._tile_for(threads)
         tiles = -(-walk.channels // tile) if tile else 1
         if walk.layout == "first":
-            fields = cut_first(walk.rows, walk.channels, walk.length, self._operation.chain)
+            fields = cut_first(walk.rows, walk.channels, walk.length, self._operation.row_chain)
         else:
             summed = walk.is_dense(self._operation.summed)
             fold = fold_of(walk.rows, walk.channels, lanes) if summed else 1
             fields = cut_last(
-                walk.rows, walk.channels, fold, self._operation.chain, walk.is_dense(), lanes
+                walk.rows, walk.channels, fold, self._operation.column_chain, walk.is_dense(), lanes
             )
         columns, terms = (min(fields[name], tile or fields[name]) for name in ("columns", "terms"))
         words = _scratch_words(min(walk.channels, tile or walk.channels), fields, columns, terms)

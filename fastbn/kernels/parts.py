@@ -38,9 +38,11 @@ class Operation(NamedTuple):
     finish: Part | None
     apply: str | None
     frozen: bool = False  # the statistics are constants to a backward
-    #: Additions in x's precision that one sum may go through. Those of equal squares round in one
-    #: direction: 64 of them cost up to 1.3e-6 of a variance, 32 half of that.
-    chain: int = 64
+    #: Additions in x's precision that one sum may go through: along a row, which has 64 sums side
+    #: by side, and down a column, which has one. Those of equal squares round in one direction:
+    #: 64 of them cost up to 1.3e-6 of a variance, 32 half of that.
+    row_chain: int = 64
+    column_chain: int = 64
 
 
 OPERATIONS = {
@@ -49,7 +51,8 @@ OPERATIONS = {
     ),
     "forward": Operation(
         "forward", ("first", "out"), slice(1),
-        "moments", merge.merge_moments, terms.normalizing_terms, "normalize", chain=32,
+        "moments", merge.merge_moments, terms.normalizing_terms, "normalize",
+        row_chain=32, column_chain=16,
     ),
     "backward": Operation(
         "backward", ("first", "second", "out"), slice(2),
@@ -60,7 +63,8 @@ OPERATIONS = {
         "products", merge.merge_products, terms.gradient_terms, "normalize", frozen=True,
     ),
     "moments": Operation(
-        "moments", ("first",), slice(1), "moments", merge.merge_moments, None, None, chain=32
+        "moments", ("first",), slice(1), "moments", merge.merge_moments, None, None,
+        row_chain=32, column_chain=16,
     ),
 }  # fmt: skip
 
