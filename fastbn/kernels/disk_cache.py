@@ -1,9 +1,10 @@
 """Compiled code on disk, one file a piece. Whatever goes wrong here costs a compilation.
 
 A file's name holds a digest of all that the code depends on: what is found under a name fits. It
-is written beside its place and moved there whole, so that no lock is needed. Files are looked for
-in ``NUMBA_CACHE_DIR``, beside the sources and in the user's cache folder, and written to the first
-of these that takes them: a cache in an image serves users who cannot write to it.
+is written beside its place and moved there whole, so that no lock is needed. The folder is
+``NUMBA_CACHE_DIR``. Without it, or if it cannot be written to, files are looked for there, beside
+the sources and in the user's cache folder, and written to the first of these that takes them: a
+cache in an image serves users who cannot write to it.
 """
 
 import contextlib
@@ -89,12 +90,24 @@ def _forget_oldest(folder: Path, name: str) -> None:
 
 
 def _folders() -> list[Path]:
+    """Where files are looked for and written to, in order; ``NUMBA_CACHE_DIR`` alone if it can be."""
+    folders = []
     given = os.environ.get("NUMBA_CACHE_DIR")
-    folders = [Path(given) / "fastbn"] if given else []
+    if given:
+        folders.append(Path(given) / "fastbn")
+        if _may_write(folders[0]):
+            return folders
     folders.append(Path(__file__).parent / "__pycache__")
     with contextlib.suppress(RuntimeError):  # a user without a home
         folders.append(_user_folder() / "fastbn")
     return folders
+
+
+def _may_write(folder: Path) -> bool:
+    """Whether this user may write to a folder, or make it."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
 
 
 def _user_folder() -> Path:
