@@ -1,4 +1,23 @@
-"""How fast fastbn is: as ratios, measured in one run, to a copy of the same bytes and to peers.
+"""How fast fastbn is, always as a ratio: absolute times are not stable on shared machines.
 
-``pytest benchmarks`` measures, ``python -m benchmarks`` compares, records and reports.
+=========================================  ====================================================
+``python -m benchmarks compare REF``       is the working tree slower than the commit REF?
+``python -m benchmarks cold [REF]``        what do the first calls cost, which compile?
+``pytest benchmarks``                      fastbn beside a copy, by pytest-benchmark, whose
+                                           ``--benchmark-autosave`` and ``--benchmark-compare``
+                                           keep a history on one machine
+``pytest benchmarks --grid report``        the same beside torch, ONNX Runtime, JAX and NumPy
+``python -m benchmarks record RUN.json``   keeps such a run in ``results.json``
+``python -m benchmarks report``            makes ``RESULTS.md``, ``roofline.png`` and the
+                                           README's table of ``results.json``
+=========================================  ====================================================
+
+- ``compare.py``, ``worker.py``, ``cold.py``, ``trees.py``: two commits side by side, and the rule.
+- ``test_speed.py``, ``test_start.py``, ``conftest.py``: what pytest measures, made of
+  ``problem.py`` (operation, shape, dtype), ``providers.py`` (who computes it), ``copies.py``
+  (copies of the same bytes) and ``measure.py`` (calls timed in turn).
+- ``results.py`` (what is kept), ``bars.py`` (what is asked of it), ``report.py`` and
+  ``roofline.py`` (the page and the picture).
+
+A *bar* is what fastbn is held to, its *limit* the number. The shapes are in ``tests/cases.py``.
 """

@@ -1,74 +1,70 @@
-"""The command line: ``python -m benchmarks compare``, ``baseline``, ``record`` or ``report``."""
+"""The command line: ``python -m benchmarks compare``, ``cold``, ``record`` or ``report``."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.results import BASELINE, RESULTS, Unusable
-
-DESCRIPTION = """\
-Speed of fastbn, as ratios to a copy of the same bytes.
-
-  python -m benchmarks compare                  is anything slower than the baseline?
-  pytest benchmarks --grid report --benchmark-json=RUN.json
-  python -m benchmarks record RUN.json          keep what was measured
-  python -m benchmarks report                   make the page and the picture of it
-"""
+from benchmarks.results import RESULTS, ROOT, Unusable
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    top = argparse.ArgumentParser(prog="python -m benchmarks", description="How fast fastbn is.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_compare, _add_baseline, _add_record, _add_report):
+    for add in (_add_compare, _add_cold, _add_record, _add_report):
         add(commands)
     return top
 
 
-def _add_command(commands, name: str, run, text: str, more: str = "") -> argparse.ArgumentParser:
+def _add_command(commands, name: str, run, text: str, more: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=f"{text}. {more}")
     command.set_defaults(run=run)
     return command
 
 
 def _add_compare(commands) -> None:
-    command = _add_command(
-        commands, "compare", _compare, "Measure the quick grid and compare it with the baseline",
-        "Takes two to four minutes: the grid is measured three times, and what looks slower up "
-        "to four times more; the median counts. "
-        "Exit status: 0 if nothing is slower, 1 if something is, 2 if the two cannot be compared "
-        "(another machine, other cells).",
-    )  # fmt: skip
-    command.add_argument(
-        "--run", type=Path, metavar="FILE", nargs="*", dest="files",
-        help="compare these runs, written by `pytest benchmarks --benchmark-json=FILE`, instead "
-        "of measuring; without FILE the newest one that --benchmark-autosave saved",
-    )  # fmt: skip
-    command.add_argument(
-        "--repeats", type=int, metavar="N",
-        help="measure what looks slower up to N more times (default: 4; 0: never)",
-    )  # fmt: skip
-    command.add_argument("--all", action="store_true", help="show every cell, the worst first")
-    _add_baseline_file(command, "compare with this file (default: benchmarks/baseline.json)")
+    from benchmarks import compare
 
-
-def _add_baseline(commands) -> None:
     command = _add_command(
-        commands, "baseline", _baseline, "Measure a new baseline for this machine",
-        "Runs the quick grid several times and keeps the median of each cell. Leave the machine "
-        "alone meanwhile.",
+        commands, "compare", _compare, "See whether the working tree is slower than another commit",
+        "Measures both side by side, in processes that take turns. " + compare.RULE + " "
+        "Exit status: 0 if nothing is slower, 1 if something is, 2 if it cannot be told.",
     )  # fmt: skip
+    command.add_argument("ref", metavar="REF", help="the other commit, such as origin/main")
     command.add_argument(
-        "--runs", type=int, default=9, metavar="N", help="how often (default: %(default)s)"
+        "--threads", type=int, default=0, metavar="N", help="of each call (default: all there are)"
     )
-    _add_baseline_file(command, "write this file (default: benchmarks/baseline.json)")
+    command.add_argument(
+        "--rounds", type=int, metavar="N",
+        help=f"processes of each commit (default: {compare.ROUNDS})",
+    )  # fmt: skip
+    command.add_argument(
+        "--seconds", type=float, metavar="S",
+        help=f"time per cell, commit and round (default: {compare.SECONDS})",
+    )  # fmt: skip
+    command.add_argument(
+        "--quick", action="store_true",
+        help=f"float32 alone, no large arrays, {compare.QUICK_ROUNDS} rounds of "
+        f"{compare.QUICK_SECONDS} s",
+    )  # fmt: skip
+    command.add_argument(
+        "--cells", default="", metavar="PATTERN",
+        help="only those whose name has this in it, such as 'training*8x16'",
+    )  # fmt: skip
+    command.add_argument(
+        "--show", choices=("worst", "all"), default="worst", help="which cells (default: worst)"
+    )
 
 
-def _add_baseline_file(command, text: str) -> None:
-    command.add_argument("--baseline", type=Path, default=BASELINE, metavar="FILE", help=text)
+def _add_cold(commands) -> None:
+    from benchmarks import cold
+
+    command = _add_command(
+        commands, "cold", _cold, "See what the first calls cost, with nothing compiled yet",
+        "Runs each case in a process of its own with an empty cache. Exit status: 1 if a case "
+        f"compiles more functions than its bar allows or, given REF, takes more than "
+        f"{cold.GROWTH} times its processor time.",
+    )  # fmt: skip
+    command.add_argument("ref", metavar="REF", nargs="?", help="a commit to compare with")
 
 
 def _add_record(commands) -> None:
@@ -80,10 +76,6 @@ def _add_record(commands) -> None:
     command.add_argument(
         "files", type=Path, nargs="+", metavar="RUN.json",
         help="written by `pytest benchmarks --grid report --benchmark-json=RUN.json`",
-    )  # fmt: skip
-    command.add_argument(
-        "--again", action="store_true",
-        help="first measure again what was measured beside other work, to judge by the copies",
     )  # fmt: skip
     command.add_argument(
         "--to", type=Path, default=RESULTS, metavar="FILE",
@@ -107,33 +99,35 @@ def _add_report(commands) -> None:
 
 
 def _compare(arguments) -> int:
-    from benchmarks import compare, grid
+    from benchmarks import compare
 
-    files = [grid.newest_autosave()] if arguments.files == [] else arguments.files or []
-    repeats = compare.REPEATS if arguments.repeats is None else arguments.repeats
-    fine = compare.compare(files, arguments.baseline, repeats, all_cells=arguments.all)
+    rounds, seconds = compare.ROUNDS, compare.SECONDS
+    if arguments.quick:
+        rounds, seconds = compare.QUICK_ROUNDS, compare.QUICK_SECONDS
+    fine = compare.compare(
+        arguments.ref,
+        compare.grid(arguments.quick, arguments.cells),
+        arguments.threads,
+        rounds if arguments.rounds is None else arguments.rounds,
+        seconds if arguments.seconds is None else arguments.seconds,
+        arguments.show == "all",
+    )
     return 0 if fine else 1
 
 
-def _baseline(arguments) -> int:
-    from benchmarks import compare
+def _cold(arguments) -> int:
+    from benchmarks import cold
 
-    compare.make_baseline(arguments.baseline, arguments.runs)
-    return 0
+    return 0 if cold.cold(arguments.ref) else 1
 
 
 def _record(arguments) -> int:
-    from benchmarks import grid, results
+    from benchmarks import results
 
     runs = results.merged(run for file in arguments.files for run in results.read(file))
-    if arguments.again:
-        runs = [grid.calmer(run) for run in runs]
     results.write(arguments.to, runs)
     for run in runs:
-        print(
-            f"{run.machine['cpu']}, threads: {run.machine['threads']}, cells: {len(run.cells)}, "
-            f"measured beside other work: {len(grid.disturbed(run))}"
-        )
+        print(f"{run.machine['cpu']}, {run.machine['threads']} threads, {len(run.cells)} cells")
     return 0
 
 
@@ -145,7 +139,7 @@ def _report(arguments) -> int:
     report.write(runs, arguments.results.name, page, picture)
     print(f"Written: {page} and {picture}")
     if arguments.to == RESULTS.parent:  # not elsewhere: the README shows the picture
-        readme = RESULTS.parent.parent / "README.md"
+        readme = ROOT / "README.md"
         text = report.with_summary(readme.read_text(encoding="utf-8"), report.main_run(runs))
         readme.write_text(text, encoding="utf-8")
         print(f"Written: the figures in {readme}")

@@ -1,273 +1,298 @@
-"""Is it slower than it was? New runs of the quick grid against the committed baseline.
+"""Is the working tree slower than another commit? Both are measured here and now, side by side.
 
-Copies and reads beside each call take out most of what a shared machine does to its time, not
-all: where an array lies in memory and who else uses it make a cell of a large array 5 % slower or
-faster from one process to the next, of one that is in cache 5 to 20 %. So a cell is measured in
-several processes and their median counts, and cells are judged together.
+Each round starts a process of either commit. They take turns, cell by cell: what the machine does
+meanwhile is the same for both. What differs from process to process, such as where arrays lie in
+memory, differs from round to round. So a round gives one ratio per cell, and three quarters of
+the rounds must agree. `RULE` is the rule.
 """
 
+import itertools
+import json
+import math
+import shutil
 import statistics
-from collections.abc import Iterable
-from dataclasses import replace
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from benchmarks import grid, results
-from benchmarks.machine import machine
-from benchmarks.results import Cell, Run, Unusable
+from benchmarks import results, trees
+from benchmarks.problem import LARGE, QUICK
+from benchmarks.results import Unusable
+from benchmarks.trees import Tree
+from tests.cases import Case
 
-#: What a cell is timed by, for each kind of array: the geometric mean of its ratios to these.
-CLOCKS = {"large": ("copy", "streaming_copy", "read"), "in cache": ("copy", "read")}
-#: The clock that varied least with statistics of large arrays, which read alone; by all three
-#: the same code gave up to 1.12.
-STATISTICS_CLOCKS = ("copy",)
-#: How many times as long all cells of an operation, layout and kind of array may take together,
-#: by geometric mean. Any three of ten runs of the same code gave at most 1.07 for large arrays
-#: (1.10 for their statistics), and 1.07 (evaluation) to 1.16 (statistics) for those in cache.
-GROUP_GROWTH = {"large": 1.12, "in cache": 1.2}
-GROUP_CELLS = 2
-#: One cell alone counts only when it is off by more.
-CELL_GROWTH = 1.5
-#: In how many processes the grid is measured, and how many more times what looks slower then.
-RUNS, REPEATS = 3, 4
-#: Arrays below this take as long as a few Python calls. Beside other work a copy of so little
-#: slows down more than fastbn does, so that the ratio falls; on a calm machine the seconds are
-#: stable to a few percent. So both have to grow, and such cells are not judged together.
-SMALL_BYTES = 256 * 1024
-#: x and an output of more than this are in no cache of a usual machine.
-LARGE_BYTES = 32 * 2**20
-#: Part of the cells that a machine may have been too busy for.
-MOST_UNSURE = 0.1
-#: Rows of the table when nothing is slower.
-FEW = 5
-
-Key = tuple[str, ...]
-Group = tuple[str, str, str]
-#: How many times as long as before a cell takes; None where the machine was too busy to say.
-Growths = dict[Key, float | None]
-
-WAY_OUT = "`python -m benchmarks baseline` makes a new baseline"
+#: How many times as long a cell, or the geometric mean of an operation's cells, may take.
+CELL, OPERATION = 1.05, 1.02
+RULE = (
+    f"A cell is slower if it takes more than {CELL} times as long as before in at least three "
+    f"rounds of four, an operation if the geometric mean of its cells takes more than {OPERATION} "
+    "times as long in as many, and either only if it does so again when it is measured again."
+)
+#: Nothing can be told where half of the cells differ by more from one round to the next.
+NOISE = 0.1
+#: The mean of fewer cells is not that of an operation.
+LEAST_CELLS = 5
+ROUNDS, SECONDS = 8, 0.03
+QUICK_ROUNDS, QUICK_SECONDS = 4, 0.015
+#: How often the two change turns within a cell.
+TURNS = 3
+#: Rows of the table if less than that is slower.
+FEW = 10
 
 
-def compared(cells: Iterable[Cell]) -> dict[Key, Cell]:
-    """The cells that can be compared: those that were measured next to a copy."""
-    return {c.key: c for c in cells if c.ratio_to_copy is not None and c.seconds_of_copy}
+@dataclass(frozen=True)
+class Cell:
+    """What is timed: one operation on arrays of one shape, layout and dtype."""
+
+    operation: str
+    dtype: str
+    case: Case
+
+    def __str__(self) -> str:
+        return f"{self.operation}, {self.case.name} {self.dtype}"
 
 
-def growth(new: Cell, old: Cell) -> float | None:
-    """How many times as long as before, by the clocks of that kind of array."""
-    if len(grid.calm([new, old])) < 2:
-        return None
-    ratio = new.ratio_to_copy / old.ratio_to_copy
-    if new.bytes < SMALL_BYTES:
-        return min(ratio, new.seconds / old.seconds)
-    pairs = [
-        (getattr(cell, f"ratio_to_{clock}") for cell in (new, old)) for clock in clocks_of(new)
-    ]
-    return statistics.geometric_mean(now / before for now, before in pairs if now and before)
+#: Of each cell the seconds that the old and the new tree took, round by round.
+Times = dict[Cell, list[tuple[float, float]]]
 
 
-def clocks_of(cell: Cell) -> tuple[str, ...]:
-    """What an array that is not small is timed by."""
-    kind = kind_of(cell)
-    if (cell.operation, kind) == ("statistics", "large"):
-        return STATISTICS_CLOCKS
-    return CLOCKS[kind]
+def grid(quick: bool = False, pattern: str = "") -> list[Cell]:
+    """The quick grid in both dtypes, large arrays in float32 alone; and calls of layers."""
+    found = []
+    for case in QUICK:
+        large = case.size > LARGE
+        if quick and large:
+            continue
+        for dtype in ("float32",) if quick or large else ("float32", "float64"):
+            operations = ["evaluation"]
+            if case.count > 1:
+                operations += ["training", "backward", "statistics"]
+            if case.size <= 2**10 and dtype == "float32":
+                operations += ["layer evaluation", "layer step"][: 1 + (case.count > 1)]
+            found += [Cell(operation, dtype, case) for operation in operations]
+    chosen = [cell for cell in found if fnmatchcase(str(cell), f"*{pattern}*")]
+    if not chosen:
+        raise Unusable(f"no cell is called *{pattern}*; `--show all` shows what they are called")
+    return chosen
 
 
-def kind_of(cell: Cell) -> str:
-    """Whether x and an output fit into the last-level cache; "small" is neither."""
-    if cell.bytes < SMALL_BYTES:
-        return "small"
-    return "large" if 2 * cell.bytes > LARGE_BYTES else "in cache"
+# --- measuring --------------------------------------------------------------------------------
 
 
-def group_of(cell: Cell) -> Group:
-    """Operation, layout, and kind of array."""
-    layout = "channels first" if cell.layout == "channels first" else "channels last"
-    return cell.operation, layout, kind_of(cell)
+class Worker:
+    """A process that times cells in one tree."""
+
+    def __init__(self, tree: Tree, threads: int) -> None:
+        self._tree = tree
+        shutil.copy(Path(__file__).with_name("worker.py"), tree.folder)
+        self._process = subprocess.Popen(
+            [sys.executable, "worker.py", str(threads)], cwd=tree.folder, text=True,
+            env=tree.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.communicate()
+
+    def ask(self, cell: Cell, seconds: float) -> None:
+        """Let it time a cell for so long."""
+        request = [cell.operation, cell.dtype, cell.case.shape, cell.case.axis, seconds]
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+
+    def answer(self) -> float | str:
+        """The seconds of the fastest call, or what the tree cannot do."""
+        line = self._process.stdout.readline()
+        if not line:
+            raise Unusable(f"the process that measures {self._tree.name} has ended")
+        return json.loads(line)
+
+    def time(self, cell: Cell, seconds: float) -> float:
+        self.ask(cell, seconds)
+        return self.answer()
 
 
-def limit_of(group: Group) -> float | None:
-    """What counts as slower for a group; None if its cells are not judged together."""
-    return GROUP_GROWTH.get(group[2])
+def compiled(old: Tree, new: Tree, cells: Sequence[Cell], threads: int) -> list[Cell]:
+    """Let both compile all that the cells need; those that both can do are returned."""
+    from fastbn._system.progress import track
+
+    able = []
+    with Worker(old, threads) as before, Worker(new, threads) as now:
+        for cell in track(cells, "compiling"):
+            before.ask(cell, 0)
+            now.ask(cell, 0)
+            old_answer, new_answer = before.answer(), now.answer()
+            if isinstance(new_answer, str):
+                raise Unusable(f"{cell}: {new_answer}")
+            if isinstance(old_answer, str):
+                print(f"Left out: {cell}; {old.name} cannot do it ({old_answer}).")
+            else:
+                able.append(cell)
+    if not able:
+        raise Unusable(f"{old.name} can do none of it")
+    return able
 
 
-def by_group(grown: Growths, cells: dict[Key, Cell]) -> dict[Group, float]:
-    """The geometric mean of each group that has a limit and several cells."""
-    found: dict[Group, list[float]] = {}
-    for key, g in grown.items():
-        if g is not None:
-            found.setdefault(group_of(cells[key]), []).append(g)
+def measured(
+    old: Tree, new: Tree, cells: Sequence[Cell], threads: int, rounds: int, seconds: float
+) -> Times:
+    """The times of all cells, in fresh processes each round."""
+    from fastbn._system.progress import Progress
+
+    times: Times = {cell: [] for cell in cells}
+    with Progress(rounds * len(cells), "measuring") as progress:
+        for first in range(rounds):
+            with Worker(old, threads) as before, Worker(new, threads) as now:
+                for cell in cells:
+                    times[cell].append(_in_turn((before, now), cell, seconds, first))
+                    progress.advance()
+    return times
+
+
+def _in_turn(
+    workers: tuple[Worker, Worker], cell: Cell, seconds: float, first: int
+) -> tuple[float, float]:
+    """The best of some turns each; who begins changes every turn and every round."""
+    best = [math.inf, math.inf]
+    for turn in range(TURNS):
+        for k in (0, 1) if (first + turn) % 2 == 0 else (1, 0):
+            best[k] = min(best[k], workers[k].time(cell, seconds / TURNS))
+    return best[0], best[1]
+
+
+# --- judging ----------------------------------------------------------------------------------
+
+
+def ratios(rounds: Iterable[tuple[float, float]]) -> list[float]:
+    """How many times as long as before, in each round."""
+    return [new / old for old, new in rounds]
+
+
+def agreed(ratios: Iterable[float]) -> float:
+    """What at least three ratios of four reach."""
+    ordered = sorted(ratios)
+    return ordered[len(ordered) // 4]
+
+
+def noise(rounds: Sequence[tuple[float, float]]) -> float:
+    """How much the same code differs from one round to the next: 0.1 is a tenth."""
+    logs = [[math.log(seconds) for seconds in tree] for tree in zip(*rounds, strict=True)]
+    steps = [abs(b - a) for tree in logs for a, b in itertools.pairwise(tree)]
+    return math.expm1(statistics.median(steps)) if steps else math.nan
+
+
+def too_noisy(times: Times) -> bool:
+    """Whether what else the machine does hides what is slower."""
+    return statistics.median(map(noise, times.values())) > NOISE
+
+
+def means(times: Times) -> dict[str, list[float]]:
+    """The geometric mean of the ratios of each operation's cells, in each round."""
+    cells: dict[str, list[list[float]]] = {}
+    for cell, rounds in times.items():
+        cells.setdefault(cell.operation, []).append(ratios(rounds))
     return {
-        group: statistics.geometric_mean(g)
-        for group, g in found.items()
-        if limit_of(group) and len(g) >= GROUP_CELLS
+        operation: [statistics.geometric_mean(each) for each in zip(*found, strict=True)]
+        for operation, found in cells.items()
+        if len(found) >= LEAST_CELLS
     }
 
 
-def slower(grown: Growths, cells: dict[Key, Cell]) -> list[Key]:
-    """Cells that are slower, and all cells of groups that are slower as a whole."""
-    means = by_group(grown, cells)
-    slow = {group for group, mean in means.items() if mean > limit_of(group)}
-    return [
-        k for k, g in grown.items()
-        if g is not None and (g > CELL_GROWTH or group_of(cells[k]) in slow)
-    ]  # fmt: skip
+def slower(times: Times) -> tuple[list[Cell], list[str]]:
+    """The cells and operations that are slower in three rounds of four."""
+    return (
+        [cell for cell, rounds in times.items() if agreed(ratios(rounds)) > CELL],
+        [operation for operation, mean in means(times).items() if agreed(mean) > OPERATION],
+    )
 
 
-def unsure(grown: Growths) -> list[Key]:
-    """Cells that were measured on a machine too busy to say."""
-    return [key for key, g in grown.items() if g is None]
+def judged(times: Times, measure_again) -> tuple[Times, list[Cell], list[str]]:
+    """By `RULE`: the times that count, and the cells and operations that are slower.
 
-
-def check_machines(new: dict, old: dict) -> None:
-    """Refuse to compare what cannot be compared."""
-    for name, words in (("cpu", "on {}"), ("threads", "with {} threads")):
-        if new[name] != old[name]:
-            raise Unusable(
-                f"the baseline was measured {words.format(old[name])}, this run "
-                f"{words.format(new[name])}; {WAY_OUT}"
-            )
-
-
-def check_cells(new: dict[Key, Cell], old: dict[Key, Cell], more: bool) -> None:
-    """Refuse a run without cells of the baseline, or with ``more`` unless that is wanted."""
-    absent = [key for key in old if key not in new]
-    unknown = [] if more else [key for key in new if key not in old]
-    for keys, words in ((absent, "the run lacks"), (unknown, "the baseline lacks")):
-        if keys:
-            example = " ".join(keys[0])
-            raise Unusable(f"{words} {len(keys)} cells of the other, such as {example}; {WAY_OUT}")
-
-
-def growths(runs: list[dict[Key, Cell]], old: dict[Key, Cell]) -> Growths:
-    """The median over all runs that measured a cell and were calm."""
-    found: Growths = {}
-    for key, cell in old.items():
-        each = [growth(run[key], cell) for run in runs if key in run]
-        sure = [g for g in each if g is not None]
-        found[key] = statistics.median(sure) if sure else None
-    return found
-
-
-def settle(runs: list[Run], old: dict[Key, Cell], repeats: int) -> Growths:
-    """Measure what is slower or unsure again, up to ``repeats`` times, until it is not."""
-    measured = [compared(run.cells) for run in runs]
-    grown = growths(measured, old)
-    for attempt in range(repeats):
-        keys = slower(grown, old) + unsure(grown)
-        if not keys:
-            break
-        print(
-            f"{len(keys)} cells look slower, or were measured beside other work. "
-            f"Again ({attempt + 1} of {repeats}):",
-            flush=True,
-        )
-        repeated = grid.measure_again([measured[0][key].test for key in keys], runs[0])
-        check_machines(repeated.machine, runs[0].machine)
-        measured.append(compared(repeated.cells))
-        grown = growths(measured, old)
-    return grown
-
-
-def run_again_and_again(count: int) -> list[Run]:
-    """The quick grid, ``count`` times."""
-    runs = []
-    for i in range(count):
-        print(f"Run {i + 1} of {count}:", flush=True)
-        runs.append(grid.run_grid())
-    return runs
-
-
-def compare(
-    run_files: list[Path], baseline_file: Path, repeats: int = REPEATS, all_cells: bool = False
-) -> bool:
-    """Print how runs compare with the baseline, and return whether nothing is slower.
-
-    Without files they are measured.
+    ``measure_again`` takes cells and returns their new `Times`.
     """
-    if not baseline_file.exists():
-        raise Unusable(f"there is no baseline {baseline_file.name}; {WAY_OUT}")
-    baseline = results.read(baseline_file)[0]
-    if not run_files:
-        check_machines(machine(), baseline.machine)  # before the minutes that the grid takes
-        runs = run_again_and_again(RUNS)
-    else:
-        runs = [results.read(file)[0] for file in run_files]
-    old = compared(baseline.cells)
-    for run in runs:
-        check_machines(run.machine, baseline.machine)
-        check_cells(compared(run.cells), old, more=bool(run_files))
-    can_repeat = all(compared(runs[0].cells)[key].test for key in old)  # not in what `record` wrote
-    grown = settle(runs, old, repeats if can_repeat else 0)
-    print(summary(grown, old, baseline, runs[0], all_cells))
-    fine = not slower(grown, old)
-    if fine and len(unsure(grown)) > MOST_UNSURE * len(grown):
-        raise Unusable(
-            f"{len(unsure(grown))} cells cannot be compared: the copies beside them took another "
-            f"time than in the baseline. Leave the machine alone and try again; if that does not "
-            f"help, it is another machine: {WAY_OUT}"
-        )
-    return fine
+    cells, operations = slower(times)
+    again = [cell for cell in times if cell in cells or cell.operation in operations]
+    if again:
+        times = {**times, **measure_again(again)}
+    cells_again, operations_again = slower(times)
+    return (
+        times,
+        [cell for cell in cells if cell in cells_again],
+        [operation for operation in operations if operation in operations_again],
+    )
 
 
-def summary(grown: Growths, old: dict[Key, Cell], baseline: Run, run: Run, all_cells: bool) -> str:
-    """What was found, in words and tables; the worst cells first."""
+# --- telling ----------------------------------------------------------------------------------
+
+
+def report(times: Times, cells: list[Cell], operations: list[str], show_all: bool) -> str:
+    """Tables of the operations and of the worst cells, and what is slower."""
     from tabulate import tabulate
 
-    means = by_group(grown, old)
-    known = sorted((key for key in grown if grown[key] is not None), key=grown.get, reverse=True)
-    slow = sum(grown[key] > CELL_GROWTH for key in known)
-    failed = sum(mean > limit_of(group) for group, mean in means.items())
-    shown = known if all_cells else known[: max(FEW, slow)]
+    def row(found: list[float], slow: bool) -> list[str]:
+        ratio = statistics.median(found)
+        return [f"{ratio:.3f}", f"{agreed(found):.3f}", "slower" if slow else ""]
 
-    def mark(value: float, limit: float) -> str:
-        return "slower" if value > limit else ""
-
-    cells = [(*key, f"{grown[key]:.2f}", mark(grown[key], CELL_GROWTH)) for key in shown]
-    cells += [(*key, "?", "machine busy") for key in unsure(grown)]
-    groups = [
-        (*group, f"{mean:.3f}", limit_of(group), mark(mean, limit_of(group)))
-        for group, mean in means.items()
+    in_order = sorted(times, key=lambda cell: agreed(ratios(times[cell])), reverse=True)
+    shown = in_order if show_all else in_order[: max(FEW, len(cells))]
+    cell_rows = []
+    for cell in shown:
+        old, new = (statistics.median(tree) for tree in zip(*times[cell], strict=True))
+        text = f"{cell.case.name} {cell.dtype}"
+        seconds = [f"{old * 1e6:.4g}", f"{new * 1e6:.4g}", f"{noise(times[cell]):.1%}"]
+        cell_rows.append([cell.operation, text, *seconds, *row(ratios(times[cell]), cell in cells)])
+    mean_rows = [
+        [name, str(sum(cell.operation == name for cell in times)), *row(mean, name in operations)]
+        for name, mean in means(times).items()
     ]
-    head = ["case", "dtype", "operation", "provider", "times as long", ""]
-    means_head = ["operation", "layout", "arrays", "geometric mean", "limit", ""]
+    head = ["ratio", "in 3 of 4", ""]
+    cell_head = ["operation", "cell", "old µs", "new µs", "noise", *head]
+    tables = [tabulate(cell_rows, cell_head, disable_numparse=True)]
+    if mean_rows:
+        mean_head = ["operation", "cells", *head]
+        tables.append(tabulate(mean_rows, mean_head, disable_numparse=True))
     return "\n\n".join([
-        f"Times as long as in the baseline of {baseline.machine['date']}, relative to a copy:",
-        tabulate(cells, head, disable_numparse=True),
-        *([tabulate(groups, means_head, disable_numparse=True)] if groups else []),
-        *changed_versions(run, baseline),
-        f"Slower: {slow} of {len(known)} cells (more than {CELL_GROWTH} times as long), "
-        f"{failed} of {len(means)} groups.",
+        *tables,
+        "ratio: the median round's; in 3 of 4: what at least three rounds of four reach; noise: "
+        "what the same code differs by from one round to the next.\n" + RULE,
+        f"Slower: {len(cells)} of {len(times)} cells, {len(operations)} of {len(mean_rows)} "
+        "operations.",
     ])  # fmt: skip
 
 
-def changed_versions(run: Run, baseline: Run) -> list[str]:
-    """A sentence about what else is not as it was."""
-    before, now = baseline.machine["versions"], run.machine["versions"]
-    used = ("python", "fastbn", "numba", "numpy")
-    changed = [f"{p} {before.get(p)} -> {now.get(p)}" for p in used if before.get(p) != now.get(p)]
-    return [f"Other versions than the baseline's: {', '.join(changed)}."] if changed else []
+def compare(
+    ref: str, cells: Sequence[Cell], threads: int, rounds: int, seconds: float, show_all: bool
+) -> bool:
+    """Print how the working tree compares with a commit; whether nothing is slower."""
+    with tempfile.TemporaryDirectory() as folder:
+        old = trees.commit(ref, Path(folder) / "old")
+        new = trees.working_tree(Path(folder) / "new")
+        able = compiled(old, new, cells, threads)
+        print(
+            f"{new.name} against {old.name}, {results.cpu_model()}, "
+            f"threads: {threads or 'all'}, cells: {len(able)}, rounds: {rounds}.",
+            flush=True,
+        )
 
+        def measure(some: Sequence[Cell]) -> Times:
+            return measured(old, new, some, threads, rounds, seconds)
 
-def typical(runs: list[Run]) -> Run:
-    """Of each cell the median of the calm runs: by its ratio to a copy; if small, by its seconds.
+        def measure_again(some: Sequence[Cell]) -> Times:
+            print(f"Measured again, alone or with their operation: {len(some)} cells.", flush=True)
+            return measure(some)
 
-    Not the best: a new run would hardly ever be as lucky.
-    """
-
-    def median_of(cells: list[Cell]) -> Cell:
-        calm = grid.calm(cells)
-        calm.sort(key=lambda c: c.seconds if c.bytes < SMALL_BYTES else c.ratio_to_copy)
-        return calm[(len(calm) - 1) // 2]
-
-    measured = [compared(run.cells) for run in runs]
-    cells = [median_of([found[key] for found in measured]) for key in measured[0]]
-    return replace(runs[-1], cells=tuple(cells))
-
-
-def make_baseline(to: Path, count: int) -> None:
-    """Run the quick grid ``count`` times and keep the median of each cell."""
-    runs = run_again_and_again(count)
-    results.write(to, [typical(runs)])
-    print(f"Written: {to}, {len(compared(runs[0].cells))} cells.")
+        times, slow_cells, slow_operations = judged(measure(able), measure_again)
+    print(report(times, slow_cells, slow_operations, show_all))
+    fine = not (slow_cells or slow_operations)
+    if fine and too_noisy(times):
+        raise Unusable(
+            "no cell is found slower, but the machine is too busy to tell: half of the cells "
+            f"differ by more than {NOISE:.0%} from one round to the next"
+        )
+    return fine

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-import benchmarks.machine
+import benchmarks.results
 
 GRIDS = ("quick", "report", "full")
 
@@ -14,7 +14,7 @@ def pytest_addoption(parser):
         "--grid",
         choices=GRIDS,
         default="quick",
-        help="quick: fastbn alone on a few shapes, to find what got slower; report: everybody, on "
+        help="quick: fastbn alone on a few shapes, next to copies; report: everybody, on "
         "what the report shows (a quarter of an hour); full: all there is (hours)",
     )
     parser.addoption("--threads", type=int, help="let everybody use this number of processors")
@@ -28,7 +28,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def machine():
-    return benchmarks.machine.machine()
+    return benchmarks.results.machine()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -5,10 +5,22 @@ from functools import lru_cache
 
 import numpy as np
 
-from tests.cases import Case
+from tests.cases import SPEED, Case
 
 #: Operations, and how often each must at least move the bytes of x.
 OPERATIONS = {"evaluation": 2, "training": 2, "backward": 3, "statistics": 1}
+#: Cases that reach every way of walking an array, in cache and out of it.
+QUICK = tuple(case for case in SPEED if case.name in (
+    "ResNet-50 batch 32: 32x64x56x56", "ResNet-50 batch 32: 32x64x56x56 last",
+    "ResNet-50 batch 32: 32x2048x7x7", "ResNet-50 batch 32: 32x512x7x7",
+    "ResNet-50 batch 1: 1x256x56x56", "ResNet-50 batch 1: 1x256x56x56 last",
+    "ResNet-50 batch 1: 1x512x14x14", "ResNet-50 batch 1: 1x2048x7x7 last",
+    "MobileNetV2 batch 32: 32x24x56x56 last", "audio: 8x512x399",
+    "segmentation: 1x16x1024x1024", "small: 1x64x1x1", "table: 8x16", "table: 256x10",
+    "table: 1024x128", "table: 10000x100", "table: 100000x64",
+))  # fmt: skip
+#: Above this float64 adds nothing but time, and NumPy takes seconds.
+LARGE = 2**23
 EPS = 1e-5
 MOMENTUM = 0.1
 

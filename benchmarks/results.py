@@ -4,18 +4,20 @@ A cell is one case, dtype, operation and provider. A run is what one machine mea
 number of threads. pytest-benchmark's own files are read as well.
 """
 
+import importlib.metadata
 import json
+import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BASELINE = ROOT / "benchmarks" / "baseline.json"
 RESULTS = ROOT / "benchmarks" / "results.json"
 
 DIGITS = 4
 #: What is kept of the machine. Nothing that says which one it is, such as its name.
 MACHINE = ("cpu", "last_level_cache", "threads", "versions", "date")
+PACKAGES = ("numba", "numpy", "torch", "onnxruntime", "jax")
 #: "beyond the last-level cache" begins here where the machine does not tell its size.
 USUAL_CACHE = 32 * 2**20
 
@@ -42,9 +44,6 @@ class Cell:
     ratio_to_fastbn: float | None
     seconds_of_copy: float | None
     seconds_of_streaming_copy: float | None
-    ratio_to_read: float | None = None
-    seconds_of_read: float | None = None
-    test: str | None = None  # the id to measure it again by; not kept
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -63,7 +62,7 @@ class Cell:
 
 
 LAYOUTS = ("channels first", "channels last", "tables (N, C)")
-COLUMNS = tuple(field.name for field in fields(Cell) if field.name != "test")
+COLUMNS = tuple(field.name for field in fields(Cell))
 #: What a cell that has no array, such as the start of a process, need not say.
 OPTIONAL = {"case": "", "dtype": "", "shape": (), "axis": 1, "bytes": 0, "moved": 0}
 
@@ -112,7 +111,7 @@ def _from_pytest(content: dict) -> Run:
         raise ValueError("no cell was measured")
     machine = {name: found[0]["extra_info"].get(name) for name in MACHINE}
     machine["date"] = content["datetime"][:10]
-    return Run(machine, tuple(_cell(b["extra_info"], b["fullname"]) for b in found))
+    return Run(machine, tuple(_cell(b["extra_info"]) for b in found))
 
 
 def _from_json(run: dict, columns: list[str]) -> Run:
@@ -120,13 +119,13 @@ def _from_json(run: dict, columns: list[str]) -> Run:
     return Run({name: run["machine"][name] for name in MACHINE}, cells)
 
 
-def _cell(values: dict, test: str | None = None) -> Cell:
+def _cell(values: dict) -> Cell:
     known = {name: values.get(name, OPTIONAL.get(name)) for name in COLUMNS}
     for name in ("operation", "provider", "seconds"):
         if known[name] is None:
             raise LookupError(f"a cell without {name}")
     known["shape"] = tuple(known["shape"])
-    return Cell(**known, test=test)
+    return Cell(**known)
 
 
 def write(path: Path, runs: Iterable[Run]) -> None:
@@ -155,3 +154,36 @@ def merged(runs: Iterable[Run]) -> list[Run]:
         date = max(before.machine["date"], run.machine["date"])
         found[same] = replace(run, machine={**run.machine, "date": date}, cells=(*cells.values(),))
     return list(found.values())
+
+
+# --- the machine ------------------------------------------------------------------------------
+
+
+def machine() -> dict:
+    """What is kept of this machine, but for the date."""
+    import fastbn
+    from fastbn._system.processor import known_cache
+
+    own = {"python": platform.python_version(), "fastbn": fastbn.__version__}
+    return {
+        "cpu": cpu_model(),
+        "last_level_cache": known_cache(),
+        "threads": fastbn.get_num_threads(),
+        "versions": own | {package: _version(package) for package in PACKAGES},
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -3,30 +3,19 @@
 import numpy as np
 import pytest
 
-from benchmarks.limits import limits
+import fastbn
+from benchmarks.copies import copies
 from benchmarks.measure import measure_in_turn
-from benchmarks.problem import OPERATIONS, problem
+from benchmarks.problem import LARGE, OPERATIONS, QUICK, problem
 from benchmarks.providers import PROVIDERS, Fastbn, Unsupported
 from tests.cases import MODELS, SPEED, Case
 
-#: Enough to notice a slower kernel of either layout, in cache and out of it.
-QUICK = (
-    "ResNet-50 batch 32: 32x256x56x56", "ResNet-50 batch 32: 32x256x56x56 last",
-    "ResNet-50 batch 32: 32x2048x7x7", "ResNet-50 batch 1: 1x256x56x56",
-    "ResNet-50 batch 1: 1x256x56x56 last", "ResNet-50 batch 1: 1x512x14x14",
-    "segmentation: 1x16x1024x1024", "small: 1x64x1x1", "table: 8x16", "table: 10000x100",
-    "table: 100000x64",
-)  # fmt: skip
-
-
 NETWORKS = ("ResNet", "MobileNet")  # float32, as they are used
-#: Above this NumPy takes seconds, which only the full grid waits for.
-LARGE = 2**23
 
 
 def _grid(case, dtype, operation, name):
     """The smallest grid that a cell belongs to; each grid has the cells of those before."""
-    if case.name in QUICK and dtype == "float32" and name.startswith("fastbn"):
+    if case in QUICK and dtype == "float32" and name.startswith("fastbn"):
         return "quick"
     if case in MODELS and operation == "statistics":
         return "full"
@@ -69,7 +58,43 @@ def test_speed(benchmark, machine, case: Case, dtype, operation, name):
         if got.shape != expected.shape:
             got = np.moveaxis(got, 1, p.axis)
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
-    calls = {"call": call, **limits(p.x)}
+    calls = {"call": call, **copies(p.x)}
     if name != Fastbn.name:
         calls["fastbn"] = fastbn_call
     measure_in_turn(benchmark, calls, operation, name, p, machine)
+
+
+# --- what one call costs where there is hardly anything to compute: through a layer ------------
+
+SMALL = next(case for case in SPEED if case.name.startswith("small"))
+
+
+def _fastbn(p):
+    layer = fastbn.BatchNorm2d(p.case.channels).eval()
+    return lambda: layer(p.x)
+
+
+def _torch(p):
+    import torch
+
+    layer, x = torch.nn.BatchNorm2d(p.case.channels).eval(), torch.from_numpy(p.x)
+
+    def call():
+        with torch.inference_mode():
+            return layer(x)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [("fastbn", _fastbn), pytest.param("torch", _torch, marks=pytest.mark.report)],
+)
+def test_layer(benchmark, machine, name, make):
+    if PROVIDERS[name].missing():
+        pytest.skip(f"{name}: the package {PROVIDERS[name].missing()} is not installed")
+    p = problem(SMALL, "float32")
+    calls = {"call": make(p)}
+    if name != "fastbn":
+        calls["fastbn"] = _fastbn(p)
+    measure_in_turn(benchmark, calls, "layer evaluation", name, p, machine)

@@ -1,5 +1,6 @@
-"""How long a process takes from its start to its first result, its caches warm."""
+"""How long a process takes from its start to its first result: its caches warm, and cold."""
 
+import math
 import os
 import statistics
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import cold, trees
 from benchmarks.providers import PROVIDERS
 
 ROUNDS = 7
@@ -54,3 +56,11 @@ def test_start(benchmark, machine, name):
         axis=1, bytes=0, moved=0, seconds=statistics.median(own), calls_per_round=1,
         ratio_to_fastbn=statistics.median(ratios), **machine,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", cold.CASES)
+def test_cold(benchmark, tmp_path, case):
+    tree = trees.working_tree(tmp_path)
+    found = benchmark.pedantic(cold.measure, (tree, case), rounds=1)
+    benchmark.extra_info.update(functions=found.functions, cpu_seconds=found.cpu)
+    assert cold.judged(found, cold.BARS.get(case, math.inf)) == ""

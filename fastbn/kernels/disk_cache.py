@@ -90,7 +90,7 @@ def _forget_oldest(folder: Path, name: str) -> None:
 
 
 def _folders() -> list[Path]:
-    """Where files are looked for and written to, in order; ``NUMBA_CACHE_DIR`` alone if it can be."""
+    """Where files are looked for and written to, in order."""
     folders = []
     given = os.environ.get("NUMBA_CACHE_DIR")
     if given:
