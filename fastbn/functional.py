@@ -1,4 +1,4 @@
-"""Batch normalization as pure functions: check, plan, dispatch.
+"""Batch normalization as pure functions: signatures and documentation; `_call` does the work.
 
 State is passed in and, for running statistics, updated in place; nothing is
 remembered between calls. Layers that hold the state are in `fastbn.layers`.

@@ -1,6 +1,7 @@
 """Scripts run in a process of their own, so that a crash or a hang is a failed test."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -15,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = Path(fastbn.__file__).parent
 LAYERS = ("workqueue", "omp", "tbb")
 
-#: Seconds that a script may take. Most of it is for compilation into an empty cache.
-TIMEOUT = 240
+#: Seconds that a script may take: many more than any needs, because a machine may be busy.
+TIMEOUT = 900
 
 
 def start(code, *, layer=None, path=PACKAGE.parent, env=None, threads=4):
@@ -78,6 +79,14 @@ def run_all(codes: Iterable[str], at_once=2, timeout=TIMEOUT, **options):
             for process in processes:
                 process.kill()
     return outputs
+
+
+def copy_package(to, source=PACKAGE, beside=False):
+    """A copy of the package; unless ``beside``, no cache can be kept beside its sources."""
+    shutil.copytree(source, to / "fastbn", ignore=shutil.ignore_patterns("__pycache__"))
+    if not beside:
+        (to / "fastbn" / "kernels" / "__pycache__").write_text("not a folder")
+    return to
 
 
 @lru_cache

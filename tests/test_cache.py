@@ -1,75 +1,135 @@
-"""Compilation: what is compiled, when, and a disk cache that is broken, stale or shared."""
+"""The disk cache of native code: broken, stale, shared or not to be had.
 
-import os
-import shutil
-
-import numpy as np
-import pytest
-
-import fastbn
-from fastbn.kernels import cpu_channels, cpu_first, cpu_last
-from fastbn.kernels.compile import Kernel
-from tests import subprocess_tools as tools
-
-pytestmark = pytest.mark.compiled
-
-#: One small evaluation call compiles one serial kernel; prints what the cache did for it.
-EVALUATE = """
-import numpy as np, fastbn
-from fastbn.kernels import cpu_first
-from tests import reference
-
-kernel = cpu_first.normalize.serial
-for dtype in {dtypes}:
-    x = np.random.default_rng(0).normal(3, 2, (2, 3, 40)).astype(dtype)
-    mean, var = np.arange(3.0, dtype=dtype), np.arange(1.0, 4.0, dtype=dtype)
-    y = fastbn.batch_norm(x, mean, var)
-    assert y.tobytes() == fastbn.batch_norm(x, mean, var).tobytes()
-    wanted = reference.normalize(x, mean, var, np.ones(3), np.zeros(3), 1e-5, 1)
-    np.testing.assert_allclose(y - {shift}, wanted, rtol=1e-5, atol=1e-5)
-hits, misses = (sum(getattr(kernel.stats, n).values()) for n in ("cache_hits", "cache_misses"))
-print(hits, misses)
+The worst that may come of it is a compilation: never a wrong number, an error or a crash. Each
+test runs scripts in processes of their own, with a copy of the package and caches of their own.
 """
 
+import os
+import pickle
+import shutil
+import signal
+import sys
 
-def evaluate(*dtypes, shift=0.0):
-    return EVALUATE.replace("{dtypes}", repr(dtypes or ("f4",))).replace("{shift}", repr(shift))
+import pytest
 
+from tests import internals
+from tests import subprocess_tools as tools
+from tests.cache_tools import Place, run_each, run_jobs
 
-LOADED, COMPILED = ["1", "0"], ["0", "1"]
+pytestmark = [
+    pytest.mark.compiled,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),
+]
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory):
-    """Folder with a copy of the package, and one with a cache that it has filled."""
-    folder = tmp_path_factory.mktemp("package")
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(tools.PACKAGE, folder / "fastbn", ignore=ignored)
-    cache = tmp_path_factory.mktemp("cache")
-    options = {"path": folder, "env": {"NUMBA_CACHE_DIR": cache}}
-    assert tools.run(evaluate(), **options).split() == COMPILED
-    assert tools.run(evaluate(), **options).split() == LOADED
-    return folder, cache
+def full(tmp_path_factory):
+    """A place whose cache has all that one evaluation needs."""
+    path = tools.copy_package(tmp_path_factory.mktemp("package"))
+    place = Place(path, tmp_path_factory.mktemp("cache"))
+    compiled, loaded = place.run()
+    assert compiled == len(place.files()) >= 3
+    assert loaded == 0
+    assert place.run() == (0, compiled)
+    return place
 
 
-@pytest.mark.parametrize("where", ["under a file", "/proc", "nowhere at all"])
-def test_no_place_for_a_cache_costs_a_compilation_and_no_call(where, package, tmp_path):
-    path, file = package[0], tmp_path / "file"
-    file.write_text("")
-    env = {"NUMBA_CACHE_DIR": file / "cache"}
-    if where == "/proc":
-        env = {"NUMBA_CACHE_DIR": "/proc/nonexistent"}
-    elif where == "nowhere at all":  # neither beside the sources nor in the home directory
-        path = tmp_path
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(package[0] / "fastbn", path / "fastbn", ignore=ignored)
-        for folder in ("fastbn", "fastbn/kernels"):
-            (path / folder / "__pycache__").write_text("not a directory")
-        places = ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA")
-        env = {"NUMBA_CACHE_DIR": None, **dict.fromkeys(places, file / "home")}
-    did = tools.run(evaluate(), path=path, env=env).split()
-    # the first two may find a place beside the sources
-    assert did == COMPILED or (did == LOADED and where != "nowhere at all")
+@pytest.fixture
+def all_of_it(full):
+    """How many pieces of native code an evaluation needs."""
+    return len(full.files())
+
+
+@pytest.fixture
+def copied(full, tmp_path):
+    """The same with a cache of one's own."""
+    shutil.copytree(full.cache, tmp_path / "cache")
+    return full.with_cache(tmp_path / "cache")
+
+
+# --- places -----------------------------------------------------------------------------------
+
+
+def test_no_place_for_a_cache_costs_a_compilation_and_no_call(full, all_of_it, tmp_path):
+    (tmp_path / "file").write_text("")
+    places = full.with_cache(tmp_path / "file" / "cache"), full.with_cache(None)
+    assert run_each(places) == [(all_of_it, 0)] * 2
+
+
+def test_places_are_used_in_order(full, all_of_it, tmp_path):
+    """A folder that is named, that of the sources, that of the user."""
+    home, cache = tmp_path / "home", tmp_path / "cache"
+    path = tools.copy_package(tmp_path, beside=True)
+    beside = path / "fastbn" / "kernels" / "__pycache__"
+    places = {
+        cache / "fastbn": Place(path, cache, tmp_path / "other home"),
+        home / "fastbn": Place(full.path, None, home),
+    }
+    assert [place.run() for place in places.values()] == [(all_of_it, 0)] * 2
+    places[beside] = Place(path, None, home)
+    assert places[beside].run() == (0, all_of_it)  # it looks into each
+    for file in home.rglob("*.fastbn"):
+        file.unlink()
+    assert places[beside].run() == (all_of_it, 0)
+    for folder in (cache / "fastbn", beside):
+        assert len(list(folder.glob("*.fastbn"))) == all_of_it
+    assert not list(home.rglob("*.fastbn"))
+
+
+#: From here on what a folder's owner and mode say holds for root as well.
+ORDINARY_USER = """
+import ctypes, os
+if os.getuid() == 0:
+    header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset(header, nothing) == 0
+try:
+    open(os.environ["NUMBA_CACHE_DIR"] + "/fastbn/mine", "w")
+except OSError:
+    pass
+else:
+    raise SystemExit("the folder is not read-only")
+"""
+
+
+@pytest.fixture
+def protect():
+    """Let nobody but their owner write to some folders; returned to the test's user afterwards."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("capabilities and owners as Linux has them")
+    changed = []
+
+    def protect(cache, mode, owner=None):
+        changed.append(cache)
+        for path in (*cache.rglob("*"), cache):
+            path.chmod(mode if path.is_dir() else mode & 0o444)
+            if owner is not None:
+                os.chown(path, owner, owner)
+
+    yield protect
+    for cache in changed:
+        for path in (cache, *cache.rglob("*")):
+            path.chmod(0o755)
+
+
+def test_a_read_only_cache_is_read(copied, all_of_it, protect):
+    protect(copied.cache, 0o555)
+    assert copied.run(ORDINARY_USER) == (0, all_of_it)
+    compiled, loaded = copied.run(ORDINARY_USER, dtypes=("f4", "f8"))
+    assert compiled > 0
+    assert loaded == all_of_it
+    assert len(copied.files()) == all_of_it
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs a second user")
+def test_a_folder_of_another_user(copied, all_of_it, protect, tmp_path):
+    """One that may be read serves; one that may not is passed over."""
+    protect(copied.cache, 0o755, owner=12345)
+    assert copied.run(ORDINARY_USER) == (0, all_of_it)
+    protect(copied.cache, 0o700, owner=12345)
+    with_home = Place(copied.path, copied.cache, tmp_path / "home")
+    places = copied, with_home
+    assert run_each(places, ORDINARY_USER) == [(all_of_it, 0)] * 2
+    assert with_home.run(ORDINARY_USER) == (0, all_of_it)
 
 
 FULL_DISK = """
@@ -78,288 +138,213 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, resource.RLIM_INFINITY))
 """
 
 
-def test_a_full_disk_costs_a_compilation_and_no_call(package, tmp_path):
+def test_a_full_disk_costs_a_compilation_and_no_call(full, all_of_it, tmp_path):
     """Files that can grow to some size only, down to none: writing fails half way."""
     pytest.importorskip("resource")
-    caches = [tmp_path / "none", tmp_path / "half"]
-    codes = [FULL_DISK.replace("{bytes}", size) + evaluate() for size in ("0", "4000")]
-    full = []
-    for code, cache in zip(codes, caches, strict=True):
-        options = {"path": package[0], "env": {"NUMBA_CACHE_DIR": cache}}
-        full.append((options, tools.start(code, **options)))
-    for options, process in full:
-        assert tools.finish(process).split() == COMPILED
-        assert tools.run(evaluate(), **options).split() == COMPILED  # there is room again
-        assert tools.run(evaluate(), **options).split() == LOADED
+    places = {size: full.with_cache(tmp_path / str(size)) for size in (0, 4000)}
+    jobs = [place.job(FULL_DISK.replace("{bytes}", str(k))) for k, place in places.items()]
+    assert run_jobs(full.path, jobs) == [(all_of_it, 0)] * 2
+    assert not any(place.files() for place in places.values())  # nor a half of one
+    assert places[4000].run() == (all_of_it, 0)  # there is room again
+    assert places[4000].run() == (0, all_of_it)
 
 
+# --- files ------------------------------------------------------------------------------------
+
+
+def flip(data, place):
+    place %= len(data)
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+#: What may become of a file.
 DAMAGE = {
     "empty": lambda data: b"",
     "half": lambda data: data[: len(data) // 2],
     "all but one byte": lambda data: data[:-1],
-    "garbage": lambda data: b"\x80\x05garbage" * 20,
+    "the checksum alone": lambda data: data[:32],
+    "a part of the checksum": lambda data: data[:7],
+    "twice": lambda data: data + data,
+    "garbage": lambda data: b"\x80\x05garbage" * 2000,
+    "zeros": lambda data: bytes(len(data)),
+    "a flipped bit at the end": lambda data: flip(data, -1),
+    "a flipped bit in the middle": lambda data: flip(data, len(data) // 2),
+    "a flipped bit in the checksum": lambda data: flip(data, 3),
+}
+#: What may stand behind a checksum that is right.
+CONTENTS = {
+    "nothing": b"",
+    "no pickle": b"garbage",
+    "a pickle that does not load": pickle.dumps(internals.Broken()),
+    "a pickle of nobody's class": b"cno_such_module\nno_such_name\n.",
+    "another pickle": pickle.dumps(None),
+    "too few values": pickle.dumps((1, 2, 3)),
+    "too many values": pickle.dumps(tuple(range(99))),
 }
 
 
-@pytest.mark.parametrize("kind", [".nbi", ".nbc"])
-def test_a_damaged_cache_is_compiled_anew_and_mended(kind, package, tmp_path):
-    runs = []
-    for number, damage in enumerate(DAMAGE.values()):
-        cache = tmp_path / str(number)
-        shutil.copytree(package[1], cache)
-        files = [file for file in cache.rglob(f"*{kind}") if "normalize_serial" in file.name]
-        assert files
-        for file in files:
-            file.write_bytes(damage(file.read_bytes()))
-        runs.append({"path": package[0], "env": {"NUMBA_CACHE_DIR": cache}})
-    for k in range(0, len(runs), 2):
-        processes = [tools.start(evaluate(), **options) for options in runs[k : k + 2]]
-        outputs = [tools.finish(process).split() for process in processes]
-        assert outputs == [COMPILED] * 2
-    for options in runs:
-        assert tools.run(evaluate(), **options).split() == LOADED
+def test_damaged_files_are_compiled_anew_and_mended(full, all_of_it, tmp_path):
+    """Every file in a way of its own, in turn, until each has been damaged in every way."""
+    ways = [*DAMAGE, *CONTENTS]
+    places, wanted = [], []
+    for first in range(0, len(ways), all_of_it):
+        place, some = full.with_cache(tmp_path / str(first)), ways[first : first + all_of_it]
+        shutil.copytree(full.cache, place.cache)
+        for path, way in zip(place.files(), some, strict=False):
+            if way in DAMAGE:
+                path.write_bytes(DAMAGE[way](path.read_bytes()))
+            else:
+                internals.overwrite_cached(path, CONTENTS[way])
+        places.append(place)
+        wanted.append((len(some), all_of_it - len(some)))
+    assert run_each(places) == wanted
+    assert run_each(places) == [(0, all_of_it)] * len(places)
 
 
-def test_a_helper_that_changes_is_compiled_anew(package, tmp_path):
-    """Numba looks at the kernel's own file only; the formula stands in another."""
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(package[0] / "fastbn", tmp_path / "fastbn", ignore=ignored)
-    options = {"path": tmp_path, "env": {"NUMBA_CACHE_DIR": tmp_path / "cache"}}
-    assert tools.run(evaluate(), **options).split() == COMPILED
-    formulas = tmp_path / "fastbn" / "kernels" / "formulas.py"
+@pytest.mark.slow
+def test_what_is_no_file_is_compiled(copied, all_of_it):
+    """A folder, a link to nowhere, and one to itself."""
+    for k, path in enumerate(copied.files()):
+        path.unlink()
+        if k % 3 == 0:
+            path.mkdir()
+        else:
+            path.symlink_to(path if k % 3 == 1 else path.with_suffix(".gone"))
+    assert copied.run() == (all_of_it, 0)
+
+
+def test_a_half_deleted_cache_is_completed(full, all_of_it, tmp_path):
+    places, wanted = [full.with_cache(tmp_path / str(half)) for half in range(2)], []
+    for half, place in enumerate(places):
+        shutil.copytree(full.cache, place.cache)
+        deleted = place.files()[half::2]
+        for path in deleted:
+            path.unlink()
+        wanted.append((len(deleted), all_of_it - len(deleted)))
+    assert run_each(places) == wanted
+    assert run_each(places) == [(0, all_of_it)] * 2
+
+
+def test_files_under_each_others_names_are_not_taken(copied, all_of_it):
+    """All code has one signature: taken for another's, it would run and do something else."""
+    files = copied.files()
+    contents = [path.read_bytes() for path in files]
+    for path, content in zip(files, contents[1:] + contents[:1], strict=True):
+        path.write_bytes(content)
+    assert copied.run() == (all_of_it, 0)
+    assert copied.run() == (0, all_of_it)
+
+
+@pytest.fixture(scope="module")
+def changed(full, tmp_path_factory):
+    """A version of the package whose results are larger by one, and its cache."""
+    path = tools.copy_package(tmp_path_factory.mktemp("changed"), full.path / "fastbn")
+    place = Place(path, tmp_path_factory.mktemp("changed cache"))
+    formulas = path / "fastbn" / "kernels" / "formulas.py"
     before = formulas.read_text()
     after = before.replace("bias - residual * scale\n", "bias - residual * scale + 1.0\n")
     assert after != before
     formulas.write_text(after)
-    assert tools.run(evaluate(shift=1.0), **options).split() == COMPILED
-    formulas.write_text(before)
-    assert tools.run(evaluate(), **options).split() == LOADED
+    return place
 
 
-@pytest.mark.parametrize("number", [2, 4])
-def test_processes_that_compile_into_one_cache_at_once(number, package, tmp_path):
-    options = {"path": package[0], "env": {"NUMBA_CACHE_DIR": tmp_path}}
-    orders = [("f4", "f8"), ("f8", "f4")] * (number // 2)
-    tools.run_all([evaluate(*order) for order in orders], at_once=number, **options)
-    assert tools.run(evaluate("f4", "f8"), **options).split() == ["2", "0"]
+def test_a_formula_that_changes_is_compiled_anew(copied, changed, all_of_it):
+    """Though it stands in another file than the code that uses it."""
+    one, other = copied, changed.with_cache(copied.cache)
+    assert other.run(shift=1.0) == (all_of_it, 0)
+    assert other.run(shift=1.0) == (0, all_of_it)
+    assert one.run() == (0, all_of_it)
 
 
-LOCK = """
-import os, time, numpy as np, fastbn
-from fastbn.kernels import cpu_first
+def test_files_of_another_version_under_the_right_names_are_not_taken(copied, changed, all_of_it):
+    assert changed.run(shift=1.0) == (all_of_it, 0)
+    theirs = {path.name.split(".")[0]: path for path in changed.files()}
+    for path in copied.files():
+        shutil.copy(theirs[path.name.split(".")[0]], path)
+    assert copied.run() == (all_of_it, 0)
+    assert copied.run() == (0, all_of_it)
 
-fastbn.batch_norm(np.ones((2, 3, 40), "f4"), np.ones(3, "f4"), np.ones(3, "f4"))
-cache = cpu_first.normalize.serial._cache
-with cache._locked():
-    pid = os.fork()
-    if pid == 0:
-        time.sleep(20)
-        os._exit(0)
-start = time.monotonic()
-with cache._locked():
-    waited = time.monotonic() - start
-os.kill(pid, 9)
-assert waited < 10, f"waited {waited:.0f} s for the child of a fork"
+
+def test_old_versions_do_not_pile_up(full, all_of_it, tmp_path):
+    place = full.with_cache(tmp_path)
+    (tmp_path / "fastbn").mkdir()
+    names = [path.name.split(".")[0] for path in full.files()]
+    for age in range(20):
+        for name in names:
+            old = tmp_path / "fastbn" / f"{name}.{age:020}.fastbn"
+            old.write_bytes(b"old")
+            os.utime(old, (1e9 - age, 1e9 - age))
+    assert place.run() == (all_of_it, 0)
+    assert place.run() == (0, all_of_it)
+    assert len(place.files()) <= 5 * all_of_it
+
+
+# --- processes --------------------------------------------------------------------------------
+
+
+def test_processes_that_compile_into_one_cache_at_once(full, all_of_it, tmp_path):
+    place = full.with_cache(tmp_path)
+    orders = ("f4",), ("f4", "f8"), ("f4",), ("f8", "f4")
+    jobs = [place.job(dtypes=order) for order in orders]
+    found = run_jobs(full.path, jobs, at_once=4)
+    assert all(sum(each) >= all_of_it for each in found), found
+    compiled, loaded = place.run(dtypes=("f4", "f8"))
+    assert compiled == 0
+    assert loaded == len(place.files()) > all_of_it
+
+
+#: The process is killed, or forked, when a file is half or wholly written, or already renamed.
+DISTURBED = """
+import io, os, signal
+
+def disturb():
+    global disturbed
+    if not disturbed and {fork}:
+        disturbed = os.fork() or -1
+    elif not disturbed:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Halting(io.FileIO):
+    def write(self, data):
+        super().write(data[: len(data) // 2])
+        self.flush()
+        disturb()
+        super().write(data[len(data) // 2 :])
+
+def replace(one, other):
+    if {when} == 1:
+        disturb()
+    rename(one, other)
+    if {when} == 2:
+        disturb()
+
+disturbed, rename, fdopen = 0, os.replace, os.fdopen
+os.replace = replace
+if {when} == 0:
+    os.fdopen = Halting
+"""
+AFTERWARDS = """
+assert disturbed > 0  # the child has but the thread that compiles, and ends with it
+assert os.waitpid(disturbed, 0)[1] == 0
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_child_does_not_keep_the_lock_of_the_cache(package):
-    """A lock on a file belongs to all who have inherited it, until one of them unlocks."""
-    tools.run(LOCK, path=package[0], env={"NUMBA_CACHE_DIR": package[1]})
+def disturbed(when, fork):
+    return DISTURBED.replace("{when}", str(when)).replace("{fork}", str(fork))
 
 
-INTERRUPTED = """
-import random, signal
-import numpy as np, fastbn
-
-class Interrupt(KeyboardInterrupt): pass
-
-def interrupt(*_):
-    raise Interrupt
-
-chance, faults = random.Random({seed}), 0
-signal.signal(signal.SIGINT, interrupt)
-signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-for first in (1, -1):
-    for dtype in ("f4", "f8"):
-        x = np.random.default_rng(1).normal(2, 3, (4, 3, 3)).astype(dtype)
-        one = np.ones(3, dtype)
-        for _ in range(3):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.01, 0.8))
-                fastbn.batch_norm(x, 2 * one, one, axis=first)
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except Interrupt:
-                faults += 1
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        y = fastbn.batch_norm(x, 2 * one, one, axis=first)
-        np.testing.assert_allclose(y, (x - 2) / np.sqrt(1 + 1e-5), rtol=1e-5, atol=1e-6)
-print(faults)
-"""
+def test_a_process_that_is_killed_while_it_writes(full, all_of_it, tmp_path):
+    places = [full.with_cache(tmp_path / str(when)) for when in range(3)]
+    jobs = [place.job(disturbed(when, fork=False)) for when, place in enumerate(places)]
+    assert run_jobs(full.path, jobs, at_once=3) == [f"exit code {-signal.SIGKILL}"] * 3
+    assert run_each([places[0], places[2]]) == [(all_of_it, 0), (all_of_it - 1, 1)]
+    assert run_each([places[0], places[2]]) == [(0, all_of_it)] * 2
 
 
-@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-def test_ctrl_c_while_it_compiles_and_then_the_next_call(package, tmp_path):
-    options = {"path": package[0], "env": {"NUMBA_CACHE_DIR": tmp_path}}
-    codes = [INTERRUPTED.replace("{seed}", str(seed)) for seed in (1, 2)]
-    faults = sum(map(int, tools.run_all(codes, **options)))
-    assert faults >= 6
-    hits, misses = map(int, tools.run(evaluate("f4", "f8"), **options).split())
-    assert hits + misses == 2
-
-
-# --- how much is compiled -------------------------------------------------------------------
-
-
-def compiled():
-    """Number of signatures of every kernel, serial and parallel."""
-    modules = cpu_first, cpu_last, cpu_channels
-    return {
-        (module.__name__, name, target): len(getattr(kernel, target).signatures)
-        for module in modules
-        for name, kernel in vars(module).items()
-        if isinstance(kernel, Kernel)
-        for target in ("serial", "parallel")
-    }
-
-
-def variants(x):
-    """The numbers of x in arrays of every flag and stride."""
-    yield "plain", x
-    readonly = x.copy()
-    readonly.flags.writeable = False
-    yield "read-only", readonly
-    raw = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
-    raw[...] = x
-    assert not raw.flags.aligned
-    yield "unaligned", raw
-    yield "big-endian", x.astype(x.dtype.newbyteorder(">"))
-    yield "Fortran", np.asfortranarray(x)
-    yield "steps", np.repeat(np.repeat(x, 2, 0), 2, -1)[::2, ..., ::2]
-    yield "negative strides", np.ascontiguousarray(x[::-1, ..., ::-1])[::-1, ..., ::-1]
-    yield "zero strides", np.broadcast_to(x[:1], x.shape)
-    yield "subclass", x.view(type("Mine", (np.ndarray,), {}))
-
-
-def use(x, axis):
-    c = x.shape[axis]
-    mean, var = np.zeros(c, x.dtype.newbyteorder("=")), np.ones(c, x.dtype.newbyteorder("="))
-    fastbn.batch_norm(x, mean, var, axis=axis)
-    _, cache = fastbn.batch_norm_forward(x, mean, var, training=True, axis=axis)
-    fastbn.batch_norm_backward(x, cache)
-    fastbn.channel_stats(x, axis)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("axis", [1, -1])
-def test_no_flag_of_an_array_adds_a_specialization(dtype, axis, rng):
-    shape = (4, 3, 5, 7) if axis == 1 else (4, 5, 7, 3)
-    x = rng.normal(1, 2, shape).astype(dtype)
-    # some of the variants lie in memory as the other layout does
-    use(np.ascontiguousarray(x), axis)
-    use(np.ascontiguousarray(np.moveaxis(x, axis, 1)), 1)
-    use(np.ascontiguousarray(np.moveaxis(x, axis, -1)), -1)
-    before = compiled()
-    for name, variant in variants(x):
-        try:
-            use(variant, axis)
-        except TypeError:
-            assert name == "subclass"
-        assert compiled() == before, name
-
-
-WARMED = """
-import sys, time
-import numpy as np, numba, fastbn
-from tests.test_cache import compiled, use, variants
-
-assert not sum(compiled().values())
-start = time.perf_counter()
-fastbn.warmup({dtypes}, progress={progress})
-kernels = {k: n for k, n in compiled().items()}
-print(sum(kernels.values()))
-if {more}:
-    rng = np.random.default_rng(0)
-    for threads in (1, 4):
-        fastbn.set_num_threads(threads)
-        for dtype in ("f4", "f8"):
-            for shape, axis in [((5, 3), 1), ((300, 400), 1), ((2, 3, 9), 1), ((3, 2, 60_000), 1),
-                                ((4, 70, 8, 9), 1), ((90_000, 3), 1), ((2, 3, 3, 5), -1),
-                                ((64, 64, 33), 2), ((2, 1, 200_000), 1), ((2, 3, 1), 1)]:
-                x = rng.normal(0, 1, shape).astype(dtype)
-                for name, v in variants(x):
-                    try:
-                        use(v, axis)
-                    except TypeError:
-                        assert name == "subclass"
-                    assert compiled() == kernels, (name, shape, dtype)
-                # statistics and parameters of the other dtype, of none, out, layers
-                c, other = shape[axis], "f8" if dtype == "f4" else "f4"
-                s = np.ones((4, 2 * c), other)[:, ::2]
-                fastbn.batch_norm(x, *s, axis=axis, out=np.empty_like(x))
-                fastbn.batch_norm(x, *s, axis=axis, training=True, out=x)
-                fastbn.batch_norm(x, s[0], s[1].astype(dtype), axis=axis, training=True)
-                fastbn.batch_norm(x, axis=axis)
-                if x.ndim < 4 and axis == 1:
-                    for track in (True, False):
-                        bn = fastbn.BatchNorm1d(c, dtype=other, track_running_stats=track)
-                        bn.backward(bn(x)), bn.eval()(x)
-                assert compiled() == kernels, ("mixed", shape, dtype)
-"""
-
-
-def warmed(dtypes, progress=False, more=False):
-    code = WARMED
-    for name, value in {"dtypes": dtypes, "progress": progress, "more": more}.items():
-        code = code.replace(f"{{{name}}}", repr(value))
-    return code
-
-
-def test_after_warmup_nothing_is_compiled_anymore():
-    tools.run(warmed(["float32", "float64"], more=True), timeout=600)
-
-
-def test_warmup_compiles_as_many_kernels_as_it_says():
-    both, single, double = (
-        int(tools.run(warmed(dtypes), timeout=600))
-        for dtypes in (["float32", "float64"], ["float32"], ["float64"])
-    )
-    assert f"{single} for float32 and {double} for\n    float64" in fastbn.warmup.__doc__
-    assert both <= single + double
-
-
-def test_warmup_shows_its_progress_on_a_terminal_only_if_asked(monkeypatch, capsys):
-    from fastbn import _progress
-
-    for layout in ("channels_first", "channels_last"):
-        fastbn.warmup(["float32"], [layout], progress=False)
-    assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(_progress, "_is_terminal", lambda stream: True)
-    fastbn.warmup(["float32"], ["channels_first"])
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "compiling" in err
-    fastbn.warmup(["float32"], ["channels_first"], progress=False)
-    assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "says"),
-    [
-        ({"dtypes": ["float16"]}, ValueError, "dtypes must be among float32, float64"),
-        ({"dtypes": ["int32"]}, ValueError, "dtypes must be among"),
-        ({"dtypes": ["nonsense"]}, (TypeError, ValueError), "nonsense"),
-        ({"dtypes": "float32"}, TypeError, "dtypes must be a list"),
-        ({"dtypes": np.float32}, TypeError, "dtypes must be a list"),
-        ({"dtypes": np.dtype("f4")}, TypeError, "dtypes must be a list"),
-        ({"layouts": "channels_first"}, TypeError, "layouts must be a list"),
-        ({"layouts": ["NCHW"]}, ValueError, "layouts must be among channels_first"),
-        ({"layouts": [1]}, ValueError, "layouts must be among"),
-        ({"dtypes": 3}, TypeError, "not iterable"),
-    ],
-    ids=str,
-)
-def test_warmup_refuses_what_it_does_not_know(arguments, error, says):
-    with pytest.raises(error, match=says):
-        fastbn.warmup(**arguments, progress=False)
+def test_a_process_that_is_forked_while_it_writes(full, all_of_it, tmp_path):
+    """Both go on to write to what was one file, and to rename it."""
+    places = [full.with_cache(tmp_path / str(when)) for when in range(3)]
+    jobs = [place.job(disturbed(k, fork=True), AFTERWARDS) for k, place in enumerate(places)]
+    assert run_jobs(full.path, jobs) == [(all_of_it, 0)] * 3
+    assert all(sum(found) == all_of_it for found in run_each(places))
+    assert run_each(places) == [(0, all_of_it)] * 3

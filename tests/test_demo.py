@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import _progress, cli, demo
-from fastbn._progress import Progress, track
+from fastbn import cli, demo
 from fastbn.demo import network, timing, training
+from tests.internals import progress_bars
 
+Progress, track = progress_bars.Progress, progress_bars.track
 SMALL_ACTIVATION = (2, 3, 8, 8)
 #: stderr where it is no terminal: nothing, or progress in full lines while kernels compile
 PLAIN_PROGRESS = r"(?:[a-z, ]+: \d+%\n)*"
@@ -285,8 +286,8 @@ class Terminal(io.StringIO):
 def clock(monkeypatch):
     """Time that passes when a test says so: ``clock[0] += seconds``."""
     seconds = [1000.0]
-    monkeypatch.setattr(_progress.time, "monotonic", lambda: seconds[0])
-    monkeypatch.setattr(_progress, "_columns", lambda stream: getattr(stream, "columns", 80))
+    monkeypatch.setattr(progress_bars.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(progress_bars, "_columns", lambda stream: getattr(stream, "columns", 80))
     monkeypatch.setenv("TERM", "xterm")
     return seconds
 
@@ -366,4 +367,4 @@ class TestProgress:
             list(track((n for n in range(3)), "reading"))
 
     def test_width_where_there_is_no_terminal(self):
-        assert _progress._columns(io.StringIO()) == 80
+        assert progress_bars._columns(io.StringIO()) == 80

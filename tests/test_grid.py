@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn.kernels import cpu_first_cut, cpu_groups
-from tests import reference
+from tests import internals, reference
 from tests.cases import CASES
+from tests.internals import forget_plans, set_limits
 
 EPS = 1e-5
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
@@ -117,12 +117,6 @@ class TestGrid:
         np.testing.assert_array_equal(work, expected)
 
 
-def forget_plans():
-    fastbn._plan.make_plan.cache_clear()
-    for known in fastbn._fast._known.values():
-        known.clear()
-
-
 @pytest.fixture
 def fresh_plans(monkeypatch):
     """Let a test change what plans are made from; put plans and threads back afterwards."""
@@ -151,8 +145,8 @@ def bits(arrays):
 )  # fmt: skip
 def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, fresh_plans):
     """Also with tiles or without, and past the caches or not, which decides only who and when."""
-    fresh_plans.setattr("fastbn._plan.PARALLEL_BYTES", 0)
-    fresh_plans.setattr("fastbn._plan.TILE_SHARE", 1)
+    set_limits(fresh_plans, parallel_bytes=0, tile_share=1)
+    made = internals.Made(fresh_plans)
     x = rng.normal(100, 3, shape).astype(dtype)
     dy = rng.normal(0.1, 1, shape).astype(dtype)
     c = shape[axis]
@@ -175,19 +169,12 @@ def test_bitwise_equal_for_any_number_of_threads(shape, axis, dtype, rng, fresh_
     results = []
     for threads in (1, 2):
         fastbn.set_num_threads(threads)
-        for tile_bytes in (fastbn._plan.TILE_BYTES, 0):
-            fresh_plans.setattr("fastbn._plan.TILE_BYTES", tile_bytes)
+        for tile_bytes in (1 << 22, 0):
             for cache in (1 << 40, 1 << 18, 1 << 16, 8):
-                fresh_plans.setattr("fastbn._plan.last_level_cache", lambda cache=cache: cache)
+                set_limits(fresh_plans, tile_bytes=tile_bytes, cache_bytes=cache)
                 results.append(run())
     assert all(result == results[0] for result in results)
-
-
-@numba.njit
-def tasks_of_sums(outer, channels, length):
-    segments = cpu_first_cut.count_segments(outer, length)
-    size = cpu_first_cut.group_size(channels, segments, length)
-    return segments * cpu_first_cut.count_groups(channels, size)
+    assert made.threads()
 
 
 @pytest.mark.parametrize(
@@ -199,25 +186,23 @@ def tasks_of_sums(outer, channels, length):
 )  # fmt: skip
 def test_threads_can_share_the_sums(outer, channels, length, least):
     """Of few channels as well as of many."""
-    assert tasks_of_sums(outer, channels, length) >= least
+    assert internals.tasks_of_sums(outer, channels, length) >= least
 
 
-@numba.njit
-def lines_of_blocks(lines, size):
-    taken = np.zeros(lines, np.int64)
-    for k in range(cpu_groups.count_blocks(lines, size)):
-        block = cpu_groups.block_of(k, lines, size)
-        if cpu_groups.lines_of(block) > size:
-            raise ValueError("a block of too many lines")
-        for i in range(cpu_groups.lines_of(block)):
-            taken[cpu_groups.line_of(i, block)] += 1
-    return taken
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 64, 260])
-def test_blocks_take_every_line_once(size):
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("columns", "axis"), [(1, 1), (3, 1), (70, 1), (300, 1), (3, -1), (70, -1)]
+)
+def test_every_line_is_summed_once(columns, axis, dtype, rng):
+    """However many lines there are: of one value, or of several, or of all channels."""
     for lines in (*range(1, 18), 63, 260, 516, 1041):
-        np.testing.assert_array_equal(lines_of_blocks(lines, size), 1)
+        shape = (lines, 2, columns) if axis == 1 else (lines, columns)
+        x = rng.uniform(0, 1000, shape).astype(dtype)  # one line more or less is far off
+        stats = fastbn.channel_stats(x, axis)
+        mean, var = (v.astype(float) for v in reference.mean_and_var(x, axis))
+        off = 1e-7 if dtype == np.float32 else 1e-15
+        np.testing.assert_allclose(stats.mean, mean, rtol=0, atol=1000 * off)
+        np.testing.assert_allclose(stats.var(), var, rtol=10 * off, atol=1e6 * off * off)
 
 
 @pytest.mark.parametrize("tile_bytes", [0, 1 << 20])
@@ -226,15 +211,15 @@ def test_past_the_caches(axis, length, tile_bytes, rng, fresh_plans):
     """Streaming stores write the same, at the ends of rows as well."""
     x, dy = rng.normal(size=(2, 2, 3, length)).astype(np.float32)
     ones = np.ones(x.shape[axis], np.float32)
-    fresh_plans.setattr("fastbn._plan.TILE_BYTES", tile_bytes)
-    fresh_plans.setattr("fastbn._plan.TILE_SHARE", 1)
-    results = []
+    set_limits(fresh_plans, tile_bytes=tile_bytes, tile_share=1)
+    made, results = internals.Made(fresh_plans), []
     for cache in (1 << 40, 16384):
-        fresh_plans.setattr("fastbn._plan.last_level_cache", lambda cache=cache: cache)
-        forget_plans()
+        assert not made.streaming()
+        set_limits(fresh_plans, cache_bytes=cache)
         y, saved = fastbn.batch_norm_forward(x, training=True, axis=axis)
         z = fastbn.batch_norm(x, ones, ones, axis=axis)
         results.append((y, z, fastbn.batch_norm_backward(dy, saved).x))
+    assert made.streaming()
     assert bits(results[0]) == bits(results[1])
     wanted, mean, var = reference.forward(x, ones, 0 * ones, 1e-5, axis)
     np.testing.assert_allclose(results[1][0], wanted.astype(float), atol=1e-5)
@@ -246,7 +231,7 @@ def test_past_the_caches(axis, length, tile_bytes, rng, fresh_plans):
 
 def test_a_channel_does_not_depend_on_its_neighbours(rng, fresh_plans):
     """Nor on which channels it is computed with: a far first value makes one be summed again."""
-    fresh_plans.setattr("fastbn._plan.PARALLEL_BYTES", 0)
+    set_limits(fresh_plans, parallel_bytes=0)
     x = rng.normal(0, 1, (64, 6, 300)).astype(np.float32)
     x += np.arange(6, dtype=np.float32)[:, None]
     far = x.copy()

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import _fast
+from tests import internals
 from tests import subprocess_tools as tools
 
 INTERRUPTED = """
 import os, random, signal, sys, threading, time
-import numpy as np, fastbn
+import numba, numpy as np, fastbn
+from tests.internals import nobody_runs_on_threads
 
 CHANNELS, FAULTS = 300, {faults}
 rng, chance = np.random.default_rng(5), random.Random(5)
@@ -68,7 +69,7 @@ for x in batches:
         else:
             assert same(bn.state_dict(), wanted)
         signal.setitimer(signal.ITIMER_REAL, 0)
-assert fastbn._threads._region.acquire(blocking=False)
+assert nobody_runs_on_threads()
 print(faults, whole)
 """
 )
@@ -77,8 +78,8 @@ print(faults, whole)
 @pytest.mark.compiled
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
 def test_ctrl_c_at_any_time_leaves_statistics_before_or_after():
-    faults, _ = map(int, tools.run(SIGNALS.replace("{faults}", "300")).split())
-    assert faults > 100  # of 300 sent; the others came between two calls
+    faults, _ = map(int, tools.run(SIGNALS.replace("{faults}", "150")).split())
+    assert faults > 50  # of 450 sent; the others came between two calls
 
 
 EVERY_STEP = (
@@ -203,7 +204,7 @@ def test_a_numpy_call_that_fails_leaves_statistics_before_or_after(
         running = fresh()
         calls = 0
         if not like_before:
-            _fast._trainings.clear()
+            internals.forget_plans()
 
         def counted(original, step=step):
             def call(*args, **kwargs):
@@ -215,11 +216,8 @@ def test_a_numpy_call_that_fails_leaves_statistics_before_or_after(
 
             return call
 
-        names = ("empty", "empty_like", "zeros", "zeros_like", "full", "array", "copyto")
         with monkeypatch.context() as patch:
-            for name in names:
-                patch.setattr(np, name, counted(getattr(np, name)))
-            patch.setattr(_fast, "empty", np.empty)
+            internals.count_numpy_calls(patch, counted)
             try:
                 fastbn.batch_norm(x, *running, training=True, momentum=1.0)
                 done = True
@@ -230,4 +228,5 @@ def test_a_numpy_call_that_fails_leaves_statistics_before_or_after(
         if done:
             break
     assert all(touched)
-    assert step > (2 if like_before and statistics == "f4" else 4)  # output and statistics alone
+    # at least the output and the statistics were made by NumPy
+    assert step > (2 if like_before and statistics == "f4" else 3)

@@ -5,7 +5,7 @@ import pytest
 
 import fastbn
 from fastbn import ChannelStats
-from tests import reference
+from tests import internals, reference
 
 
 def assert_stats(stats, x, axis=1, rtol=1e-12):
@@ -77,7 +77,7 @@ def test_results_are_float64(rng):
 def test_a_large_view_that_no_kernel_walks_is_read_in_pieces(rng):
     """Without a copy of the whole: its pieces are merged."""
     x = rng.normal(7, 2, (3, 4, 500, 1100)).astype(np.float32)[..., ::2]
-    assert x.size > 2 * fastbn.stats._PIECE
+    assert x.size > 2 * internals.PIECE
     assert_stats(fastbn.channel_stats(x), x, rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Checks of arguments: arrays, numbers, ``out``. Every error message but a layer's is here.
+"""Checks of arguments: arrays, numbers, ``out``, and their messages.
 
 A check returns what a kernel can take, or raises an error that names the
 argument, what came, what was expected, and the way out. No check changes anything.

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastbn._call.plan import Plan
 from fastbn._call.run import ABSENT
+from fastbn.kernels import parts
 
 #: Forget everything when there are more shapes than this: somebody has a new one every time.
 MOST = 4096
@@ -26,9 +27,7 @@ class Known(NamedTuple):
 
 
 #: By operation, then by (shape, strides, dtype, axis).
-known: dict[str, dict[tuple, Known]] = {
-    name: {} for name in ("normalize", "forward", "backward", "frozen_backward", "moments")
-}
+known: dict[str, dict[tuple, Known]] = {name: {} for name in parts.OPERATIONS}
 
 
 def remember(

@@ -31,7 +31,7 @@ def remembered(
     x: np.ndarray, axis: int, statistics: np.ndarray, weight: np.ndarray | None, bias: object,
     y: np.ndarray,
 ) -> ForwardCache:  # fmt: skip
-    """The cache of a training call by `_fast`, whose arrays are of the kinds that kernels take."""
+    """The cache of a training call by `prepared`, whose arrays are all plain."""
     weight = None if weight is None else weight.copy()
     return ForwardCache(x, axis, statistics, weight, bias is not None, True, y is x)
 
@@ -68,7 +68,7 @@ class Forward:
         if self.batch_statistics and x.size:
             arguments.check_batch_count(x.shape, self.count)
         self.out = self._output(out)
-        if self.update and self.on_nonfinite == "raise":
+        if self.update and x.size and self.on_nonfinite == "raise":
             _, mean, m2 = pieces.moments(x, self.axis)
             arguments.check_finite(mean, m2, x.shape)
 

@@ -153,8 +153,9 @@ class Plan:
     ----------
     walk : Walk
     dtype : of x
+    entry : what Python calls for the operation
     large : worth more than one thread
-    serial : its frame on one thread, if it is not
+    serial : the only frame of a small plan; None for a large one
     """
 
     __slots__ = (
@@ -190,6 +191,7 @@ class Plan:
 
         In place nothing is stored past the caches, which hold what has just been read.
         """
+        in_place = in_place and self.large  # what is small is the same in place or not
         found = self._frames.get((threads, in_place))
         if found is None:
             found = self._frames[threads, in_place] = self._new_frame(threads, in_place)
@@ -207,8 +209,8 @@ class Plan:
             fields = cut_last(
                 walk.rows, walk.channels, fold, self._operation.column_chain, walk.is_dense(), lanes
             )
-        columns, terms = (min(fields[name], tile or fields[name]) for name in ("columns", "terms"))
-        words = _scratch_words(min(walk.channels, tile or walk.channels), fields, columns, terms)
+        columns, terms = (tile or fields[name] for name in ("columns", "terms"))
+        fields |= _scratch(tile or walk.channels, fields["segments"], columns, terms)
         for name, step in zip(self._operation.arrays, walk.steps, strict=True):
             fields[f"{name}_row"], fields[f"{name}_channel"] = step
         streaming = self._streaming and not in_place and bool(fields.get("aligned", True))
@@ -220,33 +222,41 @@ class Plan:
         return new_frame(
             **fields, **addresses, rows=walk.rows, length=walk.length, channels=walk.channels,
             all_channels=walk.channels, count=walk.count, item_bytes=self.dtype.itemsize,
-            tile=tile, tiles=tiles, tile_bytes=8 * words, scratch_words=words * tiles,
+            tile=tile, tiles=tiles, scratch_bytes=fields["tile_bytes"] * tiles,
             frozen=self._operation.frozen,
         )  # fmt: skip
 
     def add_wide_parts(self) -> None:
         """Compile the parts that work in float64, and name them in all frames."""
         addresses = parts.wide_addresses(self._operation, self.walk.layout, self.dtype)
-        for frame in list(self._frames.values()):
-            set_fields(frame, addresses)
+        for key, frame in list(self._frames.items()):
+            changed = frame.copy()  # calls may be reading the frame itself
+            set_fields(changed, addresses)
+            self._frames[key] = changed
+        if self.serial is not None:
+            self.serial = self._frames[1, False]
 
     def _tile_for(self, threads: int) -> int:
         """Channels of a tile such that all threads have as many; 0 without tiles."""
         channels = self.walk.channels
         if self._tile == 0 or channels < 2 * threads:
-            return 0 if threads > 1 else self._tile
+            return 0 if threads > 1 else min(self._tile, channels)
         tiles = threads * -(-channels // (self._tile * threads))
         return -(-channels // tiles)
 
 
-def _scratch_words(channels: int, fields: dict[str, int], columns: int, terms: int) -> int:
-    """Memory that `passes.lay_out` hands out, in words."""
-    sizes = (
-        fields["segments"] * (HEADER + 3 * columns),
-        channels,
-        2 * channels,
-        4 * channels,
-        5 * terms,
-        4 * terms,
-    )
-    return sum(-(-size // 8) * 8 for size in sizes)
+def _scratch(channels: int, segments: int, columns: int, terms: int) -> dict[str, int]:
+    """Where in its memory each step of a tile has its own, in bytes; and how many these are."""
+    words = {
+        "partial": segments * (HEADER + 3 * columns),
+        "marks": channels,
+        "sums": 2 * channels,
+        "parameters": 4 * channels,
+        "table": 5 * terms,
+        "wide_table": 4 * terms,
+    }
+    places, end = {}, 0
+    for name, size in words.items():
+        places[name] = end
+        end += -(-size // 8) * VECTOR_BYTES
+    return {**places, "tile_bytes": end}

@@ -4,7 +4,7 @@ The long way through `operations` checks everything and says what is wrong. When
 succeeded, the plan and the entry for arrays of that shape, strides and dtype are `known`. A later
 call finds them by one look-up; if its arrays are all of the plain kind that entries take, it goes
 straight there, and the entry refuses flags that it has not been compiled for (it does not look at
-the order of bytes). Whatever is not goes the long way: that is what None means here.
+the order of bytes). None means: not such a call, go the long way.
 """
 
 from typing import Any
@@ -42,8 +42,10 @@ def evaluate(
     if not (
         type(mean) is ndarray and mean.dtype is dtype and mean.size == channels
         and type(var) is ndarray and var.dtype is dtype and var.size == channels
-        and (weight is None or _is_vector(weight, dtype, channels))
-        and (bias is None or _is_vector(bias, dtype, channels))
+        and (weight is None or (type(weight) is ndarray and weight.dtype is dtype
+             and weight.size == channels))
+        and (bias is None or (type(bias) is ndarray and bias.dtype is dtype
+             and bias.size == channels))
     ):  # fmt: skip
         return None
     if out is None:
@@ -186,14 +188,21 @@ def _like(array: Any, x: np.ndarray) -> bool:
     )  # fmt: skip
 
 
-def _apart(out: np.ndarray, x: np.ndarray, *vectors: Any) -> bool:
+def _apart(out: np.ndarray, x: np.ndarray, mean: Any, var: Any, weight: Any, bias: Any) -> bool:
     """Whether ``out`` is x itself or shares no memory with any input.
 
     Arrays that own their memory share none, which is quick to see.
     """
-    if out is not x and _may_share(out, x):
-        return False
-    return not any(vector is not None and _may_share(out, vector) for vector in vectors)
+    if (
+        out.base is None and x.base is None
+        and (weight is None or weight.base is None) and (bias is None or bias.base is None)
+        and (mean is None or mean.base is None) and (var is None or var.base is None)
+    ):  # fmt: skip
+        return out is not weight and out is not bias and out is not mean and out is not var
+    others = [v for v in (mean, var, weight, bias) if v is not None]
+    if out is not x:
+        others.append(x)
+    return not any(_may_share(out, other) for other in others)
 
 
 def _may_share(a: np.ndarray, b: np.ndarray) -> bool:

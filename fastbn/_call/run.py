@@ -1,6 +1,7 @@
 """Where native code is called: a plan's frame, an entry, and on how many threads."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,11 @@ ABSENT = {np.dtype(kind): np.empty(0, kind) for kind in (np.float32, np.float64)
 def launch(plan: Plan, entry: Callable[..., int], in_place: bool, *args: Any) -> None:
     """Call an entry: on several threads if the arrays are worth it and no other call does.
 
-    An entry that lacks a part for channels that float32 cannot hold has written nothing.
+    An entry that lacks a part for marked channels can be called again: it has not written over its
+    inputs.
     """
     wanted = threads.get_num_threads() if plan.large else 1
-    frame = plan.frame(wanted, in_place)  # compiled before others are kept from running on threads
-    granted = threads.enter(wanted)
-    try:
-        if granted[0] != wanted:
-            frame = plan.frame(1, in_place)
-        outcome = entry(frame, *args)
-    finally:
-        threads.leave(*granted)
+    outcome = threads.launch(entry, partial(plan.frame, in_place=in_place), wanted, args)
     if outcome == entries.NO_MEMORY:
         raise MemoryError("no memory for the statistics of a call; nothing was changed")
     if outcome == entries.MISSING:

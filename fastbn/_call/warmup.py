@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import partial
 from queue import Empty, SimpleQueue
 
 import numpy as np
@@ -22,7 +21,7 @@ _DTYPES = ("float32", "float64")
 _LAYOUTS = {"channels_first": "first", "channels_last": "last"}
 #: Units that are worth a process of their own, which takes a second to start.
 _WORTH = 4
-_WORKER = "from fastbn._call.warmup import work; work()"
+_WORKER = "from fastbn._call.warmup import compile_as_told; compile_as_told()"
 
 
 def warmup(
@@ -105,42 +104,52 @@ def compile_units(units: dict[str, Unit], advance: Callable[[], object]) -> None
 def _compiled_elsewhere(names: list[str]) -> Iterator[str]:
     """Compile in processes of their own, and yield what is in the disk cache then."""
     count = min(threads.get_num_threads(), len(names) // _WORTH)
-    if count < 2 or not disk_cache.can_save() or not sys.executable:
+    # the executable of a frozen program is that program, and would start itself
+    if count < 2 or getattr(sys, "frozen", False) or not sys.executable:
+        return
+    if not disk_cache.can_save():
         return
     todo: SimpleQueue[str] = SimpleQueue()
     done: SimpleQueue[str | None] = SimpleQueue()
     for name in names:
         todo.put(name)
     for _ in range(count):
-        threading.Thread(target=partial(_serve, todo, done), daemon=True).start()
-    while count:
-        finished = done.get()
-        if finished is None:
-            count -= 1
-        else:
-            yield finished
+        threading.Thread(target=_serve, args=(todo, done), daemon=True).start()
+    try:
+        while count:
+            finished = done.get()
+            if finished is None:
+                count -= 1
+            else:
+                yield finished
+    finally:  # after a Ctrl-C nothing more is handed out
+        with suppress(Empty):
+            while True:
+                todo.get_nowait()
 
 
 def _serve(todo: "SimpleQueue[str]", done: "SimpleQueue[str | None]") -> None:
     """Hand names to one process until there are none, or it has ended; what is left is left."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with suppress(OSError, Empty), subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", _WORKER],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, env=environment,
-    ) as process:  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        while True:
-            name = todo.get_nowait()
-            print(name, file=process.stdin, flush=True)
-            if process.stdout.readline().strip() != name:
-                break
-            done.put(name)
-    done.put(None)
+    try:
+        with suppress(OSError, Empty), subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", _WORKER],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True, env=environment,
+        ) as process:  # fmt: skip
+            assert process.stdin is not None
+            assert process.stdout is not None
+            while True:
+                name = todo.get_nowait()
+                print(name, file=process.stdin, flush=True)
+                if process.stdout.readline().strip() != name:
+                    break
+                done.put(name)
+    finally:
+        done.put(None)
 
 
-def work() -> None:
+def compile_as_told() -> None:
     """What such a process does: compile the units that it is told, one by one."""
     units = _units(map(np.dtype, _DTYPES), _LAYOUTS.values())
     for line in sys.stdin:

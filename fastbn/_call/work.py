@@ -84,7 +84,7 @@ def forward(x, out, axis, weight, bias, eps) -> np.ndarray:
     """
     if walked(axis, x) is None:  # in the memory order of an output of its own
         target = out
-        if out.strides != _order_of(x) or walked(axis, out) is None:
+        if out.strides != outputs.strides_like(x, out.itemsize) or walked(axis, out) is None:
             target = outputs.new_output(x, out.dtype)
         if not arguments.same_elements(x, target):
             np.copyto(target, x)
@@ -105,11 +105,6 @@ def forward(x, out, axis, weight, bias, eps) -> np.ndarray:
     )  # fmt: skip
     remember("forward", axis, plan, entry, x, out)
     return statistics
-
-
-def _order_of(x: np.ndarray) -> tuple[int, ...]:
-    """Strides of ``np.empty_like(x)``, without its memory."""
-    return np.empty_like(x, arguments.native(x.dtype), subok=False).strides
 
 
 def _forward_in_two(x, out, axis, weight, bias, eps) -> np.ndarray:
@@ -134,10 +129,12 @@ def backward(dy, x, dx, axis, statistics, weight, batch_statistics):
         target = outputs.new_output(x, dx.dtype)
         together = _summed_alike(axis, x, 2, dy, x, target)
     if together is None:
-        free = target if not arguments.shares_memory(target, x) else outputs.new_output(x, dx.dtype)
-        if not arguments.same_elements(dy, free):
-            np.copyto(free, dy)
-        dy = free
+        fits = _summed_alike(axis, x, 2, target, x, target) is not None
+        own = fits and not arguments.shares_memory(target, x)
+        gradient = target if own else outputs.new_output(x, dx.dtype)
+        if not arguments.same_elements(dy, gradient):
+            np.copyto(gradient, dy)
+        dy = gradient
         together = _summed_alike(axis, x, 2, dy, x, target)
         assert together  # the gradient now lies as x does
     operation = "backward" if batch_statistics else "frozen_backward"

@@ -110,7 +110,7 @@ def new_output(like: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if block.reusable:
         _blocks[block.size, -next(_serial)] = block
         _forget_oldest()
-    return np.ndarray(like.shape, dtype, memory, strides=_strides(like, dtype.itemsize))
+    return np.ndarray(like.shape, dtype, memory, strides=strides_like(like, dtype.itemsize))
 
 
 class _Lease:
@@ -189,12 +189,12 @@ def _allocate(empty: Callable[..., np.ndarray], *args: Any, **kwargs: Any) -> np
     return empty(*args, **kwargs)
 
 
-def _strides(like: np.ndarray, itemsize: int) -> tuple[int, ...] | None:
-    """Those of ``np.empty_like``; None for C order."""
-    if like.flags.c_contiguous:
-        return None
+def strides_like(like: np.ndarray, itemsize: int) -> tuple[int, ...]:
+    """Strides of ``np.empty_like(like)`` for values of another size."""
     inner_first = list(range(like.ndim))
-    if not like.flags.f_contiguous:
+    if like.flags.c_contiguous:
+        inner_first.reverse()
+    elif not like.flags.f_contiguous:
         inner_first.sort(key=lambda axis: (abs(like.strides[axis]), -axis))
     strides = [0] * like.ndim
     for axis in inner_first:

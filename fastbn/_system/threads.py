@@ -3,7 +3,7 @@
 Numba's threading layers each have a way to end a process: *workqueue* aborts when two
 threads run parallel kernels at once, GNU *omp* kills a forked child that runs one after
 its parent did. So one parallel kernel runs at a time, and whoever comes meanwhile takes
-the serial kernel, which gives the same bits; a forked child stays serial until it asks
+one thread, which gives the same bits; a forked child stays serial until it asks
 for threads, and under omp is refused them.
 """
 
@@ -12,7 +12,9 @@ import operator
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numba
 import numpy as np
@@ -98,30 +100,25 @@ def set_num_threads(n: int) -> None:
     _requested = number
 
 
-def available(large: bool) -> int:
-    """Threads for one call: its array may be too small for more than one."""
-    return get_num_threads() if large else 1
-
-
-def enter(threads: int) -> tuple[int, int | None]:
-    """Begin a call on so many threads, or on one while another call runs on many.
-
-    Returns how many it may run on, and what `leave` is to be told with that.
-    """
-    if threads < 2 or not _region.acquire(blocking=False):
-        return 1, None
-    # Numba's own number for this thread is never larger, and takes a microsecond to ask for
-    if threads >= _numba_threads() or threads >= (before := numba.get_num_threads()):
-        return threads, None
-    numba.set_num_threads(threads)
-    return threads, before
-
-
-def leave(threads: int, before: int | None) -> None:
-    """End a call, with what `enter` has returned."""
-    if threads > 1:
-        if before is not None:
+def launch(
+    entry: Callable[..., int], frame_for: Callable[[int], Any], threads: int, args: tuple[Any, ...]
+) -> int:
+    """Call ``entry(frame_for(threads), *args)``; on one thread while another call runs on many."""
+    frame = frame_for(threads)  # compiled before others are kept from running on threads
+    if threads < 2:
+        return entry(frame, *args)
+    if not _region.acquire(blocking=False):
+        return entry(frame_for(1), *args)
+    try:
+        # Numba's own number for this thread is never larger, and takes a microsecond to ask for
+        if threads >= _numba_threads() or threads >= (before := numba.get_num_threads()):
+            return entry(frame, *args)
+        try:
+            numba.set_num_threads(threads)
+            return entry(frame, *args)
+        finally:
             numba.set_num_threads(before)
+    finally:
         _region.release()
 
 

@@ -3,8 +3,11 @@
 The words, each with one meaning everywhere:
 
 =============  ====================================================================================
-row            the contiguous values of one sample and one channel (channels first); what follows
-               each other in memory for one sample (channels last, where it holds all channels)
+row            contiguous values of one sample and one channel; channels last: of one sample and
+               all channels
+piece          of a row that is too long for one line (channels first)
+fold           rows that are read as one line, which few channels would not fill (channels last)
+column         a value of a line: one channel has one, or ``fold`` of them (channels last)
 line           what is read at one go for every channel of a task: a row or a piece of a long one
                (channels first), one or several rows (channels last)
 block          lines whose sums are kept in x's precision, around one shift
@@ -15,8 +18,9 @@ tile           channels that go through all steps of an operation while they are
 shift          what is subtracted before squares are summed; it follows the channel's mean
 center         the mean in x's precision, which the elementwise pass subtracts
 terms          what the elementwise pass needs of a channel: center, scale, shift (slope, offset)
-marked         of a channel that float32 cannot hold: it is summed and computed in float64
-wide           of what works in float64 on float32 arrays, for marked channels
+power          the sum of squares of deviations from shifts; much more than m2 costs digits
+marked         of a channel that x's precision cannot sum or compute; it is done again in float64
+wide           of what works in float64, for marked channels
 part           native code that runs on a frame and a task, reached through its address
 frame          the record that tells parts where everything lies and how work is cut
 entry          what Python calls: it fills in a frame and runs a part

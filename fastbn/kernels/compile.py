@@ -1,4 +1,4 @@
-"""The only place that names Numba's options and what Numba does not document.
+"""The only place that names Numba's options; with `simd`, the only one that uses its insides.
 
 ========================  =====================================================================
 `part`                    native code that runs on a frame, reached through its address
@@ -122,7 +122,7 @@ class Part:
 
     def __init__(self, body: Callable, name: str) -> None:
         self.name = name
-        self._body = _renamed(body, name)
+        self._body = body
         self._addresses: dict[np.dtype, int] = {}
 
     def address(self, dtype: np.dtype) -> int:
@@ -134,14 +134,18 @@ class Part:
 
     def unit(self, dtype: np.dtype) -> Unit:
         """The part for ``dtype``, to be compiled ahead."""
-        stored = partial(_is_stored, self.name, _part_signature(dtype).args)
-        return Unit(f"{self.name} {dtype}", stored, partial(self.address, dtype))
+        stored = partial(_is_stored, self._name(dtype), _part_signature(dtype).args)
+        return Unit(self._name(dtype), stored, partial(self.address, dtype))
+
+    def _name(self, dtype: np.dtype) -> str:
+        return f"{self.name}_{dtype.char}"
 
     def _build(self, dtype: np.dtype) -> int:
         if PLAIN:
             like = np.empty(0, dtype)
             return _plain_address(lambda frame, task: self._body(frame, task, like))
-        return _native(self._body, _part_signature(dtype), _OPTIONS)
+        body = _renamed(self._body, self._name(dtype))
+        return _native(body, _part_signature(dtype), _OPTIONS)
 
     def __repr__(self) -> str:
         return f"Part({self.name})"
@@ -210,7 +214,7 @@ class Entry:
         """The entry for flat arrays; of any other type or flags they are a TypeError."""
         found = self._known.get((x, running))
         if found is None:
-            found = self._body if PLAIN else self._build(x, running)
+            found = self._plain(x, running) if PLAIN else self._build(x, running)
             self._known[x, running] = found
         return found
 
@@ -223,6 +227,19 @@ class Entry:
         kinds = self._kinds(x, running)
         letters = "".join(np.dtype(kind).char for kind in kinds).replace("?", "b")
         return f"{self.name}_{letters}", tuple(map(_argument_type, kinds))
+
+    def _plain(self, x: np.dtype, running: np.dtype) -> Callable[..., int]:
+        """The body itself, which refuses what compiled code refuses."""
+        kinds = self._kinds(x, running)
+
+        def checked(*arguments: Any) -> int:
+            for kind, value in zip(kinds, arguments, strict=True):
+                array = not isinstance(kind, type)
+                if array and not (value.ndim == 1 and value.flags.carray and value.dtype == kind):
+                    raise TypeError(f"{self.name} takes flat writable arrays of {kind}")
+            return self._body(*arguments)
+
+        return checked
 
     def _build(self, x: np.dtype, running: np.dtype) -> Any:
         name, signature = self._signature(x, running)
@@ -250,8 +267,8 @@ def entry(kinds: Callable[[Any, Any], tuple]) -> Callable[[Callable], Entry]:
 def _uninterrupted(compile_it: Callable[[], Any]) -> None:
     """Compile where no Ctrl-C can reach, which leaves Numba unable to compile ever again.
 
-    Python delivers it to the main thread alone. That gets its KeyboardInterrupt while it waits;
-    the compilation goes on, and the next call finds it done.
+    Python delivers it to the main thread alone. That gets its KeyboardInterrupt while it waits; the
+    compilation goes on, and where there is a disk cache the next call finds it done.
     """
     if threading.current_thread() is not threading.main_thread():
         compile_it()
@@ -280,7 +297,9 @@ class _Cache:
         self._name = name
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
-        content = disk_cache.load(self._name, _digest(signature))
+        content = None
+        if disk_cache.sources_digest() is not None:
+            content = disk_cache.load(self._name, _digest(signature))
         if content is None:
             return None
         with contextlib.suppress(Exception):
@@ -291,6 +310,8 @@ class _Cache:
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
+        if disk_cache.sources_digest() is None:
+            return
         with contextlib.suppress(Exception):
             disk_cache.save(self._name, _digest(signature), dumps(result._reduce()))
 

@@ -1,4 +1,4 @@
-"""Compiled code on disk, one file a piece. Whatever goes wrong here costs a compilation.
+"""Compiled code on disk, one file a unit. Whatever goes wrong here costs a compilation.
 
 A file's name holds a digest of all that the code depends on: what is found under a name fits. It
 is written beside its place and moved there whole, so that no lock is needed. The folder is
@@ -16,14 +16,14 @@ from functools import lru_cache
 from pathlib import Path
 
 _SUFFIX = ".fastbn"
-#: Files kept of one piece of code: versions and processors that share a folder.
-_KEPT = 4
+#: Files kept of one unit: versions and processors that share a folder.
+_KEPT = 8
 _CHECKSUM = hashlib.sha256().digest_size
 
 
 def holds(name: str, digest: str) -> bool:
     """Whether there is a file of this name and digest, whole or not."""
-    return any((folder / f"{name}.{digest}{_SUFFIX}").exists() for folder in _folders())
+    return any(os.path.exists(folder / f"{name}.{digest}{_SUFFIX}") for folder in _folders())
 
 
 def load(name: str, digest: str) -> bytes | None:
@@ -32,24 +32,27 @@ def load(name: str, digest: str) -> bytes | None:
         with contextlib.suppress(OSError):
             data = (folder / f"{name}.{digest}{_SUFFIX}").read_bytes()
             content = data[_CHECKSUM:]
-            if hashlib.sha256(content).digest() == data[:_CHECKSUM]:
+            if _checksum(name, digest, content) == data[:_CHECKSUM]:
                 return content
     return None
 
 
 def save(name: str, digest: str, content: bytes) -> None:
     """Keep ``content`` in the first folder that takes it, or nowhere."""
-    data = hashlib.sha256(content).digest() + content
+    data = _checksum(name, digest, content) + content
     for folder in _folders():
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             _write(folder / f"{name}.{digest}{_SUFFIX}", data)
-            _forget_oldest(folder, name)
+            with contextlib.suppress(OSError):  # another process does it too
+                _forget_oldest(folder, name)
             return
 
 
 def can_save() -> bool:
-    """Whether a folder takes files."""
+    """Whether there is something to know files by, and a folder that takes them."""
+    if sources_digest() is None:
+        return False
     for folder in _folders():
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
@@ -59,15 +62,23 @@ def can_save() -> bool:
 
 
 @lru_cache(maxsize=1)
-def sources_digest() -> str:
-    """Digest of the sources of all kernels."""
+def sources_digest() -> str | None:
+    """Digest of the sources of all kernels; None where they cannot be read, and nothing is kept."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        with contextlib.suppress(OSError):
+    paths = sorted(folder.rglob("*.py"))
+    try:
+        for path in paths:
             digest.update(path.relative_to(folder).as_posix().encode())
             digest.update(path.read_bytes())
-    return digest.hexdigest()
+    except OSError:
+        return None
+    return digest.hexdigest() if paths else None
+
+
+def _checksum(name: str, digest: str, content: bytes) -> bytes:
+    """Of the name too: a file that has been renamed is not what it says."""
+    return hashlib.sha256(f"{name}.{digest}.".encode() + content).digest()
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -105,7 +116,7 @@ def _folders() -> list[Path]:
 
 def _may_write(folder: Path) -> bool:
     """Whether this user may write to a folder, or make it."""
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     return os.access(folder, os.W_OK)
 

@@ -26,19 +26,18 @@ running_update = compiled_formula(formulas.running_update)
 unbiased = compiled_formula(formulas.unbiased)
 
 
-#: What entries return: all is done; a part is missing; there was no memory. In the last two cases
-#: nothing has been written.
-DONE, MISSING, NO_MEMORY = 0, 1, 2
+#: What entries return, or 0: a part is missing; there was no memory. Both can be called again.
+MISSING, NO_MEMORY = 1, 2
 
 
 @inlined
-def begin(plan):
-    """A copy of the plan's frame, and after it as much memory as that asks for; 0 without any."""
-    address = allocate(8 * (WORDS + 8 + plan[0]))
+def begin(template):
+    """A copy of a plan's frame, and after it as much memory as that asks for; 0 without any."""
+    address = allocate(8 * (WORDS + 8) + frame_at(address_of(template)).scratch_bytes)
     if address != 0:
-        frame = words_at(address, plan)
+        frame = words_at(address, template)
         for k in range(WORDS):
-            frame[k] = plan[k]
+            frame[k] = template[k]
         frame_at(address).scratch = (address + 8 * WORDS + 63) // 64 * 64
     return address
 
@@ -59,9 +58,9 @@ def address_if_any(array):
 
 
 @entry(lambda x, running: (_INT64, x, x, running, running, x, x, float))
-def normalize(plan, x, out, mean, var, weight, bias, eps):
+def normalize(template, x, out, mean, var, weight, bias, eps):
     """Normalize with given statistics."""
-    address = begin(plan)
+    address = begin(template)
     if address == 0:
         return NO_MEMORY
     f = frame_at(address)
@@ -73,9 +72,9 @@ def normalize(plan, x, out, mean, var, weight, bias, eps):
 
 
 @entry(lambda x, running: (_INT64, x, x, x, x, _FLOAT64, float))
-def forward(plan, x, out, weight, bias, statistics, eps):
+def forward(template, x, out, weight, bias, statistics, eps):
     """Normalize with the batch's statistics, which it writes: mean, variance, 1 / std."""
-    address = begin(plan)
+    address = begin(template)
     if address == 0:
         return NO_MEMORY
     f = frame_at(address)
@@ -88,9 +87,9 @@ def forward(plan, x, out, weight, bias, statistics, eps):
 
 
 @entry(lambda x, running: (_INT64, x, x, x, _FLOAT64, x, x, x))
-def backward(plan, dy, x, dx, statistics, weight, d_weight, d_bias):
+def backward(template, dy, x, dx, statistics, weight, d_weight, d_bias):
     """Gradients of x, weight and bias; ``statistics`` as `forward` writes them."""
-    address = begin(plan)
+    address = begin(template)
     if address == 0:
         return NO_MEMORY
     f = frame_at(address)
@@ -102,9 +101,9 @@ def backward(plan, dy, x, dx, statistics, weight, d_weight, d_bias):
 
 
 @entry(lambda x, running: (_INT64, x, _FLOAT64))
-def moments(plan, x, statistics):
+def moments(template, x, statistics):
     """Mean and m2 of each channel, into the first two rows of ``statistics``."""
-    address = begin(plan)
+    address = begin(template)
     if address == 0:
         return NO_MEMORY
     f = frame_at(address)

@@ -11,7 +11,7 @@ import numpy as np
 #: Fields of 8 bytes each. All are integers but those in `FLOATS`. Distances and sizes are in
 #: values of x's dtype, except where bytes are named.
 FIELDS = (
-    "scratch_words",  # memory that lies between the steps, in words of 8 bytes
+    "scratch_bytes",  # memory that lies between the steps
     # parts, each the address of native code, 0 without such a step
     "run",  # all steps, of all channels at once or tile by tile
     "each_tile",  # all steps of one tile
@@ -44,7 +44,8 @@ FIELDS = (
     "statistics",  # rows of mean, variance (or m2) and 1 / std, float64
     "d_weight", "d_bias",
     "frozen",  # whether the statistics are constants to a backward
-    # memory for what lies between the steps: addresses, sizes in columns
+    # memory for what lies between the steps: where it begins; then where in it, in bytes, until
+    # `passes` makes them addresses; and sizes in columns
     "scratch", "tile_bytes",
     "partial", "columns",  # of each segment: rows of three sums or moments
     "marks", "marked",  # of each channel: whether float32 cannot hold it; how many these are

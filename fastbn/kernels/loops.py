@@ -79,7 +79,7 @@ def rows_with(compute: Callable, stores_whole: Callable) -> Callable:
 
 
 def lines_with(count: int, compute: Callable, terms_at: Callable, stores_whole: Callable):
-    """Make ``lines(f, like, pointers, starts, aparts, out, k, apart, width, column)``.
+    """Make ``lines(table, like, pointers, starts, aparts, out, k, apart, width, column)``.
 
     ``count`` lines at a time, which begin ``aparts`` from each other; ``column`` is the first's.
     All are loaded before any is stored: a load from the same place of a page as a store that is
@@ -89,16 +89,16 @@ def lines_with(count: int, compute: Callable, terms_at: Callable, stores_whole: 
     store, store_first, lanes_of = stores_whole(count), stores_first(count), lanes()
 
     @inlined
-    def lines(f, like, pointers, starts, aparts, out, k, apart, width, column):
+    def lines(table, like, pointers, starts, aparts, out, k, apart, width, column):
         step, j = lanes_of(out), 0
         while j + step <= width:
             values = load(pointers, starts, aparts, j)
-            store(out, k + j, apart, compute(values, terms_at(f, like, column + j, step)))
+            store(out, k + j, apart, compute(values, terms_at(table, column + j, step, like)))
             j += step
         if j < width:
             n = width - j
             values = load_first(pointers, starts, aparts, j, n)
-            terms = terms_at(f, like, column + j, n)
+            terms = terms_at(table, column + j, n, like)
             store_first(out, k + j, apart, n, compute(values, terms))
 
     return lines
@@ -177,7 +177,8 @@ def row_sums_with(pair: Pair, share: int) -> Callable:
                 )
                 s, p = s + a, p + a * b
                 n += stride
-            # what is left: a row's whole vectors in their places, then a part in the last place
+            # What is left: whole vectors, each added to its own quarter of the sums; then less than
+            # a vector, added to the last quarter (`edge` takes four; the first three are empty).
             full = size - n if less == 0 else (size - n) // step * step
             part_start, part_size = n + full - 3 * step, size - n - full - 3 * step
             for start, number, fewer in ((n, full, less), (part_start, part_size, -step)):

@@ -71,8 +71,8 @@ def rows_of(f, segment, column, like):
 def merge_block(count, n, columns, shift, sums, squares, rows):
     """Merge a block of ``n`` values a channel into the ``count`` before it; move the shift.
 
-    ``power`` is the sum of all squares of deviations from shifts: what of it is not in ``m2``
-    has been lost to rounding in part.
+    ``power`` is the sum of all squares of deviations from shifts: where it is much larger than
+    ``m2``, rounding has cost digits.
     """
     mean, m2, power = rows
     for c in range(columns):
@@ -81,6 +81,13 @@ def merge_block(count, n, columns, shift, sums, squares, rows):
         mean[c], m2[c], power[c] = merged[1], merged[2], power[c] + squares[c]
         if is_finite(merged[1]):
             shift[c] = merged[1]
+
+
+@inlined
+def next_block(f, lines, quarter, line, single):
+    """The block that begins with a line of each quarter, or with one that quarters leave."""
+    fours = min(f.block // 4, quarter - line)
+    return line, fours, quarter, single, 0 if fours > 0 else min(f.block, lines - single)
 
 
 def moments_part(name: str, segments: Segments, block_sums: Callable, first_shifts: Callable):
@@ -109,9 +116,8 @@ def moments_part(name: str, segments: Segments, block_sums: Callable, first_shif
         quarter = lines // 4 if f.block >= 4 else 0
         line, single = 0, 4 * quarter
         while single < lines or line < quarter:
-            fours = min(f.block // 4, quarter - line)
-            singles = 0 if fours > 0 else min(f.block, lines - single)
-            block = line, fours, quarter, single, singles
+            block = next_block(f, lines, quarter, line, single)
+            fours, singles = block[1], block[4]
             block_sums(f, x, i, x, i, begin, block, columns, shift, sums, squares)
             n = np.float64(count_of(f, begin + single, 4 * fours + singles))
             merge_block(count, n, columns, shift, sums, squares, rows)
@@ -146,9 +152,8 @@ def products_part(name: str, segments: Segments, block_sums: Callable):
         quarter = lines // 4 if f.block >= 4 else 0
         line, single = 0, 4 * quarter
         while single < lines or line < quarter:
-            fours = min(f.block // 4, quarter - line)
-            singles = 0 if fours > 0 else min(f.block, lines - single)
-            block = line, fours, quarter, single, singles
+            block = next_block(f, lines, quarter, line, single)
+            fours, singles = block[1], block[4]
             block_sums(f, dy, i, x, k, begin, block, columns, center, sums, more)
             for c in range(columns):
                 sum_dy[c] += sums[c]

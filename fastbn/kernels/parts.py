@@ -39,8 +39,8 @@ class Operation(NamedTuple):
     apply: str | None
     frozen: bool = False  # the statistics are constants to a backward
     #: Additions in x's precision that one sum may go through: along a row, which has 64 sums side
-    #: by side, and down a column, which has one. Those of equal squares round in one direction:
-    #: 64 of them cost up to 1.3e-6 of a variance, 32 half of that.
+    #: by side, and down a column, which has one and none to average with. Equal squares round in
+    #: one direction: 64 of them cost up to 1.3e-6 of a variance, 32 half of that.
     row_chain: int = 64
     column_chain: int = 64
 
@@ -94,10 +94,11 @@ def addresses(
 def wide_addresses(operation: Operation, layout: str, dtype: np.dtype) -> dict[str, int]:
     """Fields of the frame that name parts for channels that float32 cannot hold."""
     found = {}
-    if operation.reduce:
+    narrow = dtype.itemsize == 4
+    if operation.reduce == "moments" or (operation.reduce and narrow):
         part = getattr(_SUMS[layout], f"wide_{operation.reduce}")
         found["wide_reduce"] = part.address(dtype)
-    if operation.apply and dtype.itemsize == 4 and not operation.frozen:
+    if operation.apply and narrow and not operation.frozen:
         part = getattr(_ELEMENTWISE[layout], f"wide_{operation.apply}")
         found["wide_apply"] = part.address(dtype)
         found["wide_finish"] = _WIDE_TERMS[operation.apply].address(dtype)
@@ -122,5 +123,5 @@ def units(dtype: np.dtype, layout: str) -> Iterator[Unit]:
             if isinstance(part, Part) and (narrow or not only_narrow):
                 yield part.unit(dtype)
     for entry in entries.EVERY:
-        for running in {dtype, _ANY}:  # running statistics of another dtype come as float64
+        for running in (_ANY, dtype):  # running statistics of another dtype come as float64
             yield entry.unit(dtype, running)

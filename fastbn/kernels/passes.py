@@ -10,40 +10,33 @@ thread takes which task, the bits of the result are the same.
 """
 
 from fastbn.kernels.compile import inlined, inner, part
-from fastbn.kernels.moments import HEADER
 from fastbn.kernels.simd import call, call_loop, copy_of, frame_at
 
 
 @inlined
-def run_tasks(f, frame, work, tasks):
+def run_tasks(f, frame, address, tasks):
     """Run a part on some tasks: in order, or on threads if the frame has a loop for them."""
     if f.loop == 0 or tasks < 2:
         for task in range(tasks):
-            call(work, frame, task)
+            call(address, frame, task)
     else:
-        call_loop(f.loop, work, frame, tasks)
-
-
-@inlined
-def padded(values):
-    """Bytes of some float64, up to the next multiple of a cache line."""
-    return (values + 7) // 8 * 64
+        call_loop(f.loop, address, frame, tasks)
 
 
 @inlined
 def lay_out(f):
     """Give each step's memory its place in the tile's part of ``scratch``."""
-    f.partial = f.scratch
-    f.marks = f.partial + padded(f.segments * (HEADER + 3 * f.columns))
-    f.sums = f.marks + padded(f.channels)
-    f.parameters = f.sums + padded(2 * f.channels)
-    f.table = f.parameters + padded(4 * f.channels)
-    f.wide_table = f.table + padded(5 * f.terms)
+    f.partial += f.scratch
+    f.marks += f.scratch
+    f.sums += f.scratch
+    f.parameters += f.scratch
+    f.table += f.scratch
+    f.wide_table += f.scratch
 
 
 @inner
 def all_steps(frame):
-    """Reduce, merge, finish, apply. Sets ``missing``, and writes nothing, if a wide part lacks."""
+    """Reduce, merge, finish, apply. Or set ``missing`` and write nothing: a wide part is needed."""
     f = frame_at(frame)
     lay_out(f)
     if f.reduce != 0:
@@ -58,14 +51,14 @@ def all_steps(frame):
     if f.finish != 0:
         f.marked = 0
         call(f.finish, frame, 0)
-        work = f.apply
+        apply = f.apply
         if f.marked > 0:
-            if f.wide_apply == 0:
+            if f.wide_apply == 0 or f.wide_finish == 0:
                 f.missing = 1
                 return
             call(f.wide_finish, frame, 0)
-            work = f.wide_apply
-        run_tasks(f, frame, work, f.apply_tasks)
+            apply = f.wide_apply
+        run_tasks(f, frame, apply, f.apply_tasks)
 
 
 @part("all_channels")

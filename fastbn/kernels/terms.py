@@ -29,7 +29,7 @@ LEAST_RSTD, MOST_RSTD = 1e-15, 1e15  # beyond them 1 / var leaves the range of f
 
 @compiled_formula
 def holds_terms(mean, rstd):
-    """Whether float32 can hold the terms of a channel; not those of a NaN."""
+    """Whether float32 can hold the terms of a channel; False for NaN."""
     return (rstd >= LEAST_RSTD) & (rstd <= MOST_RSTD) & (abs(mean) <= FAR)
 
 

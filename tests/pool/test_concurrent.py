@@ -10,8 +10,8 @@ import tracemalloc
 
 import pytest
 
-from fastbn import _pool
 from tests import subprocess_tools as tools
+from tests.internals import pool
 from tests.pool.tools import MIB, address, output, reuses, waiting
 
 
@@ -23,7 +23,7 @@ def switching(seconds):
 
 @reuses
 def test_threads_never_share_a_block(small):
-    _pool.set_reuse_limit(16 * 4096 * 3)  # too little for all of them
+    pool.set_reuse_limit(16 * 4096 * 3)  # too little for all of them
     errors, places = [], set()
     barrier = threading.Barrier(8)
 
@@ -52,7 +52,7 @@ def test_threads_never_share_a_block(small):
     assert errors == []
     assert len(places) < 1600  # of 3200 outputs
     output(4096)
-    assert sum(size for size, _ in _pool._blocks) <= 16 * 4096 * 3
+    assert sum(size for size, _ in pool._blocks) <= 16 * 4096 * 3
 
 
 @reuses
@@ -63,7 +63,7 @@ def test_a_block_that_another_thread_took_first_is_left_to_it(monkeypatch):
             return default
 
     taken = []
-    monkeypatch.setattr(_pool, "_blocks", Contested())
+    monkeypatch.setattr(pool, "_blocks", Contested())
     places = {address(y) for y in [output(), output()]}
     assert waiting() == 4 * MIB
     assert address(output()) not in places
@@ -103,14 +103,14 @@ def test_a_forked_child_and_its_parent_go_on():
     tools.run("""
 import os
 import numpy as np
-from fastbn import _pool
+from tests.internals import pool
 
-_pool.SMALLEST = 1 << 20
+pool.SMALLEST = 1 << 20
 x = np.broadcast_to(np.float32(0), (4 << 20,))
 
 
 def output(value):
-    y = _pool.new_output(x, x.dtype)
+    y = pool.new_output(x, x.dtype)
     y.fill(value)
     return y, y.__array_interface__["data"][0]
 
@@ -152,10 +152,10 @@ def test_the_interpreter_ends_without_a_word():
     process = tools.start("""
 import atexit, builtins, gc, sys, threading, weakref
 import numpy as np
-from fastbn import _pool
+from tests.internals import pool
 
 x = np.broadcast_to(np.float32(0), (1 << 20,))
-new = lambda: _pool.new_output(x, x.dtype)
+new = lambda: pool.new_output(x, x.dtype)
 gc.disable()
 
 
@@ -172,7 +172,7 @@ y, _z, late = new(), new(), Late()
 builtins.kept = new()
 sys.kept = memoryview(new())
 np.kept = Late()
-_pool.kept, _pool._kept = Late(), new()
+pool.kept, pool._kept = Late(), new()
 threading.kept = Late()
 local = threading.local()
 local.y = new()
@@ -188,12 +188,12 @@ new()
 EVERY_STEP = """
 import sys
 import numpy as np
-from fastbn import _pool
+from tests.internals import pool
 
-_pool.SMALLEST = 1 << 20
+pool.SMALLEST = 1 << 20
 x = np.broadcast_to(np.float32(0), (1 << 18,))
-_pool.set_reuse_limit(3 << 20)
-new = lambda: _pool.new_output(x, x.dtype)
+pool.set_reuse_limit(3 << 20)
+new = lambda: pool.new_output(x, x.dtype)
 
 
 def raise_at(step):
@@ -208,7 +208,7 @@ def raise_at(step):
         return local
 
     def trace(frame, event, arg):
-        if frame.f_code.co_filename == _pool.__file__:
+        if frame.f_code.co_filename == pool.__file__:
             frame.f_trace_opcodes = True
             return local
 
@@ -219,7 +219,7 @@ def raise_at(step):
 for reused in (True, False):
     faults = 0
     for step in range(1, 10_000):
-        _pool._blocks.clear()
+        pool._blocks.clear()
         held = new()
         held.fill(step)
         if reused:
@@ -252,7 +252,7 @@ def test_no_interrupt_is_lost_in_a_drop():
     process = tools.start("""
 import itertools, random, signal
 import numpy as np
-from fastbn import _pool
+from tests.internals import pool
 
 x = np.broadcast_to(np.float32(0), (1 << 20,))
 chance = random.Random(1)
@@ -266,12 +266,12 @@ def interrupt(*_):
 
 
 signal.signal(signal.SIGALRM, interrupt)
-y = _pool.new_output(x, x.dtype)
+y = pool.new_output(x, x.dtype)
 for _ in range(300):
     try:
         signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 1e-3))
         for _ in itertools.repeat(None, 10**6):
-            y = _pool.new_output(x, x.dtype)
+            y = pool.new_output(x, x.dtype)
             y[::1024] = 1
         raise AssertionError("lost")
     except Interrupt:
@@ -304,14 +304,14 @@ def test_nothing_is_left_of_a_thousand_outputs(small):
         assert min(growth() for _ in range(3)) < 6000
     finally:
         gc.enable()
-    assert len(_pool._blocks) == 5
+    assert len(pool._blocks) == 5
 
 
 def test_order_of_blocks_is_that_of_their_use(small):
-    if _pool._madvise() is None:
+    if pool._madvise() is None:
         pytest.skip("nothing is kept")
     for size in itertools.chain(range(1, 4), range(1, 4)):
         output(size * 8192)
-    assert [size for size, _ in _pool._blocks] == [8192, 16384, 24576]
+    assert [size for size, _ in pool._blocks] == [8192, 16384, 24576]
     output(8192)
-    assert [size for size, _ in _pool._blocks] == [16384, 24576, 8192]
+    assert [size for size, _ in pool._blocks] == [16384, 24576, 8192]

@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import pytest
 
-from fastbn import _memory, _pool
+from tests.internals import flat, pool
 from tests.pool.tools import F4, MIB, address, dropped, output, reuses
 
 
@@ -46,7 +46,7 @@ LAYOUTS = {
 
 
 def assert_like_empty_like(x, dtype):
-    y, wanted = _pool.new_output(x, dtype), np.empty_like(x, dtype=dtype, subok=False)
+    y, wanted = pool.new_output(x, dtype), np.empty_like(x, dtype=dtype, subok=False)
     assert type(y) is np.ndarray
     assert (y.shape, y.strides, y.dtype) == (wanted.shape, wanted.strides, wanted.dtype)
     for flag in ("WRITEABLE", "ALIGNED", "C_CONTIGUOUS", "F_CONTIGUOUS", "WRITEBACKIFCOPY"):
@@ -61,7 +61,7 @@ def test_an_output_is_what_empty_like_gives(layout, dtype):
     x = LAYOUTS[layout]
     for _ in range(2):  # the second time in used memory
         y = assert_like_empty_like(x, np.dtype(dtype))
-        if y.nbytes >= _pool.SMALLEST and _pool._madvise() is not None:
+        if y.nbytes >= pool.SMALLEST and pool._madvise() is not None:
             assert not y.flags.owndata
             assert address(y) % 4096 == 0
         y[...] = 1
@@ -69,7 +69,7 @@ def test_an_output_is_what_empty_like_gives(layout, dtype):
 
 
 def test_random_layouts(rng, monkeypatch):
-    monkeypatch.setattr(_pool, "SMALLEST", 1)
+    monkeypatch.setattr(pool, "SMALLEST", 1)
     for _ in range(500):
         rank = rng.integers(0, 6)
         x = np.zeros(rng.integers(0 if rng.random() < 0.1 else 1, 4, rank), np.float32)
@@ -83,23 +83,23 @@ def test_random_layouts(rng, monkeypatch):
 
 
 def test_a_small_output_is_an_ordinary_array():
-    assert output(_pool.SMALLEST - 4).flags.owndata
+    assert output(pool.SMALLEST - 4).flags.owndata
     assert output(MIB // 2).base is None
-    assert type(_pool.new_output(BASE[:1, :1].view(Own), F4)) is np.ndarray
-    assert not _pool._blocks
+    assert type(pool.new_output(BASE[:1, :1].view(Own), F4)) is np.ndarray
+    assert not pool._blocks
 
 
 @reuses
 def test_the_smallest_output_that_is_reused():
-    where = dropped(_pool.SMALLEST)
-    assert address(output(_pool.SMALLEST)) == where
+    where = dropped(pool.SMALLEST)
+    assert address(output(pool.SMALLEST)) == where
 
 
 def test_the_size_of_the_output_counts_and_not_that_of_the_input():
     x = np.zeros(MIB // 4, np.uint8)
-    assert _pool.new_output(x, np.dtype(np.float16)).flags.owndata
-    y = _pool.new_output(x, F4)
-    assert y.flags.owndata is (_pool._madvise() is None)
+    assert pool.new_output(x, np.dtype(np.float16)).flags.owndata
+    y = pool.new_output(x, F4)
+    assert y.flags.owndata is (pool._madvise() is None)
 
 
 def test_an_output_can_be_made_read_only_and_writable_again():
@@ -133,8 +133,8 @@ def test_memory_of_a_dropped_output_is_used_again():
 def test_a_block_serves_other_shapes_and_dtypes():
     where = dropped(BASE.nbytes)
     for layout in ("C", "a permutation", "Fortran", "reversed"):
-        assert address(_pool.new_output(LAYOUTS[layout], F4)) == where
-    assert address(_pool.new_output(BASE[: BASE.shape[0] // 2], np.dtype(np.float64))) == where
+        assert address(pool.new_output(LAYOUTS[layout], F4)) == where
+    assert address(pool.new_output(BASE[: BASE.shape[0] // 2], np.dtype(np.float64))) == where
 
 
 @reuses
@@ -143,7 +143,7 @@ def test_a_block_must_be_large_enough_and_not_much_too_large():
     for nbytes in (5 * MIB + 4, 4 * MIB - 4, 3 * MIB):
         assert address(output(nbytes)) != kept
     for nbytes in (4 * MIB, 5 * MIB):
-        _pool._blocks = dict(item for item in _pool._blocks.items() if item[0][0] == 5 * MIB)
+        pool._blocks = dict(item for item in pool._blocks.items() if item[0][0] == 5 * MIB)
         assert address(output(nbytes)) == kept
 
 
@@ -210,7 +210,7 @@ HOLDERS = {
     "base": lambda y: y.base,
     "base of base": lambda y: y.base.base,
     "an array of the base": lambda y: np.asarray(y.base.base)[3:],
-    "a flat view": lambda y: _memory.flat(y.reshape(4, -1).T, y.size),
+    "a flat view": lambda y: flat(y.reshape(4, -1).T, y.size),
     "an object array": lambda y: np.array([y, None], object),
     "a bound method": lambda y: y.sum,
     "a closure": lambda y: lambda: y,

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from fastbn import _pool
+from tests.internals import pool
 
 MIB = 1 << 20
 F4 = np.dtype(np.float32)
 
-reuses = pytest.mark.skipif(_pool._madvise() is None, reason="memory is reused on Linux alone")
+reuses = pytest.mark.skipif(pool._madvise() is None, reason="memory is reused on Linux alone")
 
 
 def output(nbytes=2 * MIB, fill=None):
-    y = _pool.new_output(np.broadcast_to(F4.type(0), (nbytes // 4,)), F4)
+    y = pool.new_output(np.broadcast_to(F4.type(0), (nbytes // 4,)), F4)
     if fill is not None:
         y.fill(fill)
     return y
@@ -29,4 +29,4 @@ def dropped(nbytes=2 * MIB):
 
 def waiting():
     """Bytes that wait for reuse."""
-    return sum(block.size for block in _pool._blocks.values() if block.dropped)
+    return sum(block.size for block in pool._blocks.values() if block.dropped)

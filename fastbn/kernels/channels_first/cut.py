@@ -13,8 +13,8 @@ GROUPS = 16  # of all segments together, if there are channels enough: for threa
 def cut(rows: int, channels: int, length: int, chain: int) -> dict[str, int]:
     """Fields of the frame that say how work is cut.
 
-    ``chain``: additions in x's precision that one sum may go through along a line; lines that make
-    a block add to every sum once, after that.
+    ``chain``: additions in x's precision that one sum may go through along a line; each further
+    line of a block adds once more.
     """
     most = SUMS * chain  # values of a line
     pieces = -(-length // most)
@@ -24,7 +24,7 @@ def cut(rows: int, channels: int, length: int, chain: int) -> dict[str, int]:
         block = rows_of_block(length, chain)
         segment_lines = rows_of_segment(rows, length, block)
     else:
-        block, segment_lines = BLOCK // most, SEGMENT // most
+        block, segment_lines = min(3, BLOCK // most), SEGMENT // most  # by fours go whole rows
     segments = -(-rows * pieces // segment_lines)
     # no bits depend on the group: what is done to one channel does not depend on the others
     group = max(1, min(GROUP, channels * segments // GROUPS)) if pieces == 1 else 1
@@ -46,7 +46,7 @@ def cut(rows: int, channels: int, length: int, chain: int) -> dict[str, int]:
 
 
 def rows_of_block(length: int, chain: int) -> int:
-    """Short rows that make a block; by fours, their chains are four times as long."""
+    """Short rows that make a block. Four of them share a chain, so long ones do not go by fours."""
     rows = max(1, min(BLOCK // length, ADDITIONS // (1 + length // SUMS)))
     return rows if length <= SUMS // 4 * chain else min(rows, 3)
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from fastbn.kernels import formulas, loops
+from fastbn.kernels.channels_first.cut import GROUP
 from fastbn.kernels.compile import inlined, inner, part
 from fastbn.kernels.moments import (
     COUNT,
@@ -29,7 +30,6 @@ from fastbn.kernels.simd import (
     values_at,
 )
 
-GROUP = 64  # channels of a group, at most
 _LANES = 16  # of the narrowest dtype
 
 median = compiled_formula(formulas.median)

@@ -5,7 +5,7 @@ follow each other in memory, lines are as wide as vectors like them, and begin w
 aligned: what comes before the first line and after the last is done by the first and last task.
 """
 
-from fastbn.kernels import loops, operations
+from fastbn.kernels import loops, pointwise
 from fastbn.kernels.compile import inlined, part
 from fastbn.kernels.simd import (
     fence,
@@ -28,7 +28,8 @@ def grid_of(f, out):
 
 def lines_part(name, operation, stores_whole=stores):
     """The part that runs an elementwise operation on the lines of a task."""
-    pointers_of, starts_of = operation.pointers, operation.starts
+    pointers_of, steps_of, starts_of = operation.pointers, operation.steps, operation.starts
+    table_of = operation.table
     four, one = (
         loops.lines_with(n, operation.compute, operation.terms_along(n), stores_whole)
         for n in (4, 1)
@@ -38,38 +39,40 @@ def lines_part(name, operation, stores_whole=stores):
     @part(name)
     def lines(frame, task, like):
         f = frame_at(frame)
-        pointers, out, width = pointers_of(f, like), values_at(f.out, like), f.width
+        pointers, steps, table = pointers_of(f, like), steps_of(f), table_of(f, like)
+        out, width, values = values_at(f.out, like), f.width, f.rows * f.channels
         head, all_lines = grid_of(f, out)
         first = task * f.task_size
         some = max(0, min(f.task_size, all_lines - first))
+        last_task = task == f.apply_tasks - 1
         rows, step = f.line_rows, f.line_rows * f.out_row
         quarter = some // 4
+        aparts = starts_of(steps, quarter * rows, 0, 0)
         for n in range(first, first + quarter):
+            at = starts_of(steps, n * rows, 0, head)
             four(
-                f, like, pointers, starts_of(f, n * rows, 0, head),
-                starts_of(f, quarter * rows, 0, 0),
+                table, like, pointers, at, aparts,
                 out, head + n * step, quarter * step, width, head,
             )  # fmt: skip
         for n in range(first + 4 * quarter, first + some):
-            at = starts_of(f, n * rows, 0, head)
-            one(f, like, pointers, at, at, out, head + n * step, 0, width, head)
+            at = starts_of(steps, n * rows, 0, head)
+            one(table, like, pointers, at, at, out, head + n * step, 0, width, head)
         if task == 0 and head > 0:
-            at = starts_of(f, 0, 0, 0)
-            one(f, like, pointers, at, at, out, 0, 0, head, 0)
+            at = starts_of(steps, 0, 0, 0)
+            one(table, like, pointers, at, at, out, 0, 0, head, 0)
         end = head + all_lines * width
-        rest = f.rows * f.channels - end
-        if task == f.apply_tasks - 1 and rest > 0:
-            at = starts_of(f, 0, 0, end)
-            one(f, like, pointers, at, at, out, end, 0, rest, head)
+        if last_task and end < values:
+            at = starts_of(steps, 0, 0, end)
+            one(table, like, pointers, at, at, out, end, 0, values - end, head)
         if streaming:
             fence()
 
     return lines
 
 
-normalize = lines_part("last_normalize", operations.NORMALIZE)
-normalize_streaming = lines_part("last_normalize_streaming", operations.NORMALIZE, stores_streaming)
-wide_normalize = lines_part("last_wide_normalize", operations.WIDE_NORMALIZE)
-gradient = lines_part("last_gradient", operations.GRADIENT)
-gradient_streaming = lines_part("last_gradient_streaming", operations.GRADIENT, stores_streaming)
-wide_gradient = lines_part("last_wide_gradient", operations.WIDE_GRADIENT)
+normalize = lines_part("last_normalize", pointwise.NORMALIZE)
+normalize_streaming = lines_part("last_normalize_streaming", pointwise.NORMALIZE, stores_streaming)
+wide_normalize = lines_part("last_wide_normalize", pointwise.WIDE_NORMALIZE)
+gradient = lines_part("last_gradient", pointwise.GRADIENT)
+gradient_streaming = lines_part("last_gradient_streaming", pointwise.GRADIENT, stores_streaming)
+wide_gradient = lines_part("last_wide_gradient", pointwise.WIDE_GRADIENT)

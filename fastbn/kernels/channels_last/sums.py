@@ -3,6 +3,7 @@
 import numpy as np
 
 from fastbn.kernels import formulas, loops
+from fastbn.kernels.channels_last.cut import COLUMNS
 from fastbn.kernels.compile import inlined, inner, part
 from fastbn.kernels.moments import (
     Segments,
@@ -25,7 +26,6 @@ from fastbn.kernels.simd import (
     values_at,
 )
 
-MOST_COLUMNS = 1024  # of a task: 4 KiB of each line of float32
 SAMPLED = 8  # lines at each of three places that the first shift is taken from
 
 median = compiled_formula(formulas.median)
@@ -45,7 +45,7 @@ def line_start(f, row_distance, line):
 @inlined
 def line_size(f, line):
     """Columns of a line, at least as many as any task takes."""
-    return MOST_COLUMNS
+    return COLUMNS
 
 
 @inlined
@@ -72,7 +72,7 @@ def count_of(f, begin, lines):
     return lines
 
 
-SEGMENTS = Segments(work_of, size_of, count_of, MOST_COLUMNS)
+SEGMENTS = Segments(work_of, size_of, count_of, COLUMNS)
 
 
 # --- sums -----------------------------------------------------------------------------------------

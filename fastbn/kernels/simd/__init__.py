@@ -35,7 +35,7 @@ Pointers and addresses keep no memory alive: an entry does that for the whole ca
 ``double_rows(n)(address, distance, like)``            the same of float64
 ``frame_at(address)``                                  the frame there; fields can be set
 ``copy_of(address)``                                   a copy of the frame, while the caller runs
-``allocate(bytes)``, ``free(address)``                 memory of the C library; 0 if there is none
+``allocate(bytes)``, ``free(address)``                 memory, which `free` gives back; 0 without
 ``memory(count)(like)``                                values of memory, while the caller runs
 ``call(part, frame, task)``                            run native code
 ``call_loop(loop, part, frame, tasks)``                run it on all tasks, on threads

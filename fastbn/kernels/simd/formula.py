@@ -8,6 +8,7 @@ NumPy's functions, comparisons and `numpy.where`, no branches.
 import inspect
 import operator
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from llvmlite import ir
@@ -119,12 +120,18 @@ for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}.items():
     setattr(Symbol, f"__{_name}__", _comparison(_sign))
 
 
+_formulas: dict[str, Callable] = {}
+
+
+@cache
 def compiled_formula(formula: Callable, *parameters: str) -> Callable:
     """``formula`` for compiled code: vectors stay vectors, any other number is a float64.
 
     With ``parameters`` it takes these instead: numbers, or tuples that hold its arguments in order.
     """
     names = parameters or tuple(inspect.signature(formula).parameters)
+    if _formulas.setdefault(formula.__name__, formula) is not formula:
+        raise RuntimeError(f"two formulas have the name {formula.__name__}")
 
     def result(*arguments):
         made = _run(formula, *_nowhere([kind for a in arguments for kind in _flat(a)]))
@@ -139,7 +146,7 @@ def compiled_formula(formula: Callable, *parameters: str) -> Callable:
         made = _run(formula, code.builder, flat)
         return made[0] if len(made) == 1 else made
 
-    return instruction(formula.__name__, result, write, names)
+    return instruction("_".join([formula.__name__, *parameters]), result, write, names)
 
 
 def _flat(kind: types.Type) -> tuple[types.Type, ...]:

@@ -43,6 +43,10 @@ def numba_type(kind: ir.Type) -> types.Type:
     return types.float64 if kind == ir.DoubleType() else types.float32
 
 
+#: By name, which holds all that a maker was told: the code that writes it, the instruction.
+_made: dict[str, tuple[Any, Callable]] = {}
+
+
 def instruction(
     name: str, result: Callable, write: Callable, parameters: Iterable[str] = ()
 ) -> Callable:
@@ -51,25 +55,31 @@ def instruction(
     ``result(*types)`` is the type of what it returns, ``write(code, *values)`` writes it to a
     `Code`; its integers come as int64, its tuples as lists. No two may have one name.
     """
+    made = _made.get(name)
+    if made is not None:
+        if made[0] is not write.__code__:
+            raise RuntimeError(f"two instructions have the name {name}")
+        return made[1]
     names = ["typing_context", *(parameters or inspect.signature(result).parameters)]
 
     def typed(typing_context, *arguments):
-        made = result(*arguments)
+        kind = result(*arguments)
 
         def codegen(context, builder, signature, values):
-            code = Code(context, builder, made, arguments)
+            code = Code(context, builder, kind, arguments)
             value = write(code, *map(code.argument, signature.args, values))
-            if isinstance(made, types.BaseTuple):
-                return context.make_tuple(builder, made, value)
+            if isinstance(kind, types.BaseTuple):
+                return context.make_tuple(builder, kind, value)
             return context.get_dummy_value() if value is None else value
 
-        return made(*arguments), codegen
+        return kind(*arguments), codegen
 
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+    either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(each, either) for each in names])
     typed.__signature__ = signature  # type: ignore[attr-defined]
     typed.__name__ = typed.__qualname__ = name
-    return intrinsic(typed)
+    _made[name] = write.__code__, intrinsic(typed)
+    return _made[name][1]
 
 
 class Code:

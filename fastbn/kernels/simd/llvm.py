@@ -143,15 +143,17 @@ def memory(count):
     return instruction(f"memory_{count}", lambda like: like, write)
 
 
-allocate = instruction(
-    "allocate", lambda size: types.int64, lambda code, size: code.call("malloc", INT64, size)
-)
+def _write_allocate(code, size):
+    pointer = code.context.nrt.allocate_unchecked(code.builder, size)
+    return code.builder.ptrtoint(pointer, INT64)
 
 
 def _write_free(code, address):
-    code.call("free", ir.VoidType(), address)
+    pointer = code.builder.inttoptr(address, ir.IntType(8).as_pointer())
+    code.context.nrt.free(code.builder, pointer)
 
 
+allocate = instruction("allocate", lambda size: types.int64, _write_allocate)
 free = instruction("free", lambda address: types.void, _write_free)
 
 
@@ -352,7 +354,7 @@ folded = instruction("folded", lambda vector: _piece(vector, 4), _write_folded)
 
 
 def _write_folded_products(code, one, other):
-    # each product goes to a sum, from zero on: there is one way alone to fuse them
+    # each product goes to a sum, from zero on, so that LLVM can fuse them in one way only
     fuse, halves = ("contract",), []
     pairs = list(zip(code.split(one, 4), code.split(other, 4), strict=True))
     for two in (pairs[:2], pairs[2:]):

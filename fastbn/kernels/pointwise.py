@@ -1,11 +1,11 @@
-"""Elementwise operations: what they read, the terms of a channel, what they compute.
+"""What elementwise passes compute: what they read, the terms of a channel, the formula.
 
 A new one is a formula and a line here. `loops` has the loops that it goes into, and the
 ``elementwise`` module of each layout makes parts of both.
 """
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from fastbn.kernels import formulas
@@ -22,6 +22,7 @@ from fastbn.kernels.simd import (
 )
 
 # --- operands: the arrays that an elementwise pass reads ------------------------------------------
+# The frame is read once, before the loops: LLVM cannot know that stores do not change it.
 
 
 @inlined
@@ -30,9 +31,15 @@ def pointers_of_one(f, like):
 
 
 @inlined
-def starts_of_one(f, row, channel, value):
+def steps_of_one(f):
+    """Distances of rows and of channels."""
+    return f.first_row, f.first_channel
+
+
+@inlined
+def starts_of_one(steps, row, channel, value):
     """Where ``value`` values after a row's first one lie, in each array."""
-    return (row * f.first_row + channel * f.first_channel + value,)
+    return (row * steps[0] + channel * steps[1] + value,)
 
 
 @inlined
@@ -41,73 +48,93 @@ def pointers_of_two(f, like):
 
 
 @inlined
-def starts_of_two(f, row, channel, value):
+def steps_of_two(f):
+    return f.first_row, f.first_channel, f.second_row, f.second_channel
+
+
+@inlined
+def starts_of_two(steps, row, channel, value):
     return (
-        row * f.first_row + channel * f.first_channel + value,
-        row * f.second_row + channel * f.second_channel + value,
+        row * steps[0] + channel * steps[1] + value,
+        row * steps[2] + channel * steps[3] + value,
     )
 
 
 class Elementwise(NamedTuple):
-    """An elementwise pass: what it reads, how many terms a channel has, what it computes."""
+    """An elementwise pass: what it reads, what it computes, from which terms."""
 
     pointers: Callable
+    steps: Callable
     starts: Callable
     compute: Callable
-    constant_terms: Callable  # of one channel: (f, like, channel)
-    terms_along: Callable  # of columns; made by number of lines: (f, like, column, number)
+    table: Callable  # where the terms lie: (f, like)
+    constant_terms: Callable  # of one channel: (table, channel, like)
+    terms_along: Callable  # of columns; made by number of lines: (table, column, number, like)
+
+
+# --- terms ----------------------------------------------------------------------------------------
+
+
+@inlined
+def table_of(f, like):
+    return values_at(f.table, like), f.terms
+
+
+@inlined
+def wide_table_of(f, like):
+    return values_at(f.table, like), doubles_at(f.wide_table, like), f.terms
 
 
 @cache
-def table_terms(rows: int) -> tuple[Callable, Callable]:
+def table_terms(rows: int) -> tuple[Callable, Callable, Callable]:
     """What reads ``rows`` terms from the table: those of a channel, those along a line."""
     of_channel = terms_of_channel(rows)
 
     @inlined
-    def constant(f, like, channel):
-        return of_channel(values_at(f.table, like), f.terms, channel, like)
+    def constant(table, channel, like):
+        return of_channel(table[0], table[1], channel, like)
 
     def along(count):
         load = terms_along(rows, count)
 
         @inlined
-        def terms(f, like, column, number):
-            return load(values_at(f.table, like), f.terms, column, number, like)
+        def terms(table, column, number, like):
+            return load(table[0], table[1], column, number, like)
 
         return terms
 
-    return constant, lru_cache(along)
+    return table_of, constant, cache(along)
 
 
 @cache
-def wide_table_terms(rows: int) -> tuple[Callable, Callable]:
+def wide_table_terms(rows: int) -> tuple[Callable, Callable, Callable]:
     """`table_terms`, the same in float64 from ``wide_table``, and the table's row of marks."""
     of_channel, mark_of_channel = terms_of_channel(rows), terms_of_channel(1)
 
     @inlined
-    def wide_constant(f, like, channel):
-        table, wide = values_at(f.table, like), doubles_at(f.wide_table, like)
+    def wide_constant(table, channel, like):
+        narrow, wide, columns = table
         return (
-            of_channel(table, f.terms, channel, like),
-            of_channel(wide, f.terms, channel, like),
-            mark_of_channel(table, f.terms, channel + rows * f.terms, like),
+            of_channel(narrow, columns, channel, like),
+            of_channel(wide, columns, channel, like),
+            mark_of_channel(narrow, columns, channel + rows * columns, like),
         )
 
     def along(count):
         load, load_mark = terms_along(rows, count), terms_along(1, count)
 
         @inlined
-        def wide_terms(f, like, column, number):
-            table, wide = values_at(f.table, like), doubles_at(f.wide_table, like)
+        def wide_terms(table, column, number, like):
+            narrow, wide, columns = table
             return (
-                load(table, f.terms, column, number, like),
-                load(wide, f.terms, column, number, like),
-                load_mark(table, f.terms, column + rows * f.terms, number, like),
+                load(narrow, columns, column, number, like),
+                load(wide, columns, column, number, like),
+                load_mark(narrow, columns, column + rows * columns, number, like),
             )
 
         return wide_terms
 
-    return wide_constant, lru_cache(along)
+    return wide_table_of, wide_constant, cache(along)
 
 
 def elementwise(operands: int, formula: Callable, rows: int) -> Elementwise:
@@ -129,7 +156,10 @@ def wide_elementwise(operands: int, formula: Callable, rows: int) -> Elementwise
     return Elementwise(*_OPERANDS[operands], wide_compute, *wide_table_terms(rows))
 
 
-_OPERANDS = {1: (pointers_of_one, starts_of_one), 2: (pointers_of_two, starts_of_two)}
+_OPERANDS = {
+    1: (pointers_of_one, steps_of_one, starts_of_one),
+    2: (pointers_of_two, steps_of_two, starts_of_two),
+}
 
 NORMALIZE = elementwise(1, formulas.normalize, 3)
 WIDE_NORMALIZE = wide_elementwise(1, formulas.normalize, 3)

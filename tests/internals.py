@@ -1,0 +1,264 @@
+"""Everything private that tests touch. Tests themselves name no private module.
+
+When a module moves or a field is renamed, this file changes and no test does.
+"""
+
+import contextlib
+import threading
+import time
+
+import numba
+import numpy as np
+
+from fastbn._call import known, plan, prepared, work
+from fastbn._call import pieces as _pieces
+from fastbn._call import views as _views
+from fastbn._system import outputs, processor, progress, threads
+from fastbn.kernels import disk_cache, parts
+from fastbn.kernels.frame import DTYPE
+
+#: Modules whose own behaviour is under test, under names that will last.
+pool = outputs
+progress_bars = progress
+
+flat = _views.flat
+PIECE = _pieces.PIECE
+
+# --- plans ------------------------------------------------------------------------------------
+
+
+def forget_plans():
+    """Every call from now on is the first of its kind; what is compiled stays so."""
+    plan.walk_of.cache_clear()
+    known.forget()
+
+
+def set_limits(
+    monkeypatch, *, parallel_bytes=None, tile_bytes=None, tile_share=None, cache_bytes=None,
+    shared_rows=None,
+):  # fmt: skip
+    """Change what plans are made from, and forget those that were made before."""
+    for name, value in {
+        "PARALLEL_BYTES": parallel_bytes,
+        "TILE_BYTES": tile_bytes,
+        "TILE_SHARE": tile_share,
+        "SHARED_ROWS": shared_rows,
+    }.items():
+        if value is not None:
+            monkeypatch.setattr(plan, name, value)
+    if cache_bytes is not None:
+        monkeypatch.setattr(processor, "last_level_cache", lambda: cache_bytes)
+    forget_plans()
+
+
+class Made:
+    """What plans have been made of since: ``(tiles, threads, streaming)`` of each frame."""
+
+    def __init__(self, monkeypatch):
+        self.frames = []
+        original = parts.addresses
+
+        def addresses(operation, layout, dtype, threads, tiles, streaming, with_wide):
+            self.frames.append((bool(tiles), bool(threads), bool(streaming)))
+            return original(operation, layout, dtype, threads, tiles, streaming, with_wide)
+
+        monkeypatch.setattr(parts, "addresses", addresses)
+
+    def tiles(self):
+        return any(tiles for tiles, _, _ in self.frames)
+
+    def threads(self):
+        return any(threads for _, threads, _ in self.frames)
+
+    def streaming(self):
+        return any(streaming for _, _, streaming in self.frames)
+
+
+def layout(x, axis):
+    """How kernels walk ``x``: "first", "last", or None where they cannot."""
+    found = work.walked(axis, x)
+    return found and found.walk.layout
+
+
+def flat_view(x, axis):
+    """The view of ``x`` that a kernel gets."""
+    (view,) = work.walked(axis, x).views
+    return view
+
+
+def can_be_walked(shape, itemsize, axis, *strides):
+    return plan.walk_of(shape, itemsize, axis, strides) is not None
+
+
+# --- calls like one before --------------------------------------------------------------------
+
+#: What goes straight to the kernel, or None.
+prepared_evaluate = prepared.evaluate
+
+
+def remembered_evaluations():
+    return len(known.known["normalize"])
+
+
+def remember_at_most(monkeypatch, number):
+    monkeypatch.setattr(known, "MOST", number)
+
+
+def count_numpy_calls(patch, count):
+    """Let ``count(function)`` stand for each NumPy function that makes or fills an array."""
+    for name in ("empty", "empty_like", "zeros", "zeros_like", "full", "array", "copyto"):
+        patch.setattr(np, name, count(getattr(np, name)))
+    patch.setattr(prepared, "empty", np.empty)
+
+
+# --- how work is cut --------------------------------------------------------------------------
+
+
+def tasks_of_sums(rows, channels, length):
+    """Tasks that sums of an array with channels first are cut into, at least, by any operation."""
+    dtype = np.dtype(np.float32)
+    strides = tuple(4 * n for n in (channels * length, length, 1))
+    found = []
+    for operation in ("forward", "backward", "moments"):
+        arrays = len(parts.OPERATIONS[operation].arrays)
+        walk = plan.walk_of((rows, channels, length), 4, 1, (strides,) * arrays)
+        frame = walk.plan(operation, dtype).frame(2, False)
+        found.append(int(frame.view(DTYPE)["reduce_tasks"][0]))
+    return min(found)
+
+
+# --- threads ----------------------------------------------------------------------------------
+
+default_threads = threads._default.__wrapped__
+cgroup_quota = threads._cgroup_quota
+
+
+def pretend_machine(monkeypatch, *, numba_threads=None, quota=...):
+    """Limits of the machine that `default_threads` takes into account."""
+    if numba_threads is not None:
+        monkeypatch.setattr(threads, "_numba_threads", lambda: numba_threads)
+    if quota is not ...:
+        monkeypatch.setattr(threads, "_cgroup_quota", lambda: quota)
+
+
+@contextlib.contextmanager
+def threads_put_back():
+    """The number of threads is afterwards as it was, also if nobody had set it."""
+    before = threads._requested
+    try:
+        yield
+    finally:
+        threads._requested = before
+
+
+def nobody_runs_on_threads():
+    """Whether a call of another thread may run on several threads now."""
+    found = []
+
+    def ask():
+        granted = threads.enter(2)
+        threads.leave(*granted)
+        found.append(granted[0] == 2)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    return found == [True]
+
+
+class Granted:
+    """Numbers of threads that calls were granted since, with Numba's own number in force."""
+
+    def __init__(self, monkeypatch):
+        self.numbers = []
+        original = threads.enter
+
+        def enter(wanted):
+            granted = original(wanted)
+            self.numbers.append(1 if granted[0] == 1 else numba.get_num_threads())
+            return granted
+
+        monkeypatch.setattr(threads, "enter", enter)
+
+
+def write_frames_slowly(monkeypatch):
+    """Let some time pass between any two fields that are added to what native code is told."""
+    original = plan.set_fields
+
+    def set_fields(frame, values):
+        for name, value in values.items():
+            original(frame, {name: value})
+            time.sleep(0.01)
+
+    monkeypatch.setattr(plan, "set_fields", set_fields)
+
+
+# --- native code ------------------------------------------------------------------------------
+
+
+class Native:
+    """What native code has been compiled, and what loaded from the disk cache, since.
+
+    Names of parts and entries, each as often as it came. What is found on disk and does not load
+    is compiled.
+    """
+
+    def __init__(self, begun=lambda: None):
+        """``begun`` is called before anything is loaded or compiled."""
+        self._found, self._saved = [], []
+        load, save = disk_cache.load, disk_cache.save
+
+        def counted_load(name, digest):
+            begun()
+            content = load(name, digest)
+            if content is not None:
+                self._found.append((name, digest))
+            return content
+
+        def counted_save(name, digest, content):
+            self._saved.append((name, digest))
+            save(name, digest, content)
+
+        disk_cache.load, disk_cache.save = counted_load, counted_save
+
+    @property
+    def compiled(self):
+        return sorted(name for name, _ in self._saved)
+
+    @property
+    def loaded(self):
+        saved = set(self._saved)
+        return sorted(name for name, digest in self._found if (name, digest) not in saved)
+
+    @property
+    def wide(self):
+        """Parts that work in float64 for channels that float32 cannot hold."""
+        return [name for name in self.compiled + self.loaded if "wide" in name]
+
+    @property
+    def all(self):
+        """Every piece, by name and digest."""
+        return {*self._found, *self._saved}
+
+
+class Broken:
+    """What a damaged file may hold: it pickles, and does not load."""
+
+    def __reduce__(self):
+        return _refuse, ()
+
+
+def _refuse():
+    raise RuntimeError("does not load")
+
+
+def overwrite_cached(path, content):
+    """Give a file of the cache another content, and the checksum that belongs to it."""
+    name, digest, _ = path.name.split(".")
+    before, folders = path.read_bytes(), disk_cache._folders
+    disk_cache._folders = lambda: [path.parent]
+    try:
+        disk_cache.save(name, digest, content)
+    finally:
+        disk_cache._folders = folders
+    assert path.read_bytes() != before
