@@ -156,9 +156,10 @@ def nobody_runs_on_threads():
     found = []
 
     def ask():
-        granted = threads.enter(2)
-        threads.leave(*granted)
-        found.append(granted[0] == 2)
+        free = threads._region.acquire(blocking=False)
+        if free:
+            threads._region.release()
+        found.append(free)
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -171,14 +172,17 @@ class Granted:
 
     def __init__(self, monkeypatch):
         self.numbers = []
-        original = threads.enter
+        original = threads.launch
 
-        def enter(wanted):
-            granted = original(wanted)
-            self.numbers.append(1 if granted[0] == 1 else numba.get_num_threads())
-            return granted
+        def launch(entry, *args):
+            def counted(*arguments):
+                own = threads._region._is_owned()
+                self.numbers.append(numba.get_num_threads() if own else 1)
+                return entry(*arguments)
 
-        monkeypatch.setattr(threads, "enter", enter)
+            return original(counted, *args)
+
+        monkeypatch.setattr(threads, "launch", launch)
 
 
 def write_frames_slowly(monkeypatch):
