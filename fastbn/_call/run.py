@@ -1,7 +1,6 @@
 """Where native code is called: a plan's frame, an entry, and on how many threads."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ def launch(plan: Plan, entry: Callable[..., int], in_place: bool, *args: Any) ->
     inputs.
     """
     wanted = threads.get_num_threads() if plan.large else 1
-    outcome = threads.launch(entry, partial(plan.frame, in_place=in_place), wanted, args)
+    outcome = threads.launch(entry, plan.frame, in_place, wanted, args)
     if outcome == entries.NO_MEMORY:
         raise MemoryError("no memory for the statistics of a call; nothing was changed")
     if outcome == entries.MISSING:

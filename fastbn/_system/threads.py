@@ -101,15 +101,21 @@ def set_num_threads(n: int) -> None:
 
 
 def launch(
-    entry: Callable[..., int], frame_for: Callable[[int], Any], threads: int, args: tuple[Any, ...]
+    entry: Callable[..., int],
+    frame_for: Callable[[int, bool], Any],
+    in_place: bool,
+    threads: int,
+    args: tuple[Any, ...],
 ) -> int:
-    """Call ``entry(frame_for(threads), *args)``; on one thread while another call runs on many."""
-    frame = frame_for(threads)  # compiled before others are kept from running on threads
+    """Call an entry on a frame for so many threads, or for one while another call runs on many."""
+    frame = frame_for(threads, in_place)  # compiled before others are kept from running on threads
     if threads < 2:
         return entry(frame, *args)
-    if not _region.acquire(blocking=False):
-        return entry(frame_for(1), *args)
+    region, nested, taken = _region, _region._is_owned(), False  # type: ignore[attr-defined]
     try:
+        taken = region.acquire(blocking=False)
+        if not taken:
+            return entry(frame_for(1, in_place), *args)
         # Numba's own number for this thread is never larger, and takes a microsecond to ask for
         if threads >= _numba_threads() or threads >= (before := numba.get_num_threads()):
             return entry(frame, *args)
@@ -118,8 +124,9 @@ def launch(
             return entry(frame, *args)
         finally:
             numba.set_num_threads(before)
-    finally:
-        _region.release()
+    finally:  # a Ctrl-C may have come before ``taken`` was set
+        if taken or (not nested and region._is_owned()):  # type: ignore[attr-defined]
+            region.release()
 
 
 def _numba_threads() -> int:

@@ -102,8 +102,9 @@ def moments_part(name: str, segments: Segments, block_sums: Callable, first_shif
     def moments(frame, task, like):
         f = frame_at(frame)
         segment, begin, lines, lo, columns = work_of(f, task)
-        header = header_of(f, segment, like)
-        header[COUNT], header[COLUMNS] = size_of(f, begin, lines)
+        if lo == 0:  # one task of a segment: no other thread is to store there
+            header = header_of(f, segment, like)
+            header[COUNT], header[COLUMNS] = size_of(f, begin, lines)
         if columns <= 0:
             return
         x, i = values_at(f.first, like), lo * f.first_channel
@@ -135,8 +136,9 @@ def products_part(name: str, segments: Segments, block_sums: Callable):
     def products(frame, task, like):
         f = frame_at(frame)
         segment, begin, lines, lo, columns = work_of(f, task)
-        header = header_of(f, segment, like)
-        header[COUNT], header[COLUMNS] = size_of(f, begin, lines)
+        if lo == 0:  # one task of a segment: no other thread is to store there
+            header = header_of(f, segment, like)
+            header[COUNT], header[COLUMNS] = size_of(f, begin, lines)
         if columns <= 0:
             return
         mean, largest = doubles_at(f.statistics, like), largest_of(f.item_bytes)

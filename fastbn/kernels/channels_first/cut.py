@@ -27,7 +27,7 @@ def cut(rows: int, channels: int, length: int, chain: int) -> dict[str, int]:
         block, segment_lines = min(3, BLOCK // most), SEGMENT // most  # by fours go whole rows
     segments = -(-rows * pieces // segment_lines)
     # no bits depend on the group: what is done to one channel does not depend on the others
-    group = max(1, min(GROUP, channels * segments // GROUPS)) if pieces == 1 else 1
+    group = max(1, min(GROUP, channels * segments // GROUPS)) if length <= BLOCK else 1
     groups = -(-channels // group)
     return {
         "pieces": pieces,
