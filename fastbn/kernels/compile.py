@@ -209,13 +209,17 @@ class Entry:
         self.name = body.__name__
         self._body, self._kinds = body, kinds
         self._known: dict[tuple, Callable[..., int]] = {}
+        self._built: dict[str, Callable[..., int]] = {}
 
     def of(self, x: np.dtype, running: np.dtype) -> Callable[..., int]:
         """The entry for flat arrays; of any other type or flags they are a TypeError."""
         found = self._known.get((x, running))
         if found is None:
-            found = self._plain(x, running) if PLAIN else self._build(x, running)
-            self._known[x, running] = found
+            name, _ = self._signature(x, running)  # which some pairs share
+            found = self._built.get(name)
+            if found is None:
+                found = self._plain(x, running) if PLAIN else self._build(x, running)
+            self._known[x, running] = self._built[name] = found
         return found
 
     def unit(self, x: np.dtype, running: np.dtype) -> Unit:

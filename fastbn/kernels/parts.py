@@ -1,7 +1,7 @@
 """Which parts an operation is made of, in which layout.
 
-A new operation is a row of `OPERATIONS`; a new elementwise pass is a line in the `elementwise`
-module of each layout. Nothing is compiled before `addresses` asks for it.
+A new operation is a row of `OPERATIONS`; a new elementwise pass is a line in `pointwise`. Nothing
+is compiled before `addresses` asks for it.
 """
 
 from collections.abc import Iterator
@@ -83,9 +83,10 @@ def addresses(
         found["reduce"] = getattr(_SUMS[layout], operation.reduce).address(dtype)
         found["merge"] = operation.merge.address(_ANY)
     if operation.apply is not None and operation.finish is not None:
-        name = operation.apply + ("_streaming" if streaming else "")
+        module = _ELEMENTWISE[layout]
+        apply = (module.STREAMING if streaming else module.PARTS)[operation.apply]
         found["finish"] = operation.finish.address(dtype)
-        found["apply"] = getattr(_ELEMENTWISE[layout], name).address(dtype)
+        found["apply"] = apply.address(dtype)
     if with_wide:
         found |= wide_addresses(operation, layout, dtype)
     return found
@@ -99,8 +100,7 @@ def wide_addresses(operation: Operation, layout: str, dtype: np.dtype) -> dict[s
         part = getattr(_SUMS[layout], f"wide_{operation.reduce}")
         found["wide_reduce"] = part.address(dtype)
     if operation.apply and narrow and not operation.frozen:
-        part = getattr(_ELEMENTWISE[layout], f"wide_{operation.apply}")
-        found["wide_apply"] = part.address(dtype)
+        found["wide_apply"] = _ELEMENTWISE[layout].WIDE[operation.apply].address(dtype)
         found["wide_finish"] = _WIDE_TERMS[operation.apply].address(dtype)
     return found
 
@@ -117,11 +117,14 @@ def units(dtype: np.dtype, layout: str) -> Iterator[Unit]:
     narrow = dtype.itemsize == 4
     for part in _WIDE_TERMS.values() if narrow else ():
         yield part.unit(dtype)
-    for module in (_SUMS[layout], _ELEMENTWISE[layout]):
-        for name, part in vars(module).items():
-            only_narrow = module is _ELEMENTWISE[layout] and name.startswith("wide_")
-            if isinstance(part, Part) and (narrow or not only_narrow):
-                yield part.unit(dtype)
+    module = _ELEMENTWISE[layout]
+    for of_name in (module.PARTS, module.STREAMING, *([module.WIDE] if narrow else [])):
+        for part in of_name.values():
+            yield part.unit(dtype)
+    for name in {operation.reduce for operation in OPERATIONS.values() if operation.reduce}:
+        yield getattr(_SUMS[layout], name).unit(dtype)
+        if narrow or name == "moments":
+            yield getattr(_SUMS[layout], f"wide_{name}").unit(dtype)
     for entry in entries.EVERY:
         for running in (_ANY, dtype):  # running statistics of another dtype come as float64
             yield entry.unit(dtype, running)

@@ -1,6 +1,6 @@
 """What elementwise passes compute: what they read, the terms of a channel, the formula.
 
-A new one is a formula and a line here. `loops` has the loops that it goes into, and the
+A new one is a formula and a line in `EVERY`. `loops` has the loops that it goes into, and the
 ``elementwise`` module of each layout makes parts of both.
 """
 
@@ -161,7 +161,14 @@ _OPERANDS = {
     2: (pointers_of_two, steps_of_two, starts_of_two),
 }
 
-NORMALIZE = elementwise(1, formulas.normalize, 3)
-WIDE_NORMALIZE = wide_elementwise(1, formulas.normalize, 3)
-GRADIENT = elementwise(2, formulas.input_gradient, 4)
-WIDE_GRADIENT = wide_elementwise(2, formulas.input_gradient, 4)
+
+def _both(operands: int, formula: Callable, rows: int) -> tuple[Elementwise, Elementwise]:
+    wide = wide_elementwise(operands, formula, rows)
+    return elementwise(operands, formula, rows), wide
+
+
+#: All there are, by name: as it is, and for marked channels.
+EVERY = {
+    "normalize": _both(1, formulas.normalize, 3),
+    "gradient": _both(2, formulas.input_gradient, 4),
+}

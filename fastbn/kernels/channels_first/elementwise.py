@@ -1,7 +1,8 @@
 """Channels first: elementwise passes. A task is some values in the order of memory, row by row."""
 
-from fastbn.kernels import loops, pointwise
+from fastbn.kernels import loops
 from fastbn.kernels.compile import part
+from fastbn.kernels.pointwise import EVERY
 from fastbn.kernels.simd import fence, frame_at, stores, stores_streaming, values_at
 
 
@@ -42,9 +43,10 @@ def rows_part(name, operation, stores_whole=stores):
     return rows
 
 
-normalize = rows_part("first_normalize", pointwise.NORMALIZE)
-normalize_streaming = rows_part("first_normalize_streaming", pointwise.NORMALIZE, stores_streaming)
-wide_normalize = rows_part("first_wide_normalize", pointwise.WIDE_NORMALIZE)
-gradient = rows_part("first_gradient", pointwise.GRADIENT)
-gradient_streaming = rows_part("first_gradient_streaming", pointwise.GRADIENT, stores_streaming)
-wide_gradient = rows_part("first_wide_gradient", pointwise.WIDE_GRADIENT)
+#: By name; past the caches; for marked channels.
+PARTS = {name: rows_part(f"first_{name}", plain) for name, (plain, _) in EVERY.items()}
+STREAMING = {
+    name: rows_part(f"first_{name}_streaming", plain, stores_streaming)
+    for name, (plain, _) in EVERY.items()
+}
+WIDE = {name: rows_part(f"first_wide_{name}", wide) for name, (_, wide) in EVERY.items()}

@@ -5,8 +5,9 @@ follow each other in memory, lines are as wide as vectors like them, and begin w
 aligned: what comes before the first line and after the last is done by the first and last task.
 """
 
-from fastbn.kernels import loops, pointwise
+from fastbn.kernels import loops
 from fastbn.kernels.compile import inlined, part
+from fastbn.kernels.pointwise import EVERY
 from fastbn.kernels.simd import (
     fence,
     frame_at,
@@ -70,9 +71,10 @@ def lines_part(name, operation, stores_whole=stores):
     return lines
 
 
-normalize = lines_part("last_normalize", pointwise.NORMALIZE)
-normalize_streaming = lines_part("last_normalize_streaming", pointwise.NORMALIZE, stores_streaming)
-wide_normalize = lines_part("last_wide_normalize", pointwise.WIDE_NORMALIZE)
-gradient = lines_part("last_gradient", pointwise.GRADIENT)
-gradient_streaming = lines_part("last_gradient_streaming", pointwise.GRADIENT, stores_streaming)
-wide_gradient = lines_part("last_wide_gradient", pointwise.WIDE_GRADIENT)
+#: By name; past the caches; for marked channels.
+PARTS = {name: lines_part(f"last_{name}", plain) for name, (plain, _) in EVERY.items()}
+STREAMING = {
+    name: lines_part(f"last_{name}_streaming", plain, stores_streaming)
+    for name, (plain, _) in EVERY.items()
+}
+WIDE = {name: lines_part(f"last_wide_{name}", wide) for name, (_, wide) in EVERY.items()}
