@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tabulate import tabulate
+
 from benchmarks import trees
 from benchmarks.results import Unusable
 from benchmarks.trees import Tree
@@ -106,8 +108,6 @@ def judged(now: Cold, bar: float, before: Cold | None = None) -> str:
 
 def cold(ref: str | None, cases: Sequence[str] = tuple(CASES)) -> bool:
     """Print what each case costs, and whether all meet their bars."""
-    from tabulate import tabulate
-
     from fastbn._system.progress import track
 
     head = ["first", "functions", "at most", "CPU s", "wall s"]

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from tabulate import tabulate
+
 from benchmarks import results, trees
 from benchmarks.problem import LARGE, QUICK
 from benchmarks.results import Unusable
@@ -233,7 +235,6 @@ def judged(times: Times, measure_again) -> tuple[Times, list[Cell], list[str]]:
 
 def report(times: Times, cells: list[Cell], operations: list[str], show_all: bool) -> str:
     """Tables of the operations and of the worst cells, and what is slower."""
-    from tabulate import tabulate
 
     def row(found: list[float], slow: bool) -> list[str]:
         ratio = statistics.median(found)

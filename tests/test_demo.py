@@ -368,3 +368,24 @@ class TestProgress:
 
     def test_width_where_there_is_no_terminal(self):
         assert progress_bars._columns(io.StringIO()) == 80
+
+
+class Broken:
+    """A stream whose reader has gone, or that is no whole file."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [Broken(BrokenPipeError()), Broken(ValueError()), object()])
+def test_work_goes_on_when_nobody_can_watch(stream):
+    with Progress(3, "reading", stream) as progress:
+        for _ in range(3):
+            progress.advance()
+    assert progress.done == 3

@@ -341,3 +341,12 @@ def test_a_copy_does_not_carry_the_last_batch(rng):
     assert len(pickle.dumps(bn)) < 5_000
     with pytest.raises(RuntimeError, match="no training forward"):
         copy.deepcopy(bn).backward(np.zeros((10_000, 3), np.float32))
+
+
+@pytest.mark.parametrize("counter", [-1, -5])
+def test_a_counter_that_somebody_has_set_below_zero_starts_anew(counter, rng):
+    bn = fastbn.BatchNorm1d(3, momentum=None)
+    bn.num_batches_tracked[...] = counter
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    bn(x)
+    np.testing.assert_allclose(bn.running_mean, x.mean(0), rtol=1e-5, atol=1e-6)

@@ -195,3 +195,33 @@ def test_a_huge_constant_with_a_tiny_eps(layout, constant):
     y, cache = fastbn.batch_norm_forward(x, None, None, None, bias, axis=axis, eps=1e-60)
     np.testing.assert_array_equal(y, np.float32(0.25))
     assert np.isfinite(fastbn.batch_norm_backward(np.ones_like(x), cache).bias).all()
+
+
+#: Standard deviations of x and of dy, weight, eps: terms that float32 cannot hold, results that it can.
+FACTORS = [
+    (1e-14, 1e15, 1, 1e-30),
+    (1e-14, 1e-20, 1e30, 1e-30),
+    (1e-12, 1e-20, 1e28, 1e-30),
+    (1e8, 1e-28, 1, 1e-5),
+    (1e14, 1e-20, 1, 1e-5),
+    (1e12, 1e-18, 1, 1e-5),
+]
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize(("spread", "of_dy", "scale", "eps"), FACTORS)
+def test_factors_that_float32_cannot_hold(spread, of_dy, scale, eps, axis, rng):
+    """Weight over standard deviation, and what the gradient multiplies x by."""
+    shape = (16, 4, 32) if axis == 1 else (16, 32, 4)
+    x = (rng.normal(size=shape) * spread).astype(np.float32)
+    dy = (rng.normal(size=shape) * of_dy).astype(np.float32)
+    weight, bias = np.full(4, scale, np.float32), np.zeros(4, np.float32)
+    y, cache = fastbn.batch_norm_forward(
+        x, weight=weight, bias=bias, training=True, eps=eps, axis=axis
+    )
+    gradients = fastbn.batch_norm_backward(dy, cache)
+    mean, var = reference.mean_and_var(x, axis)
+    wanted_y = reference.normalize(x, mean, var, weight, bias, eps, axis)
+    wanted = reference.backward(dy, x, mean, var, weight, eps, axis, True)
+    for found, right in ((y, wanted_y), (gradients.x, wanted[0]), (gradients.weight, wanted[1])):
+        assert np.abs(found - right).max() <= 2e-6 * np.abs(right).max()

@@ -166,6 +166,8 @@ def _checked_gradient(dy: Any, cache: Any) -> np.ndarray:
             f"cache must come from batch_norm_forward, got {type(cache).__name__}; "
             "y, cache = batch_norm_forward(x, ...)"
         )
+    if cache.x.dtype.type not in (np.float32, np.float64):
+        raise RuntimeError(f"x has been given another dtype since the forward, {cache.x.dtype}")
     dy = arguments.as_array("dy", dy)
     arguments.check_dtype("dy", dy.dtype)
     if dy.shape != cache.x.shape:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -50,6 +51,11 @@ def warmup(
     ValueError, TypeError
         If a dtype or a layout is none of these.
 
+    Warns
+    -----
+    RuntimeWarning
+        If there is no folder in which compiled code can be kept.
+
     Examples
     --------
     >>> import fastbn
@@ -61,6 +67,13 @@ def warmup(
         if layout not in _LAYOUTS:
             raise ValueError(f"layouts must be among {', '.join(_LAYOUTS)}, got {layout!r}")
     units = _units(checked, [_LAYOUTS[layout] for layout in layouts])
+    if not disk_cache.can_save() and not all(unit.stored() for unit in units.values()):
+        warnings.warn(
+            "compiled code cannot be kept, and each process compiles anew: there is no folder that "
+            "can be written to; set NUMBA_CACHE_DIR to one",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     if not progress:
         compile_units(units, lambda: None)
         return
@@ -75,7 +88,10 @@ def _as_list(name: str, values: Iterable) -> list:
 
 
 def _checked_dtype(dtype: str | np.dtype | type) -> np.dtype:
-    found = np.dtype(dtype)
+    try:
+        found = np.dtype(dtype)
+    except Exception:  # strings are parsed, and fail in many ways
+        raise TypeError(f"dtypes must be among {', '.join(_DTYPES)}, got {dtype!r}") from None
     if found.name not in _DTYPES:
         raise ValueError(f"dtypes must be among {', '.join(_DTYPES)}, got {dtype!r}")
     return found
@@ -113,8 +129,9 @@ def _compiled_elsewhere(names: list[str]) -> Iterator[str]:
     done: SimpleQueue[str | None] = SimpleQueue()
     for name in names:
         todo.put(name)
+    processes: list[subprocess.Popen] = []
     for _ in range(count):
-        threading.Thread(target=_serve, args=(todo, done), daemon=True).start()
+        threading.Thread(target=_serve, args=(todo, done, processes), daemon=True).start()
     try:
         while count:
             finished = done.get()
@@ -122,13 +139,19 @@ def _compiled_elsewhere(names: list[str]) -> Iterator[str]:
                 count -= 1
             else:
                 yield finished
-    finally:  # after a Ctrl-C nothing more is handed out
-        with suppress(Empty):
+    finally:
+        with suppress(Empty):  # after a Ctrl-C nothing more is handed out
             while True:
                 todo.get_nowait()
+        for process in processes:  # a file that is half written is none
+            process.terminate()
 
 
-def _serve(todo: "SimpleQueue[str]", done: "SimpleQueue[str | None]") -> None:
+def _serve(
+    todo: "SimpleQueue[str]",
+    done: "SimpleQueue[str | None]",
+    processes: "list[subprocess.Popen]",
+) -> None:
     """Hand names to one process until there are none, or it has ended; what is left is left."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
@@ -137,6 +160,7 @@ def _serve(todo: "SimpleQueue[str]", done: "SimpleQueue[str | None]") -> None:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, env=environment,
         ) as process:  # fmt: skip
+            processes.append(process)
             assert process.stdin is not None
             assert process.stdout is not None
             while True:
@@ -153,5 +177,7 @@ def compile_as_told() -> None:
     """What such a process does: compile the units that it is told, one by one."""
     units = _units(map(np.dtype, _DTYPES), _LAYOUTS.values())
     for line in sys.stdin:
-        units[line.strip()].build()
+        unit = units[line.strip()]
+        if not unit.stored():  # another program may warm the same cache up
+            unit.build()
         print(line.strip(), flush=True)

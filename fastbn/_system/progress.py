@@ -61,8 +61,8 @@ class Progress:
         self._last = now
         if self._terminal:
             self._draw()
-        elif self._stream is not None:
-            print(f"{self.label}: {self._percent()}%", file=self._stream, flush=True)
+        else:
+            self._send(f"{self.label}: {self._percent()}%\n")
 
     def clear(self) -> None:
         """Wipe the line, before something else is printed; the next `advance` redraws it."""
@@ -78,8 +78,17 @@ class Progress:
         # One column stays free, because many terminals go to the next line after the last.
         # Blanks over all the others wipe what was there, the ^C of an interrupt included.
         width = _columns(self._stream) - 1
-        self._stream.write(f"\r{line:{width}}\r{line}")
-        self._stream.flush()
+        self._send(f"\r{line:{width}}\r{line}")
+
+    def _send(self, text: str) -> None:
+        """Write, or be silent for ever: work must not end because nobody can watch it."""
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError, AttributeError):  # closed, or no whole file
+            self._stream = None
 
     def _percent(self) -> int:
         return 100 * min(self.done, self.total) // max(self.total, 1)
@@ -137,7 +146,10 @@ def track(
 
 def _is_terminal(stream: Any) -> bool:
     """Whether a line can be redrawn there; a "dumb" terminal cannot go back."""
-    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+    try:
+        return stream.isatty() and os.environ.get("TERM") != "dumb"
+    except (ValueError, AttributeError):  # closed, none, or no whole file
+        return False
 
 
 def _columns(stream: Any) -> int:

@@ -119,7 +119,8 @@ def update_running(running_mean, running_var, counter, statistics, count, moment
     ``cumulative``: every batch so far has the same weight.
     """
     counter[0] += 1
-    weight = 1.0 / counter[0] if cumulative else momentum
+    batches = counter[0] if counter[0] > 1 else 1  # a counter may have been set to anything
+    weight = 1.0 / batches if cumulative else momentum
     channels = running_mean.size
     for c in range(channels):
         running_mean[c] = running_update(running_mean[c], statistics[c], weight)

@@ -9,7 +9,7 @@ import numpy as np
 from fastbn.kernels.compile import inner, part
 from fastbn.kernels.moments import COLUMNS, COUNT, header_of, is_finite, merge, rows_of
 from fastbn.kernels.simd import compiled_formula, double_rows, doubles_at, frame_at
-from fastbn.kernels.terms import holds_terms
+from fastbn.kernels.terms import holds_deviations
 
 SMALLEST_POWER = 1e-30  # a smaller sum of squares may have lost terms to underflow
 MOST_POWER = 3.0  # times m2: beyond it, rounding may have cost more than 1e-5 of the variance
@@ -24,9 +24,10 @@ def holds_moments(power, m2):
 
 
 @compiled_formula
-def are_finite(sum_dy, sum_dy_xc):
-    """Whether both sums for gradients have stayed in range."""
-    return (abs(sum_dy) < np.inf) & (abs(sum_dy_xc) < np.inf)
+def holds_products(mean, rstd, sum_dy, sum_dy_xc):
+    """Whether both sums for gradients have stayed in range, and what went into them."""
+    in_range = (abs(sum_dy) < np.inf) & (abs(sum_dy_xc) < np.inf)
+    return holds_deviations(mean, rstd) & in_range
 
 
 @part("merge_moments")
@@ -96,8 +97,7 @@ def merge_products(frame, again, like):
         return
     marks, marked, narrow = doubles_at(f.marks, like), 0, f.item_bytes == 4
     for c in range(channels):
-        good = holds_terms(mean[c], rstd[c]) and are_finite(sums[c], products[c])
-        good = good or not narrow
+        good = not narrow or holds_products(mean[c], rstd[c], sums[c], products[c])
         marks[c] = 0.0 if good else 1.0
         marked += not good
     f.marked = marked

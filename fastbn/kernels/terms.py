@@ -27,10 +27,30 @@ FAR = 1e37  # a mean beyond it may overflow when it is subtracted
 LEAST_RSTD, MOST_RSTD = 1e-15, 1e15  # beyond them 1 / var leaves the range of float32
 
 
-@compiled_formula
-def holds_terms(mean, rstd):
-    """Whether float32 can hold the terms of a channel; False for NaN."""
+LEAST_FACTOR, MOST_FACTOR = 1e-30, 1e37  # of the data, beyond which it or products lose digits
+
+
+def holds_deviations(mean, rstd):
+    """Whether float32 can hold the deviations of a channel; False for NaN."""
     return (rstd >= LEAST_RSTD) & (rstd <= MOST_RSTD) & (abs(mean) <= FAR)
+
+
+def holds_factor(factor):
+    """Whether float32 can hold what data is multiplied by, and most products."""
+    size = abs(factor)
+    return (size <= MOST_FACTOR) & ((size >= LEAST_FACTOR) | (size <= 0.0))
+
+
+@compiled_formula
+def holds_one(mean, rstd, scale):
+    """Whether float32 can hold the deviations of a channel and a factor."""
+    return holds_deviations(mean, rstd) & holds_factor(scale)
+
+
+@compiled_formula
+def holds_two(mean, rstd, scale, slope):
+    """`holds_one` of two factors."""
+    return holds_deviations(mean, rstd) & holds_factor(scale) & holds_factor(slope)
 
 
 @inlined
@@ -87,8 +107,9 @@ def normalizing_terms(frame, task, like):
     for c in range(channels):
         rstd = reciprocal_std(var[c], eps)
         center[c] = mean[c]
-        scale[c], shift[c] = affine_terms(residual(mean[c], center[c]), rstd, weight[c], bias[c])
-        marked += not holds_terms(mean[c], rstd)
+        terms = affine_terms(residual(mean[c], center[c]), rstd, weight[c], bias[c])
+        scale[c], shift[c] = terms
+        marked += not holds_one(mean[c], rstd, terms[0])
     f.marked = marked if f.item_bytes == 4 else 0
     repeat_columns(rows, channels, f.terms)
 
@@ -106,7 +127,7 @@ def wide_normalizing_terms(frame, task, like):
         rstd = reciprocal_std(var[c], f.eps)
         wide_mean[c] = mean[c]
         scale[c], shift[c] = affine_terms(0.0, rstd, weight[c], bias[c])
-        marks[c] = 0.0 if holds_terms(mean[c], rstd) else 1.0
+        marks[c] = 0.0 if holds_one(mean[c], rstd, scale[c]) else 1.0
     repeat_columns(rows, channels, f.terms)
     repeat_columns((marks,), channels, f.terms)
 
@@ -136,10 +157,9 @@ def gradient_terms(frame, task, like):
         products[c] = products[c] if marks[c] > 0.0 else around_mean
         d_weight[c] = weight_gradient(products[c], rstd[c])
         d_bias[c] = sums[c]
-        scale[c], slope[c], offset[c] = input_gradient_terms(
-            f.count, sums[c], products[c], left, rstd[c], weight[c]
-        )
-        marked += not holds_terms(mean[c], rstd[c])
+        terms = input_gradient_terms(f.count, sums[c], products[c], left, rstd[c], weight[c])
+        scale[c], slope[c], offset[c] = terms
+        marked += not holds_two(mean[c], rstd[c], terms[0], terms[1])
     f.marked = marked if f.item_bytes == 4 and f.frozen == 0 else 0
     if f.frozen != 0:
         for c in range(channels):
@@ -163,6 +183,6 @@ def wide_gradient_terms(frame, task, like):
         scale[c], slope[c], offset[c] = input_gradient_terms(
             f.count, sums[c], products[c], 0.0, rstd[c], weight[c]
         )
-        marks[c] = 0.0 if holds_terms(mean[c], rstd[c]) else 1.0
+        marks[c] = 0.0 if holds_two(mean[c], rstd[c], scale[c], slope[c]) else 1.0
     repeat_columns(rows, channels, f.terms)
     repeat_columns((marks,), channels, f.terms)

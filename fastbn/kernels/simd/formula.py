@@ -52,6 +52,9 @@ class Symbol:
     def __and__(self, other):
         return Symbol(self.builder, self.builder.and_(self.value, other.value))
 
+    def __or__(self, other):
+        return Symbol(self.builder, self.builder.or_(self.value, other.value))
+
     def __array_function__(self, function, kinds, arguments, keywords):
         """`numpy.where`, the only choice that a formula has."""
         if function is not np.where:
