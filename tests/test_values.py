@@ -197,7 +197,7 @@ def test_a_huge_constant_with_a_tiny_eps(layout, constant):
     assert np.isfinite(fastbn.batch_norm_backward(np.ones_like(x), cache).bias).all()
 
 
-#: Standard deviations of x and of dy, weight, eps: terms that float32 cannot hold, results that it can.
+#: Spread of x and of dy, weight, eps: terms that float32 cannot hold, results that it can.
 FACTORS = [
     (1e-14, 1e15, 1, 1e-30),
     (1e-14, 1e-20, 1e30, 1e-30),

@@ -126,7 +126,8 @@ def wide_normalizing_terms(frame, task, like):
     for c in range(channels):
         rstd = reciprocal_std(var[c], f.eps)
         wide_mean[c] = mean[c]
-        scale[c], shift[c] = affine_terms(0.0, rstd, weight[c], bias[c])
+        scale[c] = affine_terms(0.0, rstd, weight[c], bias[c])[0]
+        shift[c] = bias[c]  # no rounding of the mean to make up for
         marks[c] = 0.0 if holds_one(mean[c], rstd, scale[c]) else 1.0
     repeat_columns(rows, channels, f.terms)
     repeat_columns((marks,), channels, f.terms)
