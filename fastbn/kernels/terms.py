@@ -20,13 +20,10 @@ centered_product_sum = compiled_formula(formulas.centered_product_sum)
 weight_gradient = compiled_formula(formulas.weight_gradient)
 input_gradient_terms = compiled_formula(formulas.input_gradient_terms)
 two_rows, three_rows, four_rows = double_rows(2), double_rows(3), double_rows(4)
-four_of_table, five_of_table = value_rows(4), value_rows(5)
-
+three_of_table, four_of_table, five_of_table = value_rows(3), value_rows(4), value_rows(5)
 
 FAR = 1e37  # a mean beyond it may overflow when it is subtracted
 LEAST_RSTD, MOST_RSTD = 1e-15, 1e15  # beyond them 1 / var leaves the range of float32
-
-
 LEAST_FACTOR, MOST_FACTOR = 1e-30, 1e37  # of the data, beyond which it or products lose digits
 
 
@@ -101,8 +98,8 @@ def normalizing_terms(frame, task, like):
     widen(f.var, f.mean_bytes, 0.0, channels, var)
     widen(f.weight, f.weight_bytes, 1.0, channels, weight)
     widen(f.bias, f.weight_bytes, 0.0, channels, bias)
-    rows = four_of_table(f.table, f.terms * f.item_bytes, like)
-    center, scale, shift, _ = rows
+    rows = three_of_table(f.table, f.terms * f.item_bytes, like)
+    center, scale, shift = rows
     marked = 0
     for c in range(channels):
         rstd = reciprocal_std(var[c], eps)
