@@ -89,7 +89,7 @@ import sys, threading
 import numba, numpy as np, fastbn
 
 sys.setswitchinterval(1e-5)
-CHANNELS, ROUNDS = 200_000, 60
+CHANNELS, ROUNDS = 200_000, 150
 rng = np.random.default_rng(3)
 batches = [rng.normal(k, 1 + k, (2, CHANNELS)).astype(np.float32) for k in range(2)]
 fastbn.set_num_threads(4)
@@ -144,7 +144,7 @@ import numpy as np, fastbn
 sys.setswitchinterval(1e-6)
 bn = fastbn.BatchNorm1d(4)
 batches = [np.random.default_rng(k).normal(k, 1, (8, 4)).astype(np.float32) for k in range(4)]
-CALLS = 2000
+CALLS = 4000
 
 
 def train(x):
