@@ -4,6 +4,7 @@ from fastbn._call.warmup import warmup
 from fastbn._system.outputs import get_reuse_limit, set_reuse_limit
 from fastbn._system.threads import get_num_threads, set_num_threads
 from fastbn.functional import (
+    ForwardCache,
     Gradients,
     batch_norm,
     batch_norm_backward,
@@ -20,6 +21,7 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "ChannelStats",
+    "ForwardCache",
     "Gradients",
     "batch_norm",
     "batch_norm_backward",

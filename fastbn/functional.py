@@ -4,11 +4,13 @@ State is passed in and, for running statistics, updated in place; nothing is
 remembered between calls. Layers that hold the state are in `fastbn.layers`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from fastbn._call import prepared
+from fastbn._call.arguments import OnNonfinite
+from fastbn._call.keywords import refuse
 from fastbn._call.operations import Forward, ForwardCache, backward, remembered
 from fastbn.stats import ChannelStats
 
@@ -21,13 +23,30 @@ __all__ = [
     "channel_stats",
 ]
 
+_ARGUMENTS = (
+    "x", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps", "axis",
+    "out", "on_nonfinite",
+)  # fmt: skip
+
 
 class Gradients(NamedTuple):
     """Gradients of a loss in ``x``, ``weight`` and ``bias``; None without such a parameter."""
 
     x: np.ndarray
-    weight: np.ndarray | None
-    bias: np.ndarray | None
+    # None where there is none; Any spares those who know that there is one the question
+    weight: np.ndarray | Any
+    bias: np.ndarray | Any
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The gradients of weight and bias, those that there are, by name.
+
+        The names are those of a layer's ``parameters()``, so that a step of gradient descent is::
+
+            for name, parameter in bn.parameters().items():
+                parameter -= rate * gradients.parameters()[name]
+        """
+        found = {"weight": self.weight, "bias": self.bias}
+        return {name: gradient for name, gradient in found.items() if gradient is not None}
 
 
 def batch_norm(
@@ -42,7 +61,8 @@ def batch_norm(
     *,
     axis: int = 1,
     out: np.ndarray | None = None,
-    on_nonfinite: str = "propagate",
+    on_nonfinite: OnNonfinite = "propagate",
+    **foreign: NoReturn,
 ) -> np.ndarray:
     """Normalize each channel of ``x``, then scale and shift it.
 
@@ -113,6 +133,8 @@ def batch_norm(
     >>> mean, var
     (array([ 1., 10.]), array([  1.5, 100.5]))
     """
+    if foreign:
+        refuse("batch_norm", foreign, _ARGUMENTS)
     if on_nonfinite == "propagate":
         if training is False:
             y = prepared.evaluate(x, running_mean, running_var, weight, bias, eps, axis, out)
@@ -143,7 +165,8 @@ def batch_norm_forward(
     *,
     axis: int = 1,
     out: np.ndarray | None = None,
-    on_nonfinite: str = "propagate",
+    on_nonfinite: OnNonfinite = "propagate",
+    **foreign: NoReturn,
 ) -> tuple[np.ndarray, ForwardCache]:
     """`batch_norm`, and what `batch_norm_backward` needs to differentiate it.
 
@@ -165,6 +188,8 @@ def batch_norm_forward(
     >>> fastbn.batch_norm_backward(y, cache).weight is None
     True
     """
+    if foreign:
+        refuse("batch_norm_forward", foreign, _ARGUMENTS)
     if training is True and on_nonfinite == "propagate":
         found = prepared.train(x, running_mean, running_var, weight, bias, momentum, eps, axis, out)
         if found is not None:
@@ -250,7 +275,7 @@ def _gradients(
     )
 
 
-def channel_stats(x: np.ndarray, axis: int = 1) -> ChannelStats:
+def channel_stats(x: np.ndarray, axis: int = 1, **foreign: NoReturn) -> ChannelStats:
     """Count, mean and sum of squared deviations of every channel of ``x``, in one pass.
 
     The same as ``ChannelStats.from_array(x, axis)``, which says more.
@@ -262,4 +287,6 @@ def channel_stats(x: np.ndarray, axis: int = 1) -> ChannelStats:
     >>> stats.mean, stats.var()
     (array([ 2., 20.]), array([  1., 100.]))
     """
+    if foreign:
+        refuse("channel_stats", foreign, ("x", "axis"))
     return ChannelStats.from_array(x, axis)

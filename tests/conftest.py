@@ -2,12 +2,16 @@ import numba
 import numpy as np
 import pytest
 
+import fastbn
+
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
 def pytest_configure(config):
+    # who has set a number gets it: else threads would not be tested on a busy machine
+    fastbn.set_num_threads(fastbn.get_num_threads())
     if numba.config.DISABLE_JIT:  # NumPy warns where compiled code just goes on
         config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning")
 

@@ -72,13 +72,19 @@ def call_function(call, forward=None):
         finite = bool(np.isfinite(np.array(good_x, np.float64)).all())
     if train and tracked and _is(policy, "raise") and not finite and good_x.size:
         call.bad.append("not finite")
+    x_before = np.array(good_x, np.longdouble)
+    overflows = (
+        train and tracked and finite and not call.bad and x_before.size > 0
+        and _overflow(v, x_before, momentum, axis)
+    )  # fmt: skip
+    if overflows and _is(policy, "raise"):
+        call.bad.append("running statistics would overflow")
     if train and tracked and v["running_mean"] is not None and call.chance(call.rate):
         frozen = v["running_mean"] = np.array(v["running_mean"], dtype if c else None)
         frozen.flags.writeable = False
         call.bad.append("read-only running_mean")
     out = call.out(x, dtype)
     before = {k: a.copy() if isinstance(a, np.ndarray) else a for k, a in v.items()}
-    x_before = np.array(good_x, np.longdouble)
     forward = call.chance(0.4) if forward is None else forward
     function = fastbn.batch_norm_forward if forward else fastbn.batch_norm
     vectors = (v[k] for k in ("running_mean", "running_var", "weight", "bias"))
@@ -102,7 +108,7 @@ def call_function(call, forward=None):
     close("y", y, answer.y, answer.y_bound, axis)
     if updated:
         finite = np.isfinite(answer.mean).all() and np.isfinite(answer.var).all()
-        if _is(policy, "skip") and not finite:
+        if _is(policy, "skip") and (overflows or not finite):
             call.check_kept()
         else:
             pair = [before[k].astype(np.longdouble) for k in updated]
@@ -110,6 +116,17 @@ def call_function(call, forward=None):
     if forward:
         return backwards(call, result[1], answer, x, out, dtype, v)
     return "evaluated" if not batch else "trained"
+
+
+def _overflow(v, x, momentum, axis):
+    """Whether running statistics that were finite would not be after a step."""
+    pair = v["running_mean"], v["running_var"]
+    with np.errstate(all="ignore"):
+        after = reference.running_step(*pair, x, np.longdouble(float(momentum)), axis)
+        return any(
+            (np.isfinite(old) & ~np.isfinite(new.astype(old.dtype))).any()
+            for old, new in zip(pair, after, strict=True)
+        )
 
 
 def backwards(call, cache, answer, x, out, dtype, v):

@@ -13,13 +13,14 @@ import numpy as np
 from fastbn._call import known, plan, prepared, work
 from fastbn._call import pieces as _pieces
 from fastbn._call import views as _views
-from fastbn._system import outputs, processor, progress, threads
+from fastbn._system import outputs, oversubscription, processor, progress, threads
 from fastbn.kernels import disk_cache, parts
 from fastbn.kernels.frame import DTYPE
 
 #: Modules whose own behaviour is under test, under names that will last.
 pool = outputs
 progress_bars = progress
+thread_limits = threads
 
 flat = _views.flat
 PIECE = _pieces.PIECE
@@ -129,7 +130,16 @@ def tasks_of_sums(rows, channels, length):
 
 # --- threads ----------------------------------------------------------------------------------
 
-default_threads = threads._default.__wrapped__
+
+def default_threads():
+    """The number of threads by default, worked out anew."""
+    threads._in_environment.cache_clear()
+    try:
+        return threads._default.__wrapped__()
+    finally:
+        threads._in_environment.cache_clear()
+
+
 cgroup_quota = threads._cgroup_quota
 
 
@@ -139,6 +149,29 @@ def pretend_machine(monkeypatch, *, numba_threads=None, quota=...):
         monkeypatch.setattr(threads, "_numba_threads", lambda: numba_threads)
     if quota is not ...:
         monkeypatch.setattr(threads, "_cgroup_quota", lambda: quota)
+
+
+class Switches:
+    """Stands for what the system counts; no number of threads has been set."""
+
+    def __init__(self, monkeypatch):
+        self.seconds, self.switches = 1000.0, 0
+        monkeypatch.setattr(oversubscription, "_switches", lambda: self.switches)
+        monkeypatch.setattr(oversubscription.time, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(oversubscription, "_COUNTED", True)
+        monkeypatch.setattr(oversubscription, "_watch", oversubscription._Watch(), raising=False)
+        monkeypatch.setattr(threads, "_requested", None)
+        monkeypatch.setattr(threads, "_in_environment", lambda: None)
+        monkeypatch.setattr(threads, "_default", lambda: 4)
+
+    def pass_by(self, seconds, switches_a_second):
+        self.seconds += seconds
+        self.switches += round(seconds * switches_a_second)
+
+    @property
+    def threads(self):
+        """How many threads a large call takes now."""
+        return threads.for_a_call()
 
 
 @contextlib.contextmanager
@@ -266,3 +299,11 @@ def overwrite_cached(path, content):
     finally:
         disk_cache._folders = folders
     assert path.read_bytes() != before
+
+
+# --- layers -----------------------------------------------------------------------------------
+
+
+def attributes(layer):
+    """Names of all attributes that a layer may have, private ones included."""
+    return [name for cls in type(layer).__mro__ for name in cls.__dict__.get("__slots__", ())]

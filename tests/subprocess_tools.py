@@ -28,7 +28,7 @@ def start(code, *, layer=None, path=PACKAGE.parent, env=None, threads=4):
         "NUMBA_NUM_THREADS": str(threads),
         "PYTHONFAULTHANDLER": "1",
     }
-    variables.pop("FASTBN_NUM_THREADS", None)
+    variables["FASTBN_NUM_THREADS"] = str(threads)  # also while others want the processors
     if layer is not None:
         variables["NUMBA_THREADING_LAYER"] = layer
     if layer == "tbb":  # pip puts the library where the dynamic linker does not look

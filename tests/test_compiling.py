@@ -230,6 +230,38 @@ def test_warmup_compiles_all_there_is_and_a_new_process_loads_it(tmp_path):
     assert int(tools.run(WARMED, env=env)) == 0
 
 
+WARMED_FOR = """
+import numpy as np
+from tests.internals import Native
+native = Native()
+import fastbn
+
+fastbn.warmup(["float32"], modes=[{mode}], progress=False)
+native.__init__()
+x = np.random.default_rng(0).normal(size=(8, 64, 56, 56)).astype("f4")
+for layout in (x, np.ascontiguousarray(x.transpose(0, 2, 3, 1)), x.reshape(-1, 64)):
+    axis = 1 if layout is x or layout.ndim == 2 else 3
+    for small in (layout, layout[:2]):
+        fastbn.batch_norm(small, np.zeros(64, "f4"), np.ones(64, "f4"), axis=axis)
+evaluation = len(native.compiled)
+fastbn.channel_stats(x)
+statistics = len(native.compiled) - evaluation
+bn = fastbn.BatchNorm2d(64)
+bn.backward(bn(x))
+print(evaluation, statistics, len(native.compiled) - evaluation - statistics)
+"""
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    ("mode", "nothing"), [("evaluation", (0,)), ("statistics", (1,)), ("training", (0, 1, 2))]
+)
+def test_warmup_compiles_what_a_mode_needs_and_no_more(mode, nothing, tmp_path):
+    code = filled(WARMED_FOR, mode=mode)
+    compiled = list(map(int, tools.run(code, env={"NUMBA_CACHE_DIR": tmp_path}).split()))
+    assert [k for k in range(3) if compiled[k] == 0] == list(nothing)
+
+
 BROKEN_WORKERS = """
 import sys, numpy as np
 from tests.internals import Native
@@ -278,6 +310,8 @@ def test_warmup_shows_its_progress_on_a_terminal_only_if_asked(monkeypatch, caps
         ({"layouts": "channels_first"}, TypeError, "layouts must be a list"),
         ({"layouts": ["NCHW"]}, ValueError, "layouts must be among channels_first"),
         ({"layouts": [1]}, ValueError, "layouts must be among"),
+        ({"modes": "training"}, TypeError, "modes must be a list"),
+        ({"modes": ["eval"]}, ValueError, "modes must be among evaluation, training, statistics"),
         ({"dtypes": 3}, TypeError, "not iterable"),
     ],
     ids=str,

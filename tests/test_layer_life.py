@@ -284,16 +284,24 @@ class Life(RuleBasedStateMachine):
     def train(self, mode):
         assert self.bn.train(mode) is self.bn
         self.training = mode
+        self.leave_training()
 
     @rule()
     def eval(self):
         assert self.bn.eval() is self.bn
         self.training = False
+        self.leave_training()
 
     @rule(frozen=st.booleans())
     def freeze(self, frozen):
         assert (self.bn.freeze() if frozen else self.bn.unfreeze()) is self.bn
         self.frozen = frozen
+        self.leave_training()
+
+    def leave_training(self):
+        """A layer that is not in training remembers no forward."""
+        if not self.training or self.frozen:
+            self.cache = None
 
     @rule(mode=st.sampled_from(["yes", None, 1, 0.0]))
     def train_bad(self, mode):
@@ -312,8 +320,11 @@ class Life(RuleBasedStateMachine):
     @rule(seed=SEEDS, prefix=st.sampled_from(["", "net.bn."]), narrow=st.booleans())
     def load(self, seed, prefix, narrow):
         state = self.new_state(seed, prefix)
+        counter = prefix + "num_batches_tracked"
         if narrow:
             state = {k: v.astype(np.float32) if v.ndim else v for k, v in state.items()}
+        if seed % 3 == 0:
+            state.pop(counter, None)
         arrays = {name: getattr(self.bn, name) for name in NAMES}
         assert self.bn.load_state_dict(state, prefix) == ([], [])
         for name, array in arrays.items():
@@ -321,7 +332,8 @@ class Life(RuleBasedStateMachine):
         for name in self.state:
             self.state[name] = state[prefix + name].astype(self.dtype).astype(np.longdouble)
         if self.tracked:
-            self.count = int(state[prefix + "num_batches_tracked"])
+            self.count = int(state[counter]) if counter in state else 0
+        self.cache = None
 
     @rule(seed=SEEDS, kind=st.integers(0, 6))
     def load_bad(self, seed, kind):
@@ -331,7 +343,10 @@ class Life(RuleBasedStateMachine):
             return
         name = sorted(state)[seed % len(state)]
         changes = [
-            (KeyError, lambda: state.pop(name)),
+            (
+                KeyError,
+                lambda: state.pop("running_mean" if name == "num_batches_tracked" else name),
+            ),
             (KeyError, lambda: state.update(more=np.ones(C))),
             (ValueError, lambda: state.update({name: np.ones((C, 1))})),
             (ValueError, lambda: state.update({name: "text"})),
@@ -356,6 +371,7 @@ class Life(RuleBasedStateMachine):
         assert set(missing) == set(state) - set(loaded)
         for name, value in loaded.items():
             self.state[name] = value.astype(self.dtype).astype(np.longdouble)
+        self.cache = None
 
     @rule(how=st.sampled_from(["pickle", "deepcopy", "state_dict"]))
     def become_a_copy(self, how):
@@ -392,6 +408,7 @@ class Life(RuleBasedStateMachine):
             self.state["running_mean"] = np.zeros(C, np.longdouble)
             self.state["running_var"] = np.ones(C, np.longdouble)
         self.count = 0
+        self.cache = None
 
     @rule()
     def reset_parameters(self):

@@ -3,12 +3,13 @@
 import copy
 import pickle
 import threading
+import weakref
 
 import numpy as np
 import pytest
 
 import fastbn
-from tests import reference
+from tests import internals, reference
 
 LAYERS = [fastbn.BatchNorm1d, fastbn.BatchNorm2d, fastbn.BatchNorm3d]
 SHAPES = {
@@ -129,13 +130,93 @@ def test_an_unbatched_input_is_one_sample(rng):
 
 def test_backward_uses_the_last_training_forward(rng):
     bn = fastbn.BatchNorm1d(3, dtype=np.float64)
-    x, other, dy = rng.normal(size=(3, 6, 3))
-    bn(x)
-    bn.eval()(other)
+    other, x, dy = rng.normal(size=(3, 6, 3))
+    bn(other)
+    bn.train()(x)
     mean, var = reference.mean_and_var(x, 1)
     expected = reference.backward(dy, x, mean, var, bn.weight, 1e-5, 1, batch_statistics=True)
     for actual, wanted in zip(bn.backward(dy), expected, strict=True):
         np.testing.assert_allclose(actual, wanted.astype(float), rtol=1e-10, atol=1e-12)
+
+
+FORGETS = {
+    "eval": lambda bn: bn.eval(),
+    "train(False)": lambda bn: bn.train(False),
+    "training": lambda bn: setattr(bn, "training", False),
+    "freeze": lambda bn: bn.freeze(),
+    "load_state_dict": lambda bn: bn.load_state_dict(bn.state_dict()),
+    "reset_running_stats": lambda bn: bn.reset_running_stats(),
+    "reset_parameters": lambda bn: bn.reset_parameters(),
+}
+
+
+@pytest.mark.parametrize("change", FORGETS)
+def test_backward_never_differentiates_a_batch_of_before(change, rng):
+    bn = fastbn.BatchNorm1d(3)
+    x, other = rng.normal(size=(2, 6, 3)).astype(np.float32)
+    bn(x)
+    batch = weakref.ref(x)
+    FORGETS[change](bn)
+    if not bn.training:
+        bn(other)
+    with pytest.raises(RuntimeError, match=r"bn\.forward_with_cache\(x\)"):
+        bn.backward(np.ones_like(other))
+    del x
+    assert batch() is None  # nor is its memory kept
+
+
+@pytest.mark.parametrize("change", ["train", "unfreeze"])
+def test_backward_survives_what_changes_no_mode(change, rng):
+    """Many training loops call train() at each step."""
+    bn = fastbn.BatchNorm1d(3)
+    x, dy = rng.normal(size=(2, 6, 3)).astype(np.float32)
+    bn(x)
+    expected = bn.backward(dy).x
+    getattr(bn, change)()
+    np.testing.assert_array_equal(bn.backward(dy).x, expected)
+
+
+def test_a_load_that_fails_forgets_nothing(rng):
+    bn = fastbn.BatchNorm1d(3)
+    x = rng.normal(size=(6, 3)).astype(np.float32)
+    bn(x)
+    with pytest.raises(KeyError):
+        bn.load_state_dict({})
+    assert bn.backward(x).x.shape == x.shape
+
+
+def test_backward_without_a_forward_helps_a_frozen_layer_too():
+    bn, dy = fastbn.BatchNorm1d(3), np.ones((4, 3), np.float32)
+    with pytest.raises(RuntimeError, match=r"train\(\) mode first.*forward_with_cache\(x\)"):
+        bn.backward(dy)
+    with pytest.raises(
+        RuntimeError, match=r"through a frozen layer, take y, cache = bn\.forward_w"
+    ):
+        bn.freeze().backward(dy)
+
+
+# --- gradients by name ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [({}, ["weight", "bias"]), ({"bias": False}, ["weight"]), ({"affine": False}, [])],
+)
+def test_parameters_and_their_gradients_have_the_same_names(options, names, rng):
+    bn = fastbn.BatchNorm1d(3, **options)
+    x = rng.normal(size=(6, 3)).astype(np.float32)
+    bn(x)
+    grads = bn.backward(x)
+    parameters, gradients = bn.parameters(), grads.parameters()
+    assert list(parameters) == list(gradients) == names
+    for name in names:
+        assert parameters[name] is getattr(bn, name)  # so that a step in place is one of the layer
+        assert gradients[name] is getattr(grads, name)
+        assert gradients[name].shape == parameters[name].shape
+
+
+def test_a_frozen_layer_has_its_parameters_still():
+    assert list(fastbn.BatchNorm1d(3).freeze().parameters()) == ["weight", "bias"]
 
 
 def test_backward_in_evaluation_through_an_explicit_cache(rng):
@@ -163,10 +244,12 @@ def test_an_explicit_cache_is_not_kept_on_the_layer(rng):
 
 def test_an_evaluation_call_stores_nothing(rng):
     bn = trained().eval()
-    before = dict(bn.__dict__)
+    names = [name for name in internals.attributes(bn) if hasattr(bn, name)]
+    before = {name: getattr(bn, name) for name in names}
     bn(rng.normal(size=(4, 3, 2, 2)).astype(np.float32))
-    assert bn.__dict__.keys() == before.keys()
-    assert all(bn.__dict__[key] is before[key] for key in before)
+    assert {"weight", "running_var", "eps", "_cache"} <= before.keys()
+    assert all(getattr(bn, name) is before[name] for name in names)
+    assert not hasattr(bn, "__dict__")  # so there is nowhere else to store anything
 
 
 @pytest.mark.compiled
@@ -221,75 +304,6 @@ def test_round_trip_through_a_state_dict(rng):
     assert arrays[0] is target.weight  # loaded in place: an optimizer's references stay good
     x = rng.normal(size=(4, 3, 2, 2)).astype(np.float32)
     np.testing.assert_array_equal(target.eval()(x), source.eval()(x))
-
-
-def test_load_with_a_prefix_looks_at_its_own_keys_only():
-    state = {**trained().state_dict("a.bn."), "a.conv.weight": np.zeros(9), "bn": 3}
-    target = fastbn.BatchNorm2d(3)
-    target.load_state_dict(state, prefix="a.bn.")
-    assert target.num_batches_tracked == 1
-
-
-def test_load_converts_the_dtype():
-    state = {k: v.astype(np.float64) for k, v in trained().state_dict().items()}
-    state["num_batches_tracked"] = 7
-    target = fastbn.BatchNorm2d(3)
-    target.load_state_dict(state)
-    assert target.weight.dtype == np.float32
-    assert target.num_batches_tracked == 7
-
-
-def test_load_not_strict_takes_what_matches():
-    state = trained().state_dict()
-    del state["num_batches_tracked"]
-    state["extra"] = np.zeros(3)
-    target = fastbn.BatchNorm2d(3)
-    result = target.load_state_dict(state, strict=False)
-    assert result.missing_keys == ["num_batches_tracked"]
-    assert result.unexpected_keys == ["extra"]
-    np.testing.assert_array_equal(target.weight, state["weight"])
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (lambda s: s.pop("bias"), KeyError, "missing 'bias'"),
-        (lambda s: s.update(gamma=np.zeros(3)), KeyError, "unexpected 'gamma'"),
-        (lambda s: s.update(running_mean=np.zeros(4)), ValueError, "'running_mean' has shape (4,)"),
-        (lambda s: s.update(weight=np.zeros((3, 1))), ValueError, "'weight' has shape (3, 1)"),
-        (lambda s: s.update(weight=None), ValueError, "'weight' must hold a real number"),
-        (lambda s: s.update(weight=["a"] * 3), ValueError, "'weight' must hold a real number"),
-        (lambda s: s.update(weight=[[1], [2, 3], 4]), ValueError, "'weight'"),
-        (lambda s: s.update(bias=np.zeros(3, complex)), ValueError, "'bias' must hold a real"),
-        (
-            lambda s: s.update(running_var=[1, np.nan, 1]),
-            ValueError,
-            "'running_var' holds negative",
-        ),
-        (lambda s: s.update(running_var=[1, -1e-9, 1]), ValueError, "'running_var' holds negative"),
-        (lambda s: s.update(num_batches_tracked=1.5), ValueError, "must hold an integer"),
-        (lambda s: s.update(num_batches_tracked=-1), ValueError, "must be 0 to 2**63 - 1"),
-        (lambda s: s.update(num_batches_tracked=np.uint64(2**63 + 5)), ValueError, "2**63 - 1"),
-        (lambda s: s.update(weight=[1e300] * 3), ValueError, "too large for float32"),
-        (lambda s: s.update({3: 4}), TypeError, "keys of state must be strings"),
-    ],
-)
-def test_a_load_that_fails_loads_nothing(change, error, message):
-    state = trained(seed=1).state_dict()
-    change(state)
-    target = trained(seed=2)
-    before = target.state_dict()
-    with pytest.raises(error) as caught:
-        target.load_state_dict(state)
-    assert message in str(caught.value)
-    assert_same_state(target.state_dict(), before)
-
-
-def test_load_names_the_way_out_when_the_prefix_is_wrong():
-    with pytest.raises(KeyError, match="pass the right prefix"):
-        fastbn.BatchNorm2d(3).load_state_dict(trained().state_dict("layer1."))
-    with pytest.raises(TypeError, match="state must be a mapping"):
-        fastbn.BatchNorm2d(3).load_state_dict([1, 2])
 
 
 def test_reset():

@@ -186,6 +186,72 @@ def test_on_nonfinite(value, view, rng):
         fastbn.batch_norm(x, training=True, on_nonfinite=None)
 
 
+def overflowing(dtype, size):
+    """Finite values, whose sum of squares is beyond ``dtype`` in the middle channel."""
+    x = np.ones((4, 3), dtype)
+    x[:, 1] = [size, -size, size, -size]
+    x[::2, (0, 2)] = 2
+    return x
+
+
+def test_on_nonfinite_tells_an_overflow_of_statistics_from_infinity_in_x():
+    bn, out = fastbn.BatchNorm1d(3, dtype=np.float64, on_nonfinite="raise"), np.zeros((4, 3))
+    before = bn.state_dict()
+    for size, why in ((1e200, "is finite, but its statistics overflow"), (np.inf, "holds NaN or")):
+        with pytest.raises(ValueError, match=f"{why}.* in channel 1, and on_nonfinite is 'raise'"):
+            bn(overflowing(np.float64, size), out=out)
+        assert not out.any()
+        for name, array in bn.state_dict().items():
+            np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_on_nonfinite_keeps_running_statistics_finite(dtype, momentum):
+    """A float32 running variance cannot hold 1e50, the variance of finite values."""
+    x = overflowing(dtype, 1e25)
+    with np.errstate(over="ignore"):
+        plain = fastbn.BatchNorm1d(3, momentum=momentum)
+        plain(x)
+        assert np.isinf(plain.running_var[1])  # else nothing here is at stake
+    skips = fastbn.BatchNorm1d(3, momentum=momentum, on_nonfinite="skip")
+    expected = fastbn.BatchNorm1d(3).state_dict()
+    np.testing.assert_array_equal(skips(x), plain(x))
+    for name, array in skips.state_dict().items():
+        np.testing.assert_array_equal(array, expected[name])
+    raises = fastbn.BatchNorm1d(3, momentum=momentum, on_nonfinite="raise")
+    out = np.zeros_like(x)
+    with pytest.raises(ValueError, match="running_var of float32 infinite in channel 1"):
+        raises(x, out=out)
+    assert not out.any()
+    assert raises.num_batches_tracked == 0
+    for policy in ("skip", "raise"):
+        wide = fastbn.BatchNorm1d(3, momentum=momentum, dtype=np.float64, on_nonfinite=policy)
+        wide(x)
+        assert wide.num_batches_tracked == 1
+        assert np.isfinite(wide.running_var).all()
+
+
+def test_on_nonfinite_judges_the_batch_and_not_what_was_there_before(rng):
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    for policy in ("skip", "raise"):
+        bn = fastbn.BatchNorm1d(3, on_nonfinite=policy)
+        bn.running_mean[1] = np.inf  # somebody has set it
+        bn(x)
+        assert bn.num_batches_tracked == 1
+        assert bn.running_mean[0] != 0
+
+
+@pytest.mark.parametrize("policy", ["skip", "raise"])
+def test_on_nonfinite_takes_the_same_steps_as_without_it(policy, rng):
+    x = rng.normal(size=(5, 8, 3)).astype(np.float32)
+    careful, plain = fastbn.BatchNorm1d(3, on_nonfinite=policy), fastbn.BatchNorm1d(3)
+    for batch in x:
+        np.testing.assert_array_equal(careful(batch), plain(batch))
+    for name, array in careful.state_dict().items():
+        np.testing.assert_array_equal(array, plain.state_dict()[name])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("constant", [3e8, 1e30])
 def test_a_huge_constant_with_a_tiny_eps(layout, constant):

@@ -10,9 +10,14 @@ import operator
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
+
+#: What a batch with NaN or infinity does to running statistics.
+OnNonfinite = Literal["propagate", "skip", "raise"]
+#: Where a layer is.
+Device = Literal["cpu"] | None
 
 # --- x --------------------------------------------------------------------------------------------
 
@@ -23,15 +28,32 @@ def as_array(name: str, x: Any) -> np.ndarray:
         return x
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(
-            f"{name} is a masked array, whose mask would be ignored; "
-            f"pass a plain array ({name}.filled(...) or np.asarray({name}))"
+            f"{name} is a masked array, whose mask would be ignored; pass a plain array in which "
+            f"the masked places have a value that may count: {name}.filled(value)"
         )
     if not isinstance(x, np.ndarray):
+        library = type(x).__module__.partition(".")[0]
+        way = _TO_NUMPY.get(library, "np.asarray({name}) converts array-likes")
         raise TypeError(
-            f"{name} must be a numpy.ndarray, got {type(x).__name__}; "
-            f"np.asarray({name}) converts array-likes"
+            f"{name} must be a numpy.ndarray, got {type(x).__name__}"
+            f"{f' of {library}' if library in _TO_NUMPY else ''}; {way.format(name=name)}"
         )
     return x.view(np.ndarray)
+
+
+#: How arrays of other libraries become NumPy's, where `np.asarray` is not the best or does not do.
+_TO_NUMPY = {
+    "cupy": "{name}.get() copies it from the device",
+    "dask": "{name}.compute() loads all of it into memory; or take it block by block: statistics "
+    "of blocks merge (fastbn.ChannelStats)",
+    "h5py": "{name}[...] reads it",
+    "pandas": "{name}.to_numpy(np.float32) converts it",
+    "polars": "{name}.to_numpy() converts it",
+    "tensorflow": "{name}.numpy() converts it",
+    "torch": "{name}.detach().cpu().numpy() gives its values, without a copy on the CPU",
+    "xarray": "{name}.to_numpy() converts it",
+    "zarr": "{name}[...] reads it",
+}
 
 
 def native(dtype: np.dtype) -> np.dtype:
@@ -177,25 +199,46 @@ def parameter_dtype(dtype: Any) -> np.dtype:
 def check_device(device: Any) -> None:
     """Refuse any device but the CPU; an explicit request never falls back."""
     if device is not None and not (isinstance(device, str) and device == "cpu"):
-        raise ValueError(f"device must be None or 'cpu', got {device!r}")
+        raise ValueError(
+            f"device must be None or 'cpu', got {device!r}: fastbn computes NumPy arrays on the "
+            "CPU; leave device out, and copy what is on a device to NumPy first"
+        )
 
 
 def check_on_nonfinite(value: Any) -> str:
     """One of the three policies."""
-    if value not in ("propagate", "skip", "raise"):
+    if not (isinstance(value, str) and value in get_args(OnNonfinite)):
         raise ValueError(f"on_nonfinite must be 'propagate', 'skip' or 'raise', got {value!r}")
     return value
 
 
-def check_finite(mean: np.ndarray, var: np.ndarray, x_shape: tuple[int, ...]) -> None:
-    """Refuse statistics that are not finite, and say whose they are."""
+def check_finite(x: np.ndarray, axis: int, mean: np.ndarray, var: np.ndarray) -> None:
+    """Refuse a batch whose statistics are not finite, and say which channels, and why."""
     bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(var)))
+    if not bad.size:
+        return
+    finite = all(np.isfinite(x.take(c, axis)).all() for c in bad)
+    why = "is finite, but its statistics overflow" if finite else "holds NaN or infinity"
+    raise ValueError(
+        f"x of shape {x.shape} {why} in channel {_some(bad)}, and on_nonfinite is 'raise'; "
+        f"{'scale' if finite else 'clean'} x, or leave such batches out of the running statistics "
+        "with 'skip'"
+    )
+
+
+def check_running_stay_finite(name: str, overflows: np.ndarray, dtype: np.dtype) -> None:
+    """Refuse a batch that would make a running statistic infinite."""
+    bad = np.flatnonzero(overflows)
     if bad.size:
-        some = ", ".join(map(str, bad[:5])) + (", ..." if bad.size > 5 else "")
         raise ValueError(
-            f"x of shape {x_shape} holds NaN or infinity in channel {some}, and on_nonfinite is "
-            "'raise'; clean x, or leave such batches out of the running statistics with 'skip'"
+            f"x would make {name} of {dtype} infinite in channel {_some(bad)}, and on_nonfinite "
+            "is 'raise'; keep running statistics in float64 (a layer's dtype), or leave such "
+            "batches out of them with 'skip'"
         )
+
+
+def _some(channels: np.ndarray) -> str:
+    return ", ".join(map(str, channels[:5])) + (", ..." if channels.size > 5 else "")
 
 
 def check_vector(name: str, value: Any, channels: int, x_shape: tuple[int, ...]) -> np.ndarray:
@@ -207,6 +250,17 @@ def check_vector(name: str, value: Any, channels: int, x_shape: tuple[int, ...])
         raise ValueError(
             f"{name} has {came}, but x of shape {x_shape} has {channels} channels; "
             f"expected {name} of shape ({channels},)"
+        )
+    return value
+
+
+def own_vector(name: str, value: Any, num_features: int) -> np.ndarray:
+    """``value`` as an array that a layer may keep: one floating-point number per channel."""
+    value = as_array(name, value)
+    check_dtype(name, value.dtype)
+    if value.shape != (num_features,):
+        raise ValueError(
+            f"{name} must have shape ({num_features},), one value per channel, got {value.shape}"
         )
     return value
 
@@ -252,16 +306,23 @@ def check_updatable(
             )
     check_apart("running_mean", running_mean, {"running_var": running_var, **inputs})
     check_apart("running_var", running_var, inputs)
-    if counter is not None and not (
+    if counter is not None:
+        check_counter(counter)
+
+
+def check_counter(counter: Any) -> np.ndarray:
+    """A layer's number of batches, which each update counts up in place."""
+    if (
         isinstance(counter, np.ndarray)
         and counter.shape == ()
         and counter.dtype == np.int64
         and counter.flags.carray
     ):
-        raise TypeError(
-            f"num_batches_tracked must be a writable int64 array of shape (), got {counter!r}; "
-            "change its value in place: bn.num_batches_tracked[...] = 0"
-        )
+        return counter
+    raise TypeError(
+        f"num_batches_tracked must be a writable int64 array of shape (), got {counter!r}; "
+        "change its value in place: bn.num_batches_tracked[...] = 0"
+    )
 
 
 def check_apart(name: str, array: np.ndarray, others: Mapping[str, np.ndarray | None]) -> None:

@@ -69,8 +69,7 @@ class Forward:
             arguments.check_batch_count(x.shape, self.count)
         self.out = self._output(out)
         if self.update and x.size and self.on_nonfinite == "raise":
-            _, mean, m2 = pieces.moments(x, self.axis)
-            arguments.check_finite(mean, m2, x.shape)
+            self._refuse_nonfinite()
 
     def _vector(self, name, value):
         if value is None:
@@ -98,17 +97,25 @@ class Forward:
         else:
             mean, var = self._running_for_kernel()
             work.normalize(self.x, self.out, self.axis, mean, var, weight, bias, self.eps)
-        if self.update and self._may_update():
-            work.update_running(
-                self.running_mean, self.running_var, self.counter,
-                self.statistics, self.count, self.momentum,
-            )  # fmt: skip
+        if self.update:
+            only_finite = self.on_nonfinite != "propagate"
+            work.update_running(*self._running(self.statistics), only_finite)
         return self.returned
 
-    def _may_update(self) -> bool:
-        if self.on_nonfinite == "propagate":
-            return True
-        return bool(np.isfinite(self.statistics[: 2 * self.channels]).all())
+    def _running(self, statistics) -> tuple[Any, Any, Any, np.ndarray, int, float | None]:
+        """What an update of the running statistics takes."""
+        return (
+            self.running_mean, self.running_var, self.counter,
+            statistics, self.count, self.momentum,
+        )  # fmt: skip
+
+    def _refuse_nonfinite(self):
+        """Look at the batch's statistics, and at the running ones after it, before the work."""
+        _, mean, m2 = pieces.moments(self.x, self.axis)
+        arguments.check_finite(self.x, self.axis, mean, m2)
+        statistics = np.concatenate([mean, m2 / self.count])
+        for name, overflows in work.overflowing(*self._running(statistics)).items():
+            arguments.check_running_stay_finite(name, overflows, getattr(self, name).dtype)
 
     def _for_kernel(self, vector):
         return None if vector is None else arguments.kernel_vector(vector, self.dtype)

@@ -19,7 +19,7 @@ def launch(plan: Plan, entry: Callable[..., int], in_place: bool, *args: Any) ->
     An entry that lacks a part for marked channels can be called again: it has not written over its
     inputs.
     """
-    wanted = threads.get_num_threads() if plan.large else 1
+    wanted = threads.for_a_call() if plan.large else 1
     outcome = threads.launch(entry, plan.frame, in_place, wanted, args)
     if outcome == entries.NO_MEMORY:
         raise MemoryError("no memory for the statistics of a call; nothing was changed")

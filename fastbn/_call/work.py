@@ -167,27 +167,58 @@ def moments(x: np.ndarray, axis: int) -> tuple[Walk, np.ndarray, np.ndarray] | N
     return alone.walk, statistics[0], statistics[1]
 
 
-def update_running(running_mean, running_var, counter, statistics, count, momentum) -> None:
+def update_running(
+    running_mean, running_var, counter, statistics, count, momentum, only_finite=False
+) -> None:
     """Move running statistics towards the batch's, and count it: whole, one call at a time.
 
-    ``momentum`` None is the cumulative average, by the counter.
+    ``momentum`` None is the cumulative average, by the counter. ``only_finite``: a batch is left
+    out that would make a running statistic infinite or NaN.
     """
     if counter is None:
         counter = np.zeros((), np.int64)
     pair = running_mean, running_var
-    dtype = np.result_type(*pair)
-    cumulative = momentum is None
     with threads.updating():
+        dtype = np.result_type(*pair)
         whole = all(v.dtype == dtype and v.flags.carray for v in pair)
-        targets = pair if whole else tuple(np.array(v, dtype) for v in pair)
-        count_to = counter.reshape(1) if whole else counter.reshape(1).copy()
-        entries.update_running.of(dtype, dtype)(
-            *targets,
-            count_to,
-            statistics,
-            float(count),
-            0.0 if cumulative else momentum,
-            cumulative,
+        if whole and not only_finite:
+            _update(*pair, counter.reshape(1), statistics, count, momentum)
+            return
+        updated = _updated(*pair, counter, statistics, count, momentum)
+        finite = np.isfinite(statistics[: 2 * len(running_mean)]).all() and not any(
+            _overflows(*two).any() for two in zip(pair, updated[:2], strict=True)
         )
-        if not whole:
-            assign_all((*pair, counter), (*targets, count_to[0]))
+        if finite or not only_finite:
+            assign_all((*pair, counter), updated)
+
+
+def overflowing(
+    running_mean, running_var, counter, statistics, count, momentum
+) -> dict[str, np.ndarray]:
+    """In which channels an update would make the running statistics infinite or NaN."""
+    mean, var, _ = _updated(running_mean, running_var, counter, statistics, count, momentum)
+    return {
+        "running_mean": _overflows(running_mean, mean),
+        "running_var": _overflows(running_var, var),
+    }
+
+
+def _overflows(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    return np.isfinite(before) & ~np.isfinite(after)
+
+
+def _updated(running_mean, running_var, counter, statistics, count, momentum):
+    """What running statistics and counter would be after an update."""
+    dtype = np.result_type(running_mean, running_var)
+    mean, var = np.array(running_mean, dtype), np.array(running_var, dtype)
+    number = np.zeros(1, np.int64) if counter is None else counter.reshape(1).copy()
+    _update(mean, var, number, statistics, count, momentum)
+    with np.errstate(over="ignore"):
+        return mean.astype(running_mean.dtype), var.astype(running_var.dtype), number[0]
+
+
+def _update(mean, var, number, statistics, count, momentum) -> None:
+    cumulative = momentum is None
+    weight = 0.0 if cumulative else momentum
+    entry = entries.update_running.of(mean.dtype, mean.dtype)
+    entry(mean, var, number, statistics, float(count), weight, cumulative)

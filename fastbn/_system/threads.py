@@ -20,6 +20,8 @@ import numba
 import numpy as np
 from numba.core.compiler_lock import global_compiler_lock
 
+from fastbn._system.oversubscription import oversubscribed
+
 __all__ = ["get_num_threads", "set_num_threads"]
 
 #: Held while a parallel kernel runs. Reentrant: whoever runs Python code in the thread
@@ -39,7 +41,9 @@ def get_num_threads() -> int:
     By default the smallest of Numba's number of threads (``NUMBA_NUM_THREADS``), the
     processors this process may run on, the CPU quota of its container, and the
     environment variable ``FASTBN_NUM_THREADS``; in a forked child 1. Small arrays take
-    one thread in any case. Results do not depend on it, to the last bit.
+    one thread in any case, and large ones do while other processes or threads want the
+    processors, unless the number has been set (here or in the environment): so several
+    worker processes may share a few cores. Results do not depend on it, to the last bit.
 
     Examples
     --------
@@ -100,6 +104,17 @@ def set_num_threads(n: int) -> None:
     _requested = number
 
 
+def for_a_call() -> int:
+    """How many threads a call on large arrays takes now.
+
+    What somebody has set; else as many as there may be, or one while the processors are taken.
+    """
+    if _requested is not None:
+        return _requested
+    most = get_num_threads()
+    return 1 if most > 1 and _in_environment() is None and oversubscribed() else most
+
+
 def launch(
     entry: Callable[..., int],
     frame_for: Callable[[int, bool], Any],
@@ -146,17 +161,25 @@ def _default() -> int:
     quota = _cgroup_quota()
     if quota is not None:
         limits.append(max(1, math.ceil(quota)))
-    wanted = os.environ.get("FASTBN_NUM_THREADS")
+    wanted = _in_environment()
     if wanted is not None:
-        if wanted.strip().isdecimal() and int(wanted) >= 1:
-            limits.append(int(wanted))
-        else:
-            warnings.warn(
-                f"FASTBN_NUM_THREADS must be a positive integer, got {wanted!r}; it is ignored",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        limits.append(wanted)
     return min(limits)
+
+
+@lru_cache(maxsize=1)
+def _in_environment() -> int | None:
+    wanted = os.environ.get("FASTBN_NUM_THREADS")
+    if wanted is None:
+        return None
+    if wanted.strip().isdecimal() and int(wanted) >= 1:
+        return int(wanted)
+    warnings.warn(
+        f"FASTBN_NUM_THREADS must be a positive integer, got {wanted!r}; it is ignored",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return None
 
 
 def _cgroup_quota(root: str = "/sys/fs/cgroup") -> float | None:

@@ -4,7 +4,7 @@ A new operation is a row of `OPERATIONS`; a new elementwise pass is a line in `p
 is compiled before `addresses` asks for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import NamedTuple
 
@@ -94,37 +94,53 @@ def addresses(
 
 def wide_addresses(operation: Operation, layout: str, dtype: np.dtype) -> dict[str, int]:
     """Fields of the frame that name parts for channels that float32 cannot hold."""
+    parts = _wide_parts(operation, layout, dtype)
+    return {field: part.address(dtype) for field, part in parts.items()}
+
+
+def _wide_parts(operation: Operation, layout: str, dtype: np.dtype) -> dict[str, Part]:
     found = {}
     narrow = dtype.itemsize == 4
     if operation.reduce == "moments" or (operation.reduce and narrow):
-        part = getattr(_SUMS[layout], f"wide_{operation.reduce}")
-        found["wide_reduce"] = part.address(dtype)
+        found["wide_reduce"] = getattr(_SUMS[layout], f"wide_{operation.reduce}")
     if operation.apply and narrow and not operation.frozen:
-        found["wide_apply"] = _ELEMENTWISE[layout].WIDE[operation.apply].address(dtype)
-        found["wide_finish"] = _WIDE_TERMS[operation.apply].address(dtype)
+        found["wide_apply"] = _ELEMENTWISE[layout].WIDE[operation.apply]
+        found["wide_finish"] = _WIDE_TERMS[operation.apply]
     return found
 
 
-def units(dtype: np.dtype, layout: str) -> Iterator[Unit]:
-    """All native code that calls on arrays of a dtype and layout may need."""
+def units(
+    dtype: np.dtype, layout: str, operations: Iterable[str] = tuple(OPERATIONS)
+) -> Iterator[Unit]:
+    """All native code that operations on arrays of a dtype and layout may need."""
     yield loop_unit()
     for part in (passes.all_channels, passes.each_tile, passes.tile_by_tile):
         yield part.unit(_ANY)
-    for part in (merge.merge_moments, merge.merge_products):
-        yield part.unit(_ANY)
-    for part in (terms.normalizing_terms, terms.gradient_terms):
-        yield part.unit(dtype)
-    narrow = dtype.itemsize == 4
-    for part in _WIDE_TERMS.values() if narrow else ():
-        yield part.unit(dtype)
-    module = _ELEMENTWISE[layout]
-    for of_name in (module.PARTS, module.STREAMING, *([module.WIDE] if narrow else [])):
-        for part in of_name.values():
-            yield part.unit(dtype)
-    for name in {operation.reduce for operation in OPERATIONS.values() if operation.reduce}:
-        yield getattr(_SUMS[layout], name).unit(dtype)
-        if narrow or name == "moments":
-            yield getattr(_SUMS[layout], f"wide_{name}").unit(dtype)
-    for entry in entries.EVERY:
-        for running in (_ANY, dtype):  # running statistics of another dtype come as float64
-            yield entry.unit(dtype, running)
+    for name in operations:
+        operation = OPERATIONS[name]
+        for part, of in _parts(operation, layout, dtype):
+            yield part.unit(of)
+        for entry in _ENTRIES[name]:
+            for running in (_ANY, dtype):  # running statistics of another dtype come as float64
+                yield entry.unit(dtype, running)
+
+
+_ENTRIES = {
+    name: [getattr(entries, operation.entry)]
+    + ([entries.update_running] if name == "forward" else [])
+    for name, operation in OPERATIONS.items()
+}
+
+
+def _parts(operation: Operation, layout: str, dtype: np.dtype) -> Iterator[tuple[Part, np.dtype]]:
+    """Parts of an operation, whatever the sizes and values of its arrays, and of which dtype."""
+    if operation.reduce is not None and operation.merge is not None:
+        yield getattr(_SUMS[layout], operation.reduce), dtype
+        yield operation.merge, _ANY
+    if operation.apply is not None and operation.finish is not None:
+        module = _ELEMENTWISE[layout]
+        yield operation.finish, dtype
+        yield module.PARTS[operation.apply], dtype
+        yield module.STREAMING[operation.apply], dtype
+    for part in _wide_parts(operation, layout, dtype).values():
+        yield part, dtype

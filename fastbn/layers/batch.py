@@ -73,8 +73,9 @@ def _documented(shape: tuple[int, ...]) -> Callable[[type[_Layer]], type[_Layer]
 class BatchNorm1d(BatchNorm):
     """Batch normalization of ``(N, C)`` or ``(N, C, L)``, per channel over N (and L)."""
 
+    __slots__ = ()
     _dimensions = (2, 3)
-    _shapes = "2 or 3 dimensions, (N, C) or (N, C, L)"
+    _shapes = ("(N, C)", "(N, C, L)")
 
     def _axis_of(self, ndim: int) -> int:
         return 1 if ndim == 2 else self.axis
@@ -84,13 +85,15 @@ class BatchNorm1d(BatchNorm):
 class BatchNorm2d(BatchNorm):
     """Batch normalization of ``(N, C, H, W)``, or one sample ``(C, H, W)``, per channel."""
 
+    __slots__ = ()
     _dimensions = (3, 4)
-    _shapes = "3 or 4 dimensions, (C, H, W) or (N, C, H, W)"
+    _shapes = ("(C, H, W)", "(N, C, H, W)")
 
 
 @_documented((4, 3, 2, 8, 8))
 class BatchNorm3d(BatchNorm):
     """Batch normalization of ``(N, C, D, H, W)``, or one sample ``(C, D, H, W)``, per channel."""
 
+    __slots__ = ()
     _dimensions = (4, 5)
-    _shapes = "4 or 5 dimensions, (C, D, H, W) or (N, C, D, H, W)"
+    _shapes = ("(C, D, H, W)", "(N, C, D, H, W)")

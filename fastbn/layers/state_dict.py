@@ -1,9 +1,16 @@
 """Checks of a state dict: everything is read and checked before anything is stored."""
 
+import difflib
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+#: Keys and prefixes that a message shows; there may be hundreds.
+_SHOWN = 3
+_COUNTER = "num_batches_tracked"
+_RUNNING = ("running_mean", "running_var")
 
 
 class IncompatibleKeys(NamedTuple):
@@ -21,6 +28,33 @@ def read_state(
     ``current`` gives the expected shapes and dtypes. Keys of ``state`` that do not
     begin with ``prefix`` belong to somebody else.
     """
+    _check_kinds(state, prefix)
+    expected = {prefix + name: name for name in current}
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key.startswith(prefix) and key not in expected]
+    # files from before torch 0.4.1, ONNX and hand-made ones have statistics and no counter
+    starts_anew = prefix + _COUNTER in missing and all(prefix + name in state for name in _RUNNING)
+    if starts_anew:
+        missing.remove(prefix + _COUNTER)
+    if strict and (missing or unexpected):
+        raise KeyError(_describe_keys(missing, unexpected, prefix, state, current))
+    values = {
+        name: _read_array(key, state[key], current[name])
+        for key, name in expected.items()
+        if key in state
+    }
+    if starts_anew:
+        values[_COUNTER] = np.zeros((), np.int64)
+    return values, IncompatibleKeys(missing, unexpected)
+
+
+def _check_kinds(state: Any, prefix: Any) -> None:
+    if isinstance(state, (str, os.PathLike)):
+        path = os.fspath(state)
+        raise TypeError(
+            f"state must be a mapping of names to arrays, got a path, {path!r}; read the file "
+            f"first: {_reader(path)}"
+        )
     if not isinstance(state, Mapping):
         raise TypeError(f"state must be a mapping of names to arrays, got {type(state).__name__}")
     if not isinstance(prefix, str):
@@ -28,30 +62,90 @@ def read_state(
     for key in state:
         if not isinstance(key, str):
             raise TypeError(f"keys of state must be strings, got {key!r}")
-    missing = [prefix + name for name in current if prefix + name not in state]
-    expected = {prefix + name for name in current}
-    unexpected = [key for key in state if key.startswith(prefix) and key not in expected]
-    if strict and (missing or unexpected):
-        raise KeyError(_describe_keys(missing, unexpected, prefix, state))
-    values = {
-        name: _read_array(prefix + name, state[prefix + name], array)
-        for name, array in current.items()
-        if prefix + name in state
-    }
-    return values, IncompatibleKeys(missing, unexpected)
 
 
-def _describe_keys(missing: list[str], unexpected: list[str], prefix: str, state: Mapping) -> str:
-    parts = []
-    if missing:
-        parts.append(f"missing {', '.join(map(repr, missing))}")
-    if unexpected:
-        parts.append(f"unexpected {', '.join(map(repr, unexpected))}")
-    came = ", ".join(map(repr, list(state)[:8])) or "no keys at all"
-    return (
-        f"state does not fit: {'; '.join(parts)} (prefix {prefix!r}; state has {came}). Nothing "
-        "was loaded; pass the right prefix, or strict=False to load what matches"
-    )
+def _reader(path: str) -> str:
+    """How to get arrays out of a file."""
+    if path.endswith((".npz", ".npy")):
+        return f"np.load({path!r})"
+    if path.endswith(".safetensors"):
+        return f"safetensors.numpy.load_file({path!r})"
+    return f"torch.load({path!r}, map_location='cpu', weights_only=True), where torch is installed"
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def _describe_keys(
+    missing: list[str],
+    unexpected: list[str],
+    prefix: str,
+    state: Mapping[str, Any],
+    current: dict[str, np.ndarray],
+) -> str:
+    """What does not fit, in a few words however large the model, and the way out."""
+    parts = [
+        f"{kind} {_some(keys)}"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected))
+        if keys
+    ]
+    parts += ["nothing was loaded", _hint(prefix, state, current)]
+    if any(prefix + name in state for name in current):
+        parts.append("strict=False loads what matches")
+    return f"state does not fit, with prefix {prefix!r}: {'; '.join(parts)}"
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:_SHOWN]))
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def _hint(prefix: str, state: Mapping[str, Any], current: dict[str, np.ndarray]) -> str:
+    found = _prefixes(state, current)
+    if prefix in found:
+        return "prefix is that of a layer of this size with other parameters"
+    if found:
+        nearest = sorted(found, key=lambda other: _distance(prefix, other))[:_SHOWN]
+        more = f" {len(found)} prefixes fit;" if len(found) > _SHOWN else ""
+        return f"{more} did you mean prefix={' or '.join(map(repr, nearest))}?".strip()
+    inner = [key for key, value in state.items() if isinstance(value, Mapping)]
+    if inner:
+        return f"state holds mappings: did you mean state[{inner[0]!r}]?"
+    if not state:
+        return "state has no keys at all"
+    return f"no prefix in it has a batch norm of this size; its keys are {_some(list(state))}"
+
+
+def _distance(meant: str, found: str) -> tuple[bool, float, int]:
+    """Nearest is what lacks its dot alone, or a ``module.`` in front, as DataParallel adds."""
+    same = found.removesuffix(".") == meant or found.endswith("." + meant)
+    likeness = difflib.SequenceMatcher(None, meant, found).ratio()
+    return not (meant and same), -likeness, len(found)
+
+
+def _prefixes(state: Mapping[str, Any], current: dict[str, np.ndarray]) -> list[str]:
+    """Under which prefixes all that is needed lies, in the right shapes."""
+    needed = {name: array.shape for name, array in current.items() if name != _COUNTER}
+    if not needed:
+        return []
+    first = next(iter(needed))
+    found = [key.removesuffix(first) for key in state if key.endswith(first)]
+    return [
+        prefix
+        for prefix in found
+        if (not prefix or prefix.endswith("."))
+        and all(_shape(state.get(prefix + name)) == shape for name, shape in needed.items())
+    ]
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    try:
+        return tuple(value.shape)
+    except (AttributeError, TypeError):
+        return None
+
+
+# --- values ---------------------------------------------------------------------------------------
 
 
 def _read_array(key: str, value: Any, current: np.ndarray) -> np.ndarray:

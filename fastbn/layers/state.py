@@ -1,0 +1,313 @@
+"""What a batch normalization layer is made of: arrays, settings and modes; how they are kept."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from fastbn._call import arguments
+from fastbn._call.arguments import Device, OnNonfinite
+from fastbn._call.keywords import refuse
+from fastbn._call.operations import ForwardCache
+from fastbn._call.views import assign_all
+from fastbn.kernels import formulas
+from fastbn.layers.attributes import Attributes
+from fastbn.layers.state_dict import IncompatibleKeys, read_state
+
+_State = TypeVar("_State", bound="State")
+#: What a state dict holds, in torch's order.
+_ARRAYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+#: Keywords of the constructor.
+_ARGUMENTS = (
+    "num_features", "eps", "momentum", "affine", "track_running_stats", "device", "dtype", "bias",
+    "axis", "on_nonfinite",
+)  # fmt: skip
+
+
+def _own_vector(name: str) -> Callable[["State", Any], Any]:
+    """The check of an array that a layer was made with, or without."""
+
+    def check(layer: "State", value: Any) -> Any:
+        if (value is None) != (getattr(layer, name, value) is None):  # unset while it is made
+            raise ValueError(
+                f"{name} must be an array, got None; make a layer without it instead"
+                if value is None
+                else f"this layer was made without {name}, and cannot be given one; make another"
+            )
+        return None if value is None else arguments.own_vector(name, value, layer.num_features)
+
+    return check
+
+
+class State(Attributes):
+    """Parameters, running statistics and settings of a layer."""
+
+    __slots__ = {  # noqa: RUF023, with what `help` says of them
+        "num_features": "Number of channels; fixed.",
+        "eps": "Added to the variance inside the root.",
+        "momentum": "Weight of the new batch in the running statistics; None: cumulative average.",
+        "affine": "Whether there is a weight; fixed.",
+        "track_running_stats": "Whether there are running statistics; fixed.",
+        "axis": "Channel axis of a batch.",
+        "on_nonfinite": "What a batch with NaN or infinity does to the running statistics.",
+        "weight": "Scale (gamma), shape (C,), or None.",
+        "bias": "Shift (beta), shape (C,), or None.",
+        "running_mean": "What evaluation subtracts, shape (C,), or None.",
+        "running_var": "What evaluation divides by the root of, shape (C,), or None.",
+        "num_batches_tracked": "Batches in the running statistics: an int64 array of shape ().",
+        "_cache": "The last training forward.",
+        "_frozen": "Whether `training` is False whatever `train` says.",
+        "_in_training": "Whether the next call is one of training: both modes say so.",
+        "_training": "What `train` and `eval` said.",
+    }
+    num_features: int
+    eps: float
+    momentum: float | None
+    affine: bool
+    track_running_stats: bool
+    axis: int
+    on_nonfinite: OnNonfinite
+    # None in some layers. Who trains one knows whether it has them: Any spares them the question.
+    weight: np.ndarray | Any
+    bias: np.ndarray | Any
+    running_mean: np.ndarray | Any
+    running_var: np.ndarray | Any
+    num_batches_tracked: np.ndarray | Any
+    _cache: ForwardCache | None
+    _frozen: bool
+    _in_training: bool
+    _training: bool
+
+    _fixed = frozenset({"num_features", "affine", "track_running_stats"})
+    _checks: ClassVar[dict[str, Callable[[Any, Any], Any]]] = {
+        "num_features": lambda layer, value: arguments.check_num_features(value),
+        "eps": lambda layer, value: arguments.check_eps(value),
+        "momentum": lambda layer, value: None if value is None else arguments.check_momentum(value),
+        "affine": lambda layer, value: arguments.check_bool("affine", value),
+        "track_running_stats": lambda layer, value: arguments.check_bool(
+            "track_running_stats", value
+        ),
+        "axis": lambda layer, value: layer._check_axis(value),
+        "on_nonfinite": lambda layer, value: arguments.check_on_nonfinite(value),
+        "num_batches_tracked": lambda layer, value: (
+            None if value is None else arguments.check_counter(value)
+        ),
+        **{name: _own_vector(name) for name in ("weight", "bias", "running_mean", "running_var")},
+    }
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Device = None,
+        dtype: DTypeLike | None = None,
+        *,
+        bias: bool = True,
+        axis: int = 1,
+        on_nonfinite: OnNonfinite = "propagate",
+        **foreign: NoReturn,
+    ) -> None:
+        if foreign:
+            refuse(type(self).__name__, foreign, _ARGUMENTS)
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        bias = arguments.check_bool("bias", bias)
+        self.axis = axis
+        self.on_nonfinite = on_nonfinite
+        arguments.check_device(device)
+        kind = arguments.parameter_dtype(dtype)
+        size = self.num_features
+        self.weight = np.empty(size, kind) if self.affine else None
+        self.bias = np.empty(size, kind) if self.affine and bias else None
+        self.running_mean = np.empty(size, kind) if self.track_running_stats else None
+        self.running_var = np.empty(size, kind) if self.track_running_stats else None
+        self.num_batches_tracked = np.array(0, np.int64) if self.track_running_stats else None
+        self._set_mode(training=True, frozen=False)
+        self.reset_parameters()
+
+    # --- modes ------------------------------------------------------------------------------
+
+    @property
+    def training(self) -> bool:
+        """Whether the next call takes batch statistics and updates the running ones."""
+        return self._in_training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.train(mode)
+
+    def train(self: _State, mode: bool = True) -> _State:
+        """Go to training mode (evaluation if ``mode`` is False); returns the layer."""
+        return self._set_mode(arguments.check_bool("mode", mode), self._frozen)
+
+    def eval(self: _State) -> _State:
+        """Go to evaluation mode; returns the layer."""
+        return self.train(False)
+
+    def freeze(self: _State) -> _State:
+        """Stay in evaluation mode whatever `train` says, as in fine-tuning; returns the layer.
+
+        Gradients then come from ``y, cache = bn.forward_with_cache(x)`` and
+        ``bn.backward(dy, cache)``: through the running statistics, as constants.
+        """
+        return self._set_mode(self._training, frozen=True)
+
+    def unfreeze(self: _State) -> _State:
+        """Obey `train` and `eval` again; returns the layer."""
+        return self._set_mode(self._training, frozen=False)
+
+    def _set_mode(self: _State, training: bool, frozen: bool) -> _State:
+        self._training, self._frozen = training, frozen
+        self._in_training = training and not frozen
+        if not self._in_training:
+            self._cache = None
+        return self
+
+    # --- arrays -----------------------------------------------------------------------------
+
+    def reset_running_stats(self) -> None:
+        """Running mean 0, running variance 1, no batches tracked."""
+        self._fill({"running_mean": 0, "running_var": 1, "num_batches_tracked": 0})
+
+    def reset_parameters(self) -> None:
+        """Weight 1, bias 0, and `reset_running_stats`."""
+        self._fill({"weight": 1, "bias": 0})
+        self.reset_running_stats()
+
+    def _fill(self, values: dict[str, int]) -> None:
+        arrays = self._arrays()
+        names = [name for name in values if name in arrays]
+        assign_all([arrays[name] for name in names], [values[name] for name in names])
+        self._cache = None
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The arrays that learn, by name: ``weight`` and ``bias``, those that the layer has.
+
+        They are the layer's own: changing them in place is a step of an optimizer. Their
+        gradients have the same names in `Gradients.parameters`.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbn
+        >>> bn = fastbn.BatchNorm1d(2)
+        >>> y = bn(np.array([[1.0, 0.0], [3.0, 8.0]], np.float32))
+        >>> gradients = bn.backward(np.ones_like(y)).parameters()
+        >>> for name, parameter in bn.parameters().items():
+        ...     parameter -= 0.1 * gradients[name]
+        >>> bn.weight, bn.bias
+        (array([1., 1.], dtype=float32), array([-0.2, -0.2], dtype=float32))
+        """
+        found = {"weight": self.weight, "bias": self.bias}
+        return {name: array for name, array in found.items() if array is not None}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+
+    def state_dict(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """Copies of parameters and running statistics under torch's names.
+
+        Keys are ``weight``, ``bias``, ``running_mean``, ``running_var`` and
+        ``num_batches_tracked`` (int64), those that the layer has, after ``prefix``.
+        """
+        return {prefix + name: array.copy() for name, array in self._arrays().items()}
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], prefix: str = "", strict: bool = True
+    ) -> IncompatibleKeys:
+        """Load arrays under torch's names, all or nothing, into the layer's own arrays.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            NumPy arrays or what converts to them, such as torch's CPU tensors. Where it has
+            running statistics and no ``num_batches_tracked``, as files from before torch 0.4.1
+            and hand-made ones, the counter starts at 0.
+        prefix : str
+            What stands before the names, e.g. ``"layer1.0.bn1."``; keys without it
+            are not looked at.
+        strict : bool
+            Raise if a key is missing or unexpected; otherwise load what matches.
+
+        Returns
+        -------
+        IncompatibleKeys
+            ``missing_keys`` and ``unexpected_keys``, both empty if ``strict``.
+
+        Raises
+        ------
+        KeyError
+            If keys are missing or unexpected and ``strict``. Nothing was loaded.
+        ValueError
+            If a value has the wrong shape, is not numeric, or is a negative or NaN
+            running variance. Nothing was loaded.
+        """
+        arrays = self._arrays()
+        values, incompatible = read_state(state, prefix, arrays, strict)
+        assign_all([arrays[name] for name in values], values.values())
+        self._cache = None
+        return incompatible
+
+    def affine_terms(self) -> tuple[np.ndarray, np.ndarray]:
+        """What evaluation applies: ``y = x * scale + shift``, per channel.
+
+        ``scale = weight / sqrt(running_var + eps)`` and
+        ``shift = bias - running_mean * scale``, worked out in float64 and rounded to
+        the dtype of the running statistics.
+
+        Raises
+        ------
+        RuntimeError
+            If the layer tracks no running statistics, and so has no such terms.
+        """
+        if self.running_mean is None or self.running_var is None:
+            raise RuntimeError(
+                "affine_terms needs running statistics, and this layer was made with "
+                "track_running_stats=False: its scale and shift depend on each batch"
+            )
+        weight = 1.0 if self.weight is None else self.weight.astype(np.float64)
+        bias = 0.0 if self.bias is None else self.bias.astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            rstd = formulas.reciprocal_std(self.running_var.astype(np.float64), self.eps)
+            scale, shift = formulas.affine_terms(
+                self.running_mean.astype(np.float64), rstd, weight, bias
+            )
+            dtype = self.running_mean.dtype
+            return scale.astype(dtype), shift.astype(dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the last forward's cache, which refers to a whole batch."""
+        return {**super().__getstate__(), "_cache": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Give arrays NumPy's own dtype objects, quick to compare; pickle makes others."""
+        state = dict(state)
+        for name in _ARRAYS:
+            array = state[name]
+            if array is not None:
+                state[name] = np.array(array, array.dtype.type, order="C")
+        super().__setstate__(state)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.num_features}, eps={self.eps}, "
+            f"momentum={self.momentum}, affine={self.affine}, bias={self.bias is not None}, "
+            f"track_running_stats={self.track_running_stats}{self._unusual()})"
+        )
+
+    def _unusual(self) -> str:
+        """What differs from the default and torch does not show."""
+        dtypes = {array.dtype.name for array in self._arrays().values() if array.ndim}
+        unusual = {
+            "dtype": " and ".join(sorted(dtypes - {"float32"})),
+            "axis": self.axis if self.axis != 1 else "",
+            "on_nonfinite": repr(self.on_nonfinite) if self.on_nonfinite != "propagate" else "",
+            "frozen": self._frozen or "",
+        }
+        return "".join(f", {name}={value}" for name, value in unusual.items() if value != "")

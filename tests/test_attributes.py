@@ -1,0 +1,188 @@
+"""What may be set on a layer, when, and how it is shown."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+import fastbn
+from fastbn import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from tests.test_errors import raises
+
+LAYERS = [BatchNorm1d, BatchNorm2d, BatchNorm3d]
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_num_features_is_fixed_whether_calls_are_prepared_or_not(warm, rng):
+    x = rng.normal(size=(4, 3, 5, 5)).astype(np.float32)
+    bn = BatchNorm2d(3).eval()
+    for _ in range(2 * warm):
+        bn(x)
+    with raises(AttributeError, "num_features is fixed", "BatchNorm2d(..., num_features=8)"):
+        bn.num_features = 8
+    assert bn.num_features == 3
+    assert bn(x).shape == x.shape
+
+
+@pytest.mark.parametrize(("name", "value"), [("affine", False), ("track_running_stats", False)])
+def test_what_the_arrays_follow_from_is_fixed(name, value):
+    bn = BatchNorm2d(3)
+    with raises(AttributeError, f"{name} is fixed", f"{name}=False"):
+        setattr(bn, name, value)
+    assert getattr(bn, name) is True
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    ("name", "bad", "good"),
+    [
+        ("eps", [-1.0, 0, float("nan"), "1e-5", None, True], 1e-3),
+        ("momentum", [-0.1, 1.5, "0.1", True, float("nan")], None),
+        ("axis", [0, 7, -7, 1.5, None, "1"], -1),
+        ("on_nonfinite", ["ignore", None, 3], "skip"),
+        ("training", ["yes", 1, None], False),
+    ],
+)
+def test_settings_are_checked_as_the_constructor_checks_them(layer, name, bad, good):
+    bn = layer(3)
+    before = getattr(bn, name)
+    for value in bad:
+        with pytest.raises((TypeError, ValueError)) as set_later:
+            setattr(bn, name, value)
+        assert getattr(bn, name) == before
+        if name == "training":
+            continue
+        with pytest.raises(set_later.type) as constructed:
+            layer(3, **{name: value})
+        assert str(set_later.value) == str(constructed.value)
+    setattr(bn, name, good)
+    assert getattr(bn, name) == good
+
+
+def test_what_is_set_counts(rng):
+    x = rng.normal(size=(6, 3)).astype(np.float32)
+    bn, other = BatchNorm1d(3), BatchNorm1d(3, eps=2.0, momentum=0.5)
+    bn.eps, bn.momentum = 2, 0.5
+    np.testing.assert_array_equal(bn(x), other(x))
+    np.testing.assert_array_equal(bn.running_mean, other.running_mean)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_arrays_are_checked_when_they_are_set(name):
+    bn = BatchNorm1d(3)
+    with raises(ValueError, name, "shape (3,)", "(4,)"):
+        setattr(bn, name, np.ones(4, np.float32))
+    with raises(TypeError, name, "numpy.ndarray", "list"):
+        setattr(bn, name, [1.0, 2.0, 3.0])
+    with raises(TypeError, name, "float32 or float64", "int64"):
+        setattr(bn, name, np.ones(3, int))
+    with raises(ValueError, name, "must be an array, got None"):
+        setattr(bn, name, None)
+    new = np.full(3, 2.0)
+    setattr(bn, name, new)
+    assert getattr(bn, name) is new
+    without = BatchNorm1d(3, affine=False, track_running_stats=False)
+    with raises(ValueError, f"made without {name}"):
+        setattr(without, name, new)
+    assert getattr(without, name) is None
+
+
+def test_the_counter_is_checked_when_it_is_set():
+    bn = BatchNorm1d(3)
+    for counter in (np.int64(3), 3, np.zeros(1, np.int64), np.zeros((), np.int32), np.array(1.5)):
+        with raises(TypeError, "num_batches_tracked must be a writable int64 array", "in place"):
+            bn.num_batches_tracked = counter
+    bn.num_batches_tracked = np.array(7)
+    assert bn.state_dict()["num_batches_tracked"] == 7
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_misspelt_attribute_is_an_error(layer):
+    bn = layer(3)
+    with raises(AttributeError, f"{layer.__name__} has no attribute 'runing_mean'", "running_mean"):
+        bn.runing_mean = np.zeros(3)
+    with raises(AttributeError, "has no attribute 'colour'"):
+        bn.colour = 3
+    with pytest.raises(AttributeError):
+        bn.runing_mean  # noqa: B018
+
+
+class Named(BatchNorm2d):
+    """A user's own layer, with an attribute of its own."""
+
+    def __init__(self, name, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.name = name
+
+
+def test_a_subclass_has_attributes_of_its_own(rng):
+    bn = Named("stem", 3, momentum=None)
+    bn(rng.normal(size=(4, 3, 2, 2)).astype(np.float32))
+    with raises(ValueError, "eps"):
+        bn.eps = -1
+    twin = pickle.loads(pickle.dumps(bn))
+    assert (twin.name, twin.momentum, type(twin)) == ("stem", None, Named)
+    np.testing.assert_array_equal(twin.running_var, bn.running_var)
+
+
+# --- repr -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bn", "shown"),
+    [
+        (BatchNorm2d(3, dtype=np.float64), ", dtype=float64)"),
+        (BatchNorm2d(3, axis=-1, on_nonfinite="skip"), ", axis=-1, on_nonfinite='skip')"),
+        (BatchNorm2d(3).freeze(), ", frozen=True)"),
+        (BatchNorm2d(3).eval(), "track_running_stats=True)"),
+        (BatchNorm2d(3, affine=False, track_running_stats=False), "track_running_stats=False)"),
+    ],
+)
+def test_repr_shows_what_differs_from_the_defaults(bn, shown):
+    assert repr(bn).endswith(shown)
+
+
+def test_repr_does_not_tell_modes_apart():
+    assert repr(BatchNorm2d(3).eval()) == repr(BatchNorm2d(3))
+
+
+# --- keywords of elsewhere ------------------------------------------------------------------
+
+X = np.ones((4, 3), np.float32)
+
+
+CALLS = {
+    "BatchNorm2d": lambda **keywords: BatchNorm2d(3, **keywords),
+    "batch_norm": lambda **keywords: fastbn.batch_norm(X, training=True, **keywords),
+    "batch_norm_forward": lambda **keywords: fastbn.batch_norm_forward(X, **keywords),
+    "channel_stats": lambda **keywords: fastbn.channel_stats(X, **keywords),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_keywords_of_elsewhere_name_those_of_here(name):
+    for keyword in ("data_format", "channels_last", "feature_axis", "dim"):
+        with raises(TypeError, f"{name} has no argument {keyword!r}", "axis=-1"):
+            CALLS[name](**{keyword: "NHWC"})
+    with raises(TypeError, f"{name} has no argument 'qwerty'"):
+        CALLS[name](qwerty=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("epsilon", "use eps"), ("momentun", "did you mean 'momentum'?"), ("gamma", "weight"),
+        ("num_channels", "use num_features"), ("decay", "1 - decay"), ("center", "bias=False"),
+    ],
+)  # fmt: skip
+def test_a_constructor_knows_what_others_call_its_arguments(name, here):
+    with raises(TypeError, f"BatchNorm2d has no argument {name!r}", here):
+        BatchNorm2d(3, **{name: 1})
+
+
+def test_a_call_knows_how_others_say_training():
+    bn = BatchNorm1d(3)
+    for name in ("training", "use_running_average"):
+        with raises(TypeError, f"a call of BatchNorm1d has no argument {name!r}", "eval()"):
+            bn(X, **{name: False})
+    assert bn.num_batches_tracked == 0

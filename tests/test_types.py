@@ -1,0 +1,143 @@
+"""Types: what is right passes a strict type checker, and what is wrong does not."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastbn
+
+#: Every public call, as a user writes it.
+RIGHT = """
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import fastbn
+from fastbn import BatchNorm1d, BatchNorm2d, BatchNorm3d, ChannelStats, ForwardCache, Gradients
+
+Array = NDArray[np.float32]
+
+
+def functions(x: Array, mean: Array, var: Array, weight: Array, bias: Array) -> ChannelStats:
+    y: NDArray[Any] = fastbn.batch_norm(x, mean, var, weight, bias, True, 0.1, 1e-5)
+    fastbn.batch_norm(x, mean, var, axis=-1, out=x, on_nonfinite="skip")
+    cache: ForwardCache
+    y, cache = fastbn.batch_norm_forward(x, weight=weight, training=True)
+    gradients: Gradients = fastbn.batch_norm_backward(y, cache, out=y)
+    dx, d_weight, d_bias = gradients
+    total: float = float(dx.sum() + gradients.x.sum() + d_weight.sum())
+    stats = fastbn.channel_stats(x, axis=-1)
+    stats = stats.merge(ChannelStats.from_array(x)).merge(ChannelStats.empty(3))
+    print(stats.mean + stats.var() + stats.std(ddof=1), stats.count, total)
+    return stats
+
+
+def train(layers: list[BatchNorm1d], batches: list[Array], rate: float) -> None:
+    for x in batches:
+        for bn in layers:
+            gradients = bn.backward(bn(x))
+            for name, parameter in bn.parameters().items():
+                parameter -= rate * gradients.parameters()[name]
+            bn.weight -= rate * gradients.weight
+            bn.bias = bn.bias - rate * gradients.bias
+
+
+def serve(bn: BatchNorm2d, x: Array, out: Array) -> NDArray[Any]:
+    scale, shift = bn.affine_terms()
+    print((x * scale + shift).shape, bn.running_mean.sum(), int(bn.num_batches_tracked))
+    return bn.eval()(x, out=out)
+
+
+def life(x: Array) -> None:
+    bn = BatchNorm3d(
+        64, 1e-3, None, True, True, None, np.float64, bias=False, axis=-1, on_nonfinite="raise"
+    )
+    same: BatchNorm3d = bn.train().freeze().unfreeze().train(False)
+    same.training = True
+    same.eps, same.momentum, same.axis, same.on_nonfinite = 1e-5, None, 1, "skip"
+    y, cache = bn.forward_with_cache(x, out=x)
+    print(bn.backward(y, cache).x, bn.forward(x), bn.num_features + 1, bn.affine)
+    missing, unexpected = BatchNorm2d(64, device="cpu", dtype="float32").load_state_dict(
+        bn.state_dict("bn."), prefix="bn.", strict=False
+    )
+    print(missing[:1], unexpected[:1])
+    bn.reset_running_stats()
+    bn.reset_parameters()
+
+
+def process() -> None:
+    fastbn.set_num_threads(fastbn.get_num_threads())
+    fastbn.set_reuse_limit(fastbn.get_reuse_limit())
+    fastbn.warmup(["float32", np.float64], ["channels_last"], ["evaluation"], progress=False)
+    print(fastbn.__version__)
+"""
+
+#: Typical mistakes, each of them an error at run time too.
+WRONG = {
+    "policy": 'fastbn.BatchNorm2d(3, on_nonfinite="ignore")',
+    "device": 'fastbn.BatchNorm2d(3, device="gpu")',
+    "momentum": "fastbn.batch_norm(x, x, x, training=True, momentum=None)",
+    "number": 'fastbn.BatchNorm2d("64")',
+    "keyword": 'fastbn.BatchNorm2d(3, data_format="channels_last")',
+    "attribute": "fastbn.BatchNorm2d(3).runing_mean = x",
+    "fixed length": "fastbn.BatchNorm2d(3).eps = None",
+    "cache": "fastbn.batch_norm_backward(x, x)",
+    "layer's pair": "fastbn.BatchNorm2d(3).forward_with_cache(x).sum()",
+    "gradient": "bn = fastbn.BatchNorm1d(3); bn.backward(bn(x)).weights",
+    "list": "fastbn.batch_norm([[1.0, 2.0]])",
+    "mode": 'fastbn.warmup(modes=["eval"])',
+    "text": 'fastbn.warmup(layouts="channels_first")',
+    "path": 'fastbn.BatchNorm2d(3).load_state_dict("model.pth")',
+    "argument": "fastbn.BatchNorm2d(3)(x, training=True)",
+}
+HEAD = "import numpy as np\nimport fastbn\nx = np.ones((4, 3), np.float32)\n"
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    """What mypy says, strict, of the right script and of each wrong line, by file."""
+    folder = tmp_path_factory.mktemp("types")
+    (folder / "right.py").write_text(RIGHT)
+    for k, line in enumerate(WRONG.values()):
+        (folder / f"wrong_{k}.py").write_text(f"{HEAD}{line}\n")
+    names = sorted(path.name for path in folder.glob("*.py"))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-color-output", "--config-file=", *names],
+        cwd=folder, capture_output=True, text=True, timeout=600,
+        env={**os.environ, "MYPYPATH": str(Path(fastbn.__file__).parent.parent)},
+    )  # fmt: skip
+    assert done.stderr == ""
+    found = {name: [] for name in names}
+    for line in done.stdout.splitlines():
+        place = re.match(r"(\w+\.py):(\d+): error: (.*)", line)
+        if place:
+            found[place[1]].append((int(place[2]), place[3]))
+    return found
+
+
+def test_every_public_call_passes_a_strict_type_checker(checked):
+    assert checked["right.py"] == []
+    for name in fastbn.__all__:
+        assert name in RIGHT, f"{name} is not called"
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_typical_mistake_does_not_pass(mistake, checked):
+    errors = checked[f"wrong_{list(WRONG).index(mistake)}.py"]
+    assert {number for number, _ in errors} == {HEAD.count("\n") + 1}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_nor_does_it_run(mistake):
+    """Else a type checker would forbid what is right."""
+    with pytest.raises((TypeError, ValueError, AttributeError)):
+        exec(HEAD + WRONG[mistake], {})
+
+
+def test_the_right_script_can_be_executed():
+    exec(RIGHT, {"__name__": "right"})
