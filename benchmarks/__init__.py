@@ -3,6 +3,7 @@
 =========================================  ====================================================
 ``python -m benchmarks compare REF``       is the working tree slower than the commit REF?
 ``python -m benchmarks cold [REF]``        what do the first calls cost, which compile?
+``python -m benchmarks sharing``           how do several processes share the processors?
 ``pytest benchmarks``                      fastbn beside a copy, by pytest-benchmark, whose
                                            ``--benchmark-autosave`` and ``--benchmark-compare``
                                            keep a history on one machine
@@ -13,6 +14,7 @@
 =========================================  ====================================================
 
 - ``compare.py``, ``worker.py``, ``cold.py``, ``trees.py``: two commits side by side, and the rule.
+- ``sharing.py``: processes that work at the same time.
 - ``test_speed.py``, ``test_start.py``, ``conftest.py``: what pytest measures, made of
   ``problem.py`` (operation, shape, dtype), ``providers.py`` (who computes it), ``copies.py``
   (copies of the same bytes) and ``measure.py`` (calls timed in turn).

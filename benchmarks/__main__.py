@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks compare``, ``cold``, ``record`` or ``report``."""
+"""The command line: ``python -m benchmarks compare``, ``cold``, ``sharing`` and so on."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from benchmarks.results import RESULTS, ROOT, Unusable
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m benchmarks", description="How fast fastbn is.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_compare, _add_cold, _add_record, _add_report):
+    for add in (_add_compare, _add_cold, _add_sharing, _add_record, _add_report):
         add(commands)
     return top
 
@@ -67,6 +67,20 @@ def _add_cold(commands) -> None:
     command.add_argument("ref", metavar="REF", nargs="?", help="a commit to compare with")
 
 
+def _add_sharing(commands) -> None:
+    from benchmarks import sharing
+
+    command = _add_command(
+        commands, "sharing", _sharing, "See how several processes share the processors",
+        "Each evaluates batch after batch, all at once, with threads as they are by default and "
+        "with one thread each.",
+    )  # fmt: skip
+    command.add_argument(
+        "--seconds", type=float, default=sharing.SECONDS, metavar="S",
+        help=f"how long they run each time (default: {sharing.SECONDS})",
+    )  # fmt: skip
+
+
 def _add_record(commands) -> None:
     command = _add_command(
         commands, "record", _record, "Keep measured runs in benchmarks/results.json",
@@ -119,6 +133,13 @@ def _cold(arguments) -> int:
     from benchmarks import cold
 
     return 0 if cold.cold(arguments.ref) else 1
+
+
+def _sharing(arguments) -> int:
+    from benchmarks import sharing
+
+    sharing.sharing(arguments.seconds)
+    return 0
 
 
 def _record(arguments) -> int:

@@ -247,8 +247,12 @@ def offences(text):
     return [what for what, pattern in FORBIDDEN.items() if re.search(pattern, code)]
 
 
-#: Compiled code comes from a cache on disk, as trusted as the sources beside it.
-ALLOWED = {"kernels/compile.py": ["unpickling"]}
+ALLOWED = {
+    # compiled code comes from a cache on disk, as trusted as the sources beside it
+    "kernels/compile.py": ["unpickling"],
+    # a message says how to read a file
+    "layers/state_dict.py": ["unpickling", "np.load without allow_pickle=False"],
+}
 
 
 def test_the_sources_do_nothing_of_the_kind():

@@ -1,5 +1,6 @@
 """Attributes of layers: each is checked whenever it is set, and there are no others."""
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -48,4 +49,5 @@ class Attributes:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
-            object.__setattr__(self, name, value)
+            # Python remembers where it found a name, and keeps each new string that has one
+            object.__setattr__(self, sys.intern(name), value)
