@@ -291,7 +291,8 @@ class State(Attributes):
         for name in _ARRAYS:
             array = state[name]
             if array is not None:
-                state[name] = np.array(array, array.dtype.type, order="C")
+                copy = state[name] = np.empty(array.shape, array.dtype.type)
+                copy[...] = array
         super().__setstate__(state)
 
     def __repr__(self) -> str:
