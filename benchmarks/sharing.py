@@ -8,9 +8,10 @@ thread each.
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 from tabulate import tabulate
+
+from benchmarks.results import ROOT, Unusable
 
 #: A layer's batch in a network: small enough for the caches, large enough for threads.
 SHAPE = (4, 64, 56, 56)
@@ -23,7 +24,7 @@ import sys, time
 import numpy as np
 import fastbn
 
-shape, seconds = eval(sys.argv[1]), float(sys.argv[2])
+seconds, shape = float(sys.argv[1]), tuple(map(int, sys.argv[2:]))
 x = np.random.default_rng(0).normal(size=shape).astype("f4")
 bn, out = fastbn.BatchNorm2d(shape[1]).eval(), np.empty_like(x)
 bn(x, out=out)
@@ -42,19 +43,24 @@ def rate(workers: int, threads: str | None, seconds: float) -> float:
     environment = {k: v for k, v in os.environ.items() if k != "FASTBN_NUM_THREADS"}
     if threads is not None:
         environment["FASTBN_NUM_THREADS"] = threads
-    command = [sys.executable, "-c", PROGRAM, repr(SHAPE), str(seconds)]
+    command = [sys.executable, "-c", PROGRAM, str(seconds), *map(str, SHAPE)]
     processes = [
         subprocess.Popen(
-            command, cwd=Path(__file__).parent.parent, env=environment, text=True,
+            command, cwd=ROOT, env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )
         for _ in range(workers)
     ]  # fmt: skip
-    for process in processes:
-        process.stdout.readline()
-    for process in processes:
-        print(file=process.stdin, flush=True)
-    return sum(float(process.communicate()[0]) for process in processes)
+    try:
+        if not all(process.stdout.readline() for process in processes):
+            raise Unusable("a process that shares the processors has ended")
+        for process in processes:
+            print(file=process.stdin, flush=True)
+        return sum(float(process.stdout.readline()) for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def sharing(seconds: float = SECONDS) -> None:
@@ -64,6 +70,6 @@ def sharing(seconds: float = SECONDS) -> None:
         for count in COUNTS
     ]
     shape = "x".join(map(str, SHAPE))
-    print(f"{len(os.sched_getaffinity(0))} processors; evaluation of {shape} float32 with out=.")
+    print(f"{os.cpu_count()} processors; evaluation of {shape} float32 with out=.")
     print("Calls per second of all processes together:\n")
     print(tabulate(rows, ["processes", *CHOICES], tablefmt="github"))

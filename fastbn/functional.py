@@ -11,7 +11,7 @@ import numpy as np
 from fastbn._call import prepared
 from fastbn._call.arguments import OnNonfinite
 from fastbn._call.keywords import refuse
-from fastbn._call.operations import Forward, ForwardCache, backward, remembered
+from fastbn._call.operations import Forward, ForwardCache, backward, cache_of
 from fastbn.stats import ChannelStats
 
 __all__ = [
@@ -23,17 +23,12 @@ __all__ = [
     "channel_stats",
 ]
 
-_ARGUMENTS = (
-    "x", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps", "axis",
-    "out", "on_nonfinite",
-)  # fmt: skip
-
 
 class Gradients(NamedTuple):
     """Gradients of a loss in ``x``, ``weight`` and ``bias``; None without such a parameter."""
 
     x: np.ndarray
-    # None where there is none; Any spares those who know that there is one the question
+    # "| Any", not "| None": who trains a layer knows that it has them, and needs no assert
     weight: np.ndarray | Any
     bias: np.ndarray | Any
 
@@ -134,7 +129,7 @@ def batch_norm(
     (array([ 1., 10.]), array([  1.5, 100.5]))
     """
     if foreign:
-        refuse("batch_norm", foreign, _ARGUMENTS)
+        refuse(batch_norm, foreign)
     if on_nonfinite == "propagate":
         if training is False:
             y = prepared.evaluate(x, running_mean, running_var, weight, bias, eps, axis, out)
@@ -189,12 +184,12 @@ def batch_norm_forward(
     True
     """
     if foreign:
-        refuse("batch_norm_forward", foreign, _ARGUMENTS)
+        refuse(batch_norm_forward, foreign)
     if training is True and on_nonfinite == "propagate":
         found = prepared.train(x, running_mean, running_var, weight, bias, momentum, eps, axis, out)
         if found is not None:
             y, statistics, axis = found
-            return y, remembered(x, axis, statistics, weight, bias, y)
+            return y, cache_of(x, axis, statistics, weight, bias, y)
     call = Forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
         on_nonfinite,
@@ -288,5 +283,5 @@ def channel_stats(x: np.ndarray, axis: int = 1, **foreign: NoReturn) -> ChannelS
     (array([ 2., 20.]), array([  1., 100.]))
     """
     if foreign:
-        refuse("channel_stats", foreign, ("x", "axis"))
+        refuse(channel_stats, foreign)
     return ChannelStats.from_array(x, axis)

@@ -157,7 +157,7 @@ class Switches:
     def __init__(self, monkeypatch):
         self.seconds, self.switches = 1000.0, 0
         monkeypatch.setattr(oversubscription, "_switches", lambda: self.switches)
-        monkeypatch.setattr(oversubscription.time, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(oversubscription, "monotonic", lambda: self.seconds)
         monkeypatch.setattr(oversubscription, "_COUNTED", True)
         monkeypatch.setattr(oversubscription, "_watch", oversubscription._Watch(), raising=False)
         monkeypatch.setattr(threads, "_requested", None)

@@ -70,13 +70,13 @@ def test_what_is_set_counts(rng):
 @pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
 def test_arrays_are_checked_when_they_are_set(name):
     bn = BatchNorm1d(3)
-    with raises(ValueError, name, "shape (3,)", "(4,)"):
+    with raises(ValueError, name, "shape (3,)", "length 4"):
         setattr(bn, name, np.ones(4, np.float32))
     with raises(TypeError, name, "numpy.ndarray", "list"):
         setattr(bn, name, [1.0, 2.0, 3.0])
     with raises(TypeError, name, "float32 or float64", "int64"):
         setattr(bn, name, np.ones(3, int))
-    with raises(ValueError, name, "must be an array, got None"):
+    with raises(ValueError, name, "cannot be removed, got None"):
         setattr(bn, name, None)
     new = np.full(3, 2.0)
     setattr(bn, name, new)
@@ -105,6 +105,10 @@ def test_a_misspelt_attribute_is_an_error(layer):
         bn.colour = 3
     with pytest.raises(AttributeError):
         bn.runing_mean  # noqa: B018
+    with raises(AttributeError, "has no attribute 'gamma'", "here it is weight"):
+        bn.gamma = np.ones(3)
+    with raises(AttributeError, "parameters of", "cannot be set"):
+        bn.parameters = {}
 
 
 class Named(BatchNorm2d):
@@ -113,6 +117,18 @@ class Named(BatchNorm2d):
     def __init__(self, name, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.name = name
+
+
+class Slotted(BatchNorm2d):
+    __slots__ = "name"  # a string is one name, and not its letters
+
+
+def test_slots_of_a_subclass_are_copied():
+    bn = Slotted(3)
+    bn.name = "stem"
+    assert pickle.loads(pickle.dumps(bn)).name == "stem"
+    with pytest.raises(AttributeError):
+        bn.other = 3
 
 
 def test_a_subclass_has_attributes_of_its_own(rng):
@@ -171,18 +187,31 @@ def test_keywords_of_elsewhere_name_those_of_here(name):
 @pytest.mark.parametrize(
     ("name", "here"),
     [
-        ("epsilon", "use eps"), ("momentun", "did you mean 'momentum'?"), ("gamma", "weight"),
-        ("num_channels", "use num_features"), ("decay", "1 - decay"), ("center", "bias=False"),
+        ("epsilon", "here it is eps"),
+        ("momentun", "did you mean 'momentum'?"),
+        ("gamma", "affine=False"),
+        ("num_channels", "here it is num_features"),
+        ("decay", "1 - decay"),
+        ("center", "bias=False"),
     ],
-)  # fmt: skip
+)
 def test_a_constructor_knows_what_others_call_its_arguments(name, here):
     with raises(TypeError, f"BatchNorm2d has no argument {name!r}", here):
         BatchNorm2d(3, **{name: 1})
 
 
+def test_no_keyword_is_proposed_that_there_is_not():
+    for name in ("num_channels", "decay", "momentum", "center"):  # a layer's
+        with pytest.raises(TypeError, match=f"has no argument '{name}'$"):
+            fastbn.channel_stats(X, **{name: 1})
+    with pytest.raises(TypeError, match=r"has no argument 'input'; here it is x$"):
+        fastbn.channel_stats(input=X, x=X)
+
+
 def test_a_call_knows_how_others_say_training():
     bn = BatchNorm1d(3)
     for name in ("training", "use_running_average"):
-        with raises(TypeError, f"a call of BatchNorm1d has no argument {name!r}", "eval()"):
-            bn(X, **{name: False})
+        for call in (bn, bn.forward, bn.forward_with_cache):
+            with raises(TypeError, f"has no argument {name!r}", "eval()"):
+                call(X, **{name: False})
     assert bn.num_batches_tracked == 0

@@ -149,12 +149,12 @@ class Life(RuleBasedStateMachine):
     def refused(self, error, call, *args, **kwargs):
         """The call raises, and the layer is what it was to the last bit."""
         before = {k: v.tobytes() for k, v in self.bn.state_dict().items()}
-        cache, modes = self.bn._cache, (self.bn.training, self.bn._training, self.bn._frozen)
+        cache, modes = self.bn._cache, (self.bn.training, self.bn._wanted, self.bn._frozen)
         with pytest.raises(error):
             call(*args, **kwargs)
         assert {k: v.tobytes() for k, v in self.bn.state_dict().items()} == before
         assert self.bn._cache is cache
-        assert (self.bn.training, self.bn._training, self.bn._frozen) == modes
+        assert (self.bn.training, self.bn._wanted, self.bn._frozen) == modes
 
     # --- calls --------------------------------------------------------------------------------
 

@@ -106,7 +106,7 @@ def test_channels_last(layer, rng):
     last.axis = -1
     x = rng.normal(size=shape).astype(np.float32)
     for sample in (x, x[0]) if layer is not fastbn.BatchNorm1d else (x,):
-        axis = sample.ndim - (layer._dimensions[-1] - 1)
+        axis = 1 if sample is x else 0
         moved = np.ascontiguousarray(np.moveaxis(sample, axis, -1))
         for bn in (first, last):
             bn.train()
@@ -189,9 +189,7 @@ def test_backward_without_a_forward_helps_a_frozen_layer_too():
     bn, dy = fastbn.BatchNorm1d(3), np.ones((4, 3), np.float32)
     with pytest.raises(RuntimeError, match=r"train\(\) mode first.*forward_with_cache\(x\)"):
         bn.backward(dy)
-    with pytest.raises(
-        RuntimeError, match=r"through a frozen layer, take y, cache = bn\.forward_w"
-    ):
+    with pytest.raises(RuntimeError, match=r"frozen .*, y, cache = bn\.forward_w"):
         bn.freeze().backward(dy)
 
 
@@ -353,7 +351,7 @@ def test_a_copy_does_not_carry_the_last_batch(rng):
     bn = fastbn.BatchNorm1d(3)
     bn(rng.normal(size=(10_000, 3)).astype(np.float32))
     assert len(pickle.dumps(bn)) < 5_000
-    with pytest.raises(RuntimeError, match="no training forward"):
+    with pytest.raises(RuntimeError, match="no training call"):
         copy.deepcopy(bn).backward(np.zeros((10_000, 3), np.float32))
 
 

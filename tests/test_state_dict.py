@@ -150,11 +150,13 @@ def test_what_else_may_be_wrong_with_a_prefix():
     with pytest.raises(KeyError, match="state has no keys at all"):
         bn.load_state_dict({})
     plain = fastbn.BatchNorm2d(64, affine=False)
-    with pytest.raises(KeyError, match=r"with other parameters; strict=False loads what matches"):
+    with pytest.raises(KeyError, match=r"with other options.*; strict=False loads what matches"):
         plain.load_state_dict(network(), "bn1.")
     assert plain.load_state_dict(network(), "bn1.", strict=False).missing_keys == []
     nothing = fastbn.BatchNorm2d(64, affine=False, track_running_stats=False)
-    with pytest.raises(KeyError, match=r"unexpected 'bn1\.weight'"):
+    with pytest.raises(
+        KeyError, match=r"unexpected 'bn1\.weight'.*this layer has no arrays to load"
+    ):
         nothing.load_state_dict(network(), "bn1.")
 
 

@@ -85,7 +85,7 @@ WRONG = {
     "number": 'fastbn.BatchNorm2d("64")',
     "keyword": 'fastbn.BatchNorm2d(3, data_format="channels_last")',
     "attribute": "fastbn.BatchNorm2d(3).runing_mean = x",
-    "fixed length": "fastbn.BatchNorm2d(3).eps = None",
+    "setting": "fastbn.BatchNorm2d(3).eps = None",
     "cache": "fastbn.batch_norm_backward(x, x)",
     "layer's pair": "fastbn.BatchNorm2d(3).forward_with_cache(x).sum()",
     "gradient": "bn = fastbn.BatchNorm1d(3); bn.backward(bn(x)).weights",

@@ -212,28 +212,26 @@ def check_on_nonfinite(value: Any) -> str:
     return value
 
 
-def check_finite(x: np.ndarray, axis: int, mean: np.ndarray, var: np.ndarray) -> None:
-    """Refuse a batch whose statistics are not finite, and say which channels, and why."""
-    bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(var)))
-    if not bad.size:
-        return
-    finite = all(np.isfinite(x.take(c, axis)).all() for c in bad)
-    why = "is finite, but its statistics overflow" if finite else "holds NaN or infinity"
-    raise ValueError(
-        f"x of shape {x.shape} {why} in channel {_some(bad)}, and on_nonfinite is 'raise'; "
-        f"{'scale' if finite else 'clean'} x, or leave such batches out of the running statistics "
-        "with 'skip'"
-    )
+def check_finite(x: np.ndarray, axis: int, not_finite: Mapping[str, np.ndarray]) -> None:
+    """Refuse a batch after which statistics would not be finite: say which channels, and why.
 
-
-def check_running_stay_finite(name: str, overflows: np.ndarray, dtype: np.dtype) -> None:
-    """Refuse a batch that would make a running statistic infinite."""
-    bad = np.flatnonzero(overflows)
-    if bad.size:
+    ``not_finite`` says of each channel whether the statistics of ``x``, or a running one after it,
+    are not.
+    """
+    for name, channels in not_finite.items():
+        bad = np.flatnonzero(channels)
+        if not bad.size:
+            continue
+        if name != "x":
+            why = f"would make {name} infinite in channel {_some(bad)}"
+            way = "keep running statistics in float64 (a layer's dtype)"
+        elif all(np.isfinite(x.take(c, axis)).all() for c in bad):
+            why, way = f"is finite, but its statistics overflow in channel {_some(bad)}", "scale x"
+        else:
+            why, way = f"holds NaN or infinity in channel {_some(bad)}", "clean x"
         raise ValueError(
-            f"x would make {name} of {dtype} infinite in channel {_some(bad)}, and on_nonfinite "
-            "is 'raise'; keep running statistics in float64 (a layer's dtype), or leave such "
-            "batches out of them with 'skip'"
+            f"x of shape {x.shape} {why}, and on_nonfinite is 'raise'; {way}, or leave such "
+            "batches out of the running statistics with 'skip'"
         )
 
 
@@ -241,27 +239,16 @@ def _some(channels: np.ndarray) -> str:
     return ", ".join(map(str, channels[:5])) + (", ..." if channels.size > 5 else "")
 
 
-def check_vector(name: str, value: Any, channels: int, x_shape: tuple[int, ...]) -> np.ndarray:
-    """``value`` as a plain array of one floating-point number per channel."""
+def check_vector(name: str, value: Any, channels: int, of: str) -> np.ndarray:
+    """``value`` as a plain array of one floating-point number per channel.
+
+    ``of`` says where that number of channels comes from.
+    """
     value = as_array(name, value)
     check_dtype(name, value.dtype)
     if value.shape != (channels,):
         came = f"length {value.shape[0]}" if value.ndim == 1 else f"shape {value.shape}"
-        raise ValueError(
-            f"{name} has {came}, but x of shape {x_shape} has {channels} channels; "
-            f"expected {name} of shape ({channels},)"
-        )
-    return value
-
-
-def own_vector(name: str, value: Any, num_features: int) -> np.ndarray:
-    """``value`` as an array that a layer may keep: one floating-point number per channel."""
-    value = as_array(name, value)
-    check_dtype(name, value.dtype)
-    if value.shape != (num_features,):
-        raise ValueError(
-            f"{name} must have shape ({num_features},), one value per channel, got {value.shape}"
-        )
+        raise ValueError(f"{name} has {came}, but {of}; expected {name} of shape ({channels},)")
     return value
 
 

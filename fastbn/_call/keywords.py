@@ -1,59 +1,53 @@
-"""Keywords of other libraries, and what they are called here.
+"""Names of other libraries, and what they are called here.
 
-Functions collect what they do not know in ``**foreign``, which costs a call a hundredth of its
-time, so that somebody who knows batch normalization by other names is told fastbn's.
+Functions collect keywords that they do not have in ``**foreign``, which costs a call a hundredth
+of its time, so that who knows batch normalization by other names is told fastbn's.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from typing import NoReturn
 
-_AXIS = "axis=-1 says that channels are last, axis=1 (the default) that they come first"
-_MODE = "a layer goes by its mode, train() or eval(), the functions by training=True or False"
-_SCALE = "gamma is weight; affine=False makes a layer without weight and bias"
-_ELSEWHERE = {
-    "channels_last": _AXIS,
-    "channel_axis": _AXIS,
-    "channel_dim": _AXIS,
-    "data_format": _AXIS,
-    "data_layout": _AXIS,
-    "dim": _AXIS,
-    "feature_axis": _AXIS,
-    "layout": _AXIS,
-    "memory_format": _AXIS,
-    "deterministic": _MODE,
-    "is_training": _MODE,
-    "train": _MODE,
-    "training": _MODE,
-    "use_global_stats": _MODE,
-    "use_input_stats": _MODE,
-    "use_running_average": _MODE,
-    "beta": "use bias",
-    "center": "bias=False makes a layer without bias",
-    "gamma": _SCALE,
-    "scale": _SCALE,
-    "decay": "use momentum, the weight of the new batch: momentum = 1 - decay",
-    "epsilon": "use eps",
-    "features": "use num_features",
-    "num_channels": "use num_features",
-    "in_channels": "use num_features",
-    "inplace": "use out=x",
-    "input": "use x",
-    "inputs": "use x",
-    "moving_mean": "use running_mean",
-    "moving_variance": "use running_var",
-    "running_variance": "use running_var",
+_AXIS = "axis", "axis=-1 says that channels are last, axis=1 (the default) that they come first"
+_MODE = "", "a layer goes by its mode, train() or eval(), the functions by training=True or False"
+_AFFINE = "affine", "affine=False makes a layer without weight and bias"
+#: A name of elsewhere: what it is called here, and what to say of that if its name is not enough.
+#: The first that the function has is told.
+_ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
+    **dict.fromkeys(("channel_axis", "channel_dim", "channels_last", "data_format"), (_AXIS,)),
+    **dict.fromkeys(("data_layout", "dim", "feature_axis", "layout", "memory_format"), (_AXIS,)),
+    **dict.fromkeys(("deterministic", "is_training", "train", "training"), (_MODE,)),
+    **dict.fromkeys(("use_global_stats", "use_input_stats", "use_running_average"), (_MODE,)),
+    "beta": (("bias", ""),),
+    "center": (("affine", "bias=False makes a layer without bias"), ("bias", "")),
+    "decay": (("momentum", "momentum is the weight of the new batch, 1 - decay"),),
+    "epsilon": (("eps", ""),),
+    "features": (("num_features", ""),),
+    "gamma": (("weight", ""), _AFFINE),
+    "in_channels": (("num_features", ""),),
+    "inplace": (("out", "out=x works in place"),),
+    "input": (("x", ""),),
+    "inputs": (("x", ""),),
+    "moving_mean": (("running_mean", ""),),
+    "moving_variance": (("running_var", ""),),
+    "num_channels": (("num_features", ""),),
+    "running_variance": (("running_var", ""),),
+    "scale": (("weight", ""), _AFFINE),
 }
 
 
-def refuse(what: str, foreign: Mapping[str, object], known: Iterable[str]) -> NoReturn:
-    """Raise the TypeError of unexpected keywords, with what they are called here."""
+def refuse(function: Callable, foreign: Mapping[str, object]) -> NoReturn:
+    """Raise the TypeError of keywords that a function or class does not have."""
     name = next(iter(foreign))
-    hint = _ELSEWHERE.get(name) or did_you_mean(name, known)
-    raise TypeError(f"{what} has no argument {name!r}" + (f"; {hint}" if hint else ""))
+    known = [k for k in inspect.signature(function).parameters if k not in ("self", "foreign")]
+    raise TypeError(f"{function.__qualname__} has no argument {name!r}{hint(name, known)}")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question that names the nearest of ``known``; nothing if none is near."""
-    near = difflib.get_close_matches(name, [k for k in known if not k.startswith("_")], n=1)
-    return f"did you mean {near[0]!r}?" if near else ""
+def hint(name: str, known: Collection[str]) -> str:
+    """What a name is called here, after a semicolon; nothing if nobody knows."""
+    for here, sentence in _ELSEWHERE.get(name, ()):
+        if here in known or not here:
+            return f"; {sentence or f'here it is {here}'}"
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -27,7 +27,7 @@ class ForwardCache:
     overwritten: bool
 
 
-def remembered(
+def cache_of(
     x: np.ndarray, axis: int, statistics: np.ndarray, weight: np.ndarray | None, bias: object,
     y: np.ndarray,
 ) -> ForwardCache:  # fmt: skip
@@ -74,7 +74,8 @@ class Forward:
     def _vector(self, name, value):
         if value is None:
             return None
-        return arguments.check_vector(name, value, self.channels, self.x.shape)
+        of = f"x of shape {self.x.shape} has {self.channels} channels"
+        return arguments.check_vector(name, value, self.channels, of)
 
     def _output(self, out):
         self.returned, self.given = out, out is not None
@@ -98,8 +99,7 @@ class Forward:
             mean, var = self._running_for_kernel()
             work.normalize(self.x, self.out, self.axis, mean, var, weight, bias, self.eps)
         if self.update:
-            only_finite = self.on_nonfinite != "propagate"
-            work.update_running(*self._running(self.statistics), only_finite)
+            work.update_running(*self._running(self.statistics), self.on_nonfinite)
         return self.returned
 
     def _running(self, statistics) -> tuple[Any, Any, Any, np.ndarray, int, float | None]:
@@ -112,10 +112,8 @@ class Forward:
     def _refuse_nonfinite(self):
         """Look at the batch's statistics, and at the running ones after it, before the work."""
         _, mean, m2 = pieces.moments(self.x, self.axis)
-        arguments.check_finite(self.x, self.axis, mean, m2)
-        statistics = np.concatenate([mean, m2 / self.count])
-        for name, overflows in work.overflowing(*self._running(statistics)).items():
-            arguments.check_running_stay_finite(name, overflows, getattr(self, name).dtype)
+        after = work.step(*self._running(np.concatenate([mean, m2 / self.count])))
+        arguments.check_finite(self.x, self.axis, after.not_finite)
 
     def _for_kernel(self, vector):
         return None if vector is None else arguments.kernel_vector(vector, self.dtype)

@@ -165,7 +165,7 @@ class Plan:
     def __init__(self, operation: str, dtype: np.dtype, walk: Walk) -> None:
         self.walk, self.dtype = walk, dtype
         self._operation = parts.OPERATIONS[operation]
-        self.entry: Entry = getattr(entries, self._operation.entry)
+        self.entry: Entry = getattr(entries, self._operation.entries[0])
         self._frames: dict[tuple[int, bool], np.ndarray] = {}
         bytes_each = walk.count * walk.channels * dtype.itemsize
         cache, arrays = processor.last_level_cache(), len(walk.steps)

@@ -15,8 +15,8 @@ from numpy import empty, ndarray
 from fastbn._call.known import known
 from fastbn._call.plan import Plan
 from fastbn._call.run import launch
+from fastbn._call.work import move
 from fastbn._system import outputs, threads
-from fastbn.kernels import entries
 
 _NO_COUNTER = np.zeros(1, np.int64)
 _INT64 = np.dtype(np.int64)
@@ -115,10 +115,8 @@ def train(
         return None  # a kind of array that the entry has not been compiled for
     if update:
         with threads.updating():
-            entries.update_running.of(dtype, dtype)(
-                mean, var, _NO_COUNTER if counter is None else counter.reshape(1), statistics,
-                float(plan.count), 0.0 if momentum is None else momentum, momentum is None,
-            )  # fmt: skip
+            number = _NO_COUNTER if counter is None else counter.reshape(1)
+            move(mean, var, number, statistics, plan.count, momentum)
     return out, statistics, axis
 
 

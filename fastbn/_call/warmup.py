@@ -89,8 +89,9 @@ def warmup(
     """
     checked = [_checked_dtype(dtype) for dtype in _as_list("dtypes", dtypes)]
     chosen = _chosen("layouts", layouts, _LAYOUTS)
-    operations = {name for names in _chosen("modes", modes, _MODES) for name in names}
-    units = _units(checked, chosen, [name for name in parts.OPERATIONS if name in operations])
+    of_modes = _chosen("modes", modes, _MODES)
+    operations = [name for name in parts.OPERATIONS if any(name in names for names in of_modes)]
+    units = _units(checked, chosen, operations)
     if not disk_cache.can_save() and not all(unit.stored() for unit in units.values()):
         warnings.warn(
             "compiled code cannot be kept, and each process compiles anew: there is no folder that "

@@ -167,58 +167,61 @@ def moments(x: np.ndarray, axis: int) -> tuple[Walk, np.ndarray, np.ndarray] | N
     return alone.walk, statistics[0], statistics[1]
 
 
-def update_running(
-    running_mean, running_var, counter, statistics, count, momentum, only_finite=False
-) -> None:
-    """Move running statistics towards the batch's, and count it: whole, one call at a time.
+class Step(NamedTuple):
+    """Running statistics and counter after one more batch."""
 
-    ``momentum`` None is the cumulative average, by the counter. ``only_finite``: a batch is left
-    out that would make a running statistic infinite or NaN.
+    mean: np.ndarray
+    var: np.ndarray
+    number: np.ndarray
+    #: Of the batch ("x") and of each running statistic that was finite: channels where it is not.
+    not_finite: dict[str, np.ndarray]
+
+
+def step(running_mean, running_var, counter, statistics, count, momentum) -> Step:
+    """What an update would make of running statistics; nothing is changed.
+
+    ``momentum`` None is the cumulative average, by the counter.
     """
-    if counter is None:
-        counter = np.zeros((), np.int64)
-    pair = running_mean, running_var
-    with threads.updating():
-        dtype = np.result_type(*pair)
-        whole = all(v.dtype == dtype and v.flags.carray for v in pair)
-        if whole and not only_finite:
-            _update(*pair, counter.reshape(1), statistics, count, momentum)
-            return
-        updated = _updated(*pair, counter, statistics, count, momentum)
-        finite = np.isfinite(statistics[: 2 * len(running_mean)]).all() and not any(
-            _overflows(*two).any() for two in zip(pair, updated[:2], strict=True)
-        )
-        if finite or not only_finite:
-            assign_all((*pair, counter), updated)
-
-
-def overflowing(
-    running_mean, running_var, counter, statistics, count, momentum
-) -> dict[str, np.ndarray]:
-    """In which channels an update would make the running statistics infinite or NaN."""
-    mean, var, _ = _updated(running_mean, running_var, counter, statistics, count, momentum)
-    return {
-        "running_mean": _overflows(running_mean, mean),
-        "running_var": _overflows(running_var, var),
-    }
-
-
-def _overflows(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    return np.isfinite(before) & ~np.isfinite(after)
-
-
-def _updated(running_mean, running_var, counter, statistics, count, momentum):
-    """What running statistics and counter would be after an update."""
     dtype = np.result_type(running_mean, running_var)
     mean, var = np.array(running_mean, dtype), np.array(running_var, dtype)
     number = np.zeros(1, np.int64) if counter is None else counter.reshape(1).copy()
-    _update(mean, var, number, statistics, count, momentum)
+    move(mean, var, number, statistics, count, momentum)
     with np.errstate(over="ignore"):
-        return mean.astype(running_mean.dtype), var.astype(running_var.dtype), number[0]
+        mean, var = mean.astype(running_mean.dtype), var.astype(running_var.dtype)
+    batch = statistics[: 2 * mean.size].reshape(2, -1)
+    not_finite = {
+        "x": ~np.isfinite(batch).all(axis=0),
+        "running_mean": np.isfinite(running_mean) & ~np.isfinite(mean),
+        "running_var": np.isfinite(running_var) & ~np.isfinite(var),
+    }
+    return Step(mean, var, number[0], not_finite)
 
 
-def _update(mean, var, number, statistics, count, momentum) -> None:
-    cumulative = momentum is None
-    weight = 0.0 if cumulative else momentum
+def move(mean, var, number, statistics, count, momentum) -> None:
+    """Move plain running statistics of one dtype, in place, and count the batch."""
     entry = entries.update_running.of(mean.dtype, mean.dtype)
-    entry(mean, var, number, statistics, float(count), weight, cumulative)
+    cumulative = momentum is None
+    entry(
+        mean, var, number, statistics, float(count), 0.0 if cumulative else momentum, cumulative
+    )  # fmt: skip
+
+
+def update_running(
+    running_mean, running_var, counter, statistics, count, momentum, on_nonfinite
+) -> None:
+    """Move running statistics towards the batch's, and count it: whole, one call at a time.
+
+    Unless ``on_nonfinite`` is "propagate", a batch is left out after which they would not be
+    finite. ("raise" has refused it before; if another thread has moved them since, out it stays.)
+    """
+    if counter is None:
+        counter = np.zeros((), np.int64)
+    with threads.updating():
+        dtype = np.result_type(running_mean, running_var)
+        whole = all(v.dtype == dtype and v.flags.carray for v in (running_mean, running_var))
+        if whole and on_nonfinite == "propagate":
+            move(running_mean, running_var, counter.reshape(1), statistics, count, momentum)
+            return
+        after = step(running_mean, running_var, counter, statistics, count, momentum)
+        if on_nonfinite == "propagate" or not any(map(np.any, after.not_finite.values())):
+            assign_all((running_mean, running_var, counter), after[:3])

@@ -126,6 +126,3 @@ def update_running(running_mean, running_var, counter, statistics, count, moment
         running_mean[c] = running_update(running_mean[c], statistics[c], weight)
         batch_var = unbiased(statistics[channels + c], count)
         running_var[c] = running_update(running_var[c], batch_var, weight)
-
-
-EVERY = (normalize, forward, backward, moments, update_running)

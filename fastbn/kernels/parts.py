@@ -28,9 +28,9 @@ _ANY = np.dtype(np.float64)
 
 
 class Operation(NamedTuple):
-    """An operation: its entry, the arrays it walks, and its parts by name."""
+    """An operation: its entries, the arrays it walks, and its parts by name."""
 
-    entry: str
+    entries: tuple[str, ...]  # the first does it, others follow
     arrays: tuple[str, ...]
     summed: slice  # which of the arrays go into the sums
     reduce: str | None
@@ -47,23 +47,23 @@ class Operation(NamedTuple):
 
 OPERATIONS = {
     "normalize": Operation(
-        "normalize", ("first", "out"), slice(0), None, None, terms.normalizing_terms, "normalize"
+        ("normalize",), ("first", "out"), slice(0), None, None, terms.normalizing_terms, "normalize"
     ),
     "forward": Operation(
-        "forward", ("first", "out"), slice(1),
+        ("forward", "update_running"), ("first", "out"), slice(1),
         "moments", merge.merge_moments, terms.normalizing_terms, "normalize",
         row_chain=32, column_chain=16,
     ),
     "backward": Operation(
-        "backward", ("first", "second", "out"), slice(2),
+        ("backward",), ("first", "second", "out"), slice(2),
         "products", merge.merge_products, terms.gradient_terms, "gradient",
     ),
     "frozen_backward": Operation(
-        "backward", ("first", "second", "out"), slice(2),
+        ("backward",), ("first", "second", "out"), slice(2),
         "products", merge.merge_products, terms.gradient_terms, "normalize", frozen=True,
     ),
     "moments": Operation(
-        "moments", ("first",), slice(1), "moments", merge.merge_moments, None, None,
+        ("moments",), ("first",), slice(1), "moments", merge.merge_moments, None, None,
         row_chain=32, column_chain=16,
     ),
 }  # fmt: skip
@@ -79,16 +79,25 @@ def addresses(
         found["each_tile"] = passes.each_tile.address(_ANY)
     if threads:
         found["loop"] = loop_address()
-    if operation.reduce is not None and operation.merge is not None:
-        found["reduce"] = getattr(_SUMS[layout], operation.reduce).address(dtype)
-        found["merge"] = operation.merge.address(_ANY)
-    if operation.apply is not None and operation.finish is not None:
-        module = _ELEMENTWISE[layout]
-        apply = (module.STREAMING if streaming else module.PARTS)[operation.apply]
-        found["finish"] = operation.finish.address(dtype)
-        found["apply"] = apply.address(dtype)
+    for field, (part, of) in _parts(operation, layout, dtype, streaming).items():
+        found[field] = part.address(of)
     if with_wide:
         found |= wide_addresses(operation, layout, dtype)
+    return found
+
+
+def _parts(
+    operation: Operation, layout: str, dtype: np.dtype, streaming: bool
+) -> dict[str, tuple[Part, np.dtype]]:
+    """By field of the frame, the parts of an operation and of which dtype they are."""
+    found = {}
+    if operation.reduce is not None and operation.merge is not None:
+        found["reduce"] = getattr(_SUMS[layout], operation.reduce), dtype
+        found["merge"] = operation.merge, _ANY
+    if operation.apply is not None and operation.finish is not None:
+        module = _ELEMENTWISE[layout]
+        found["finish"] = operation.finish, dtype
+        found["apply"] = (module.STREAMING if streaming else module.PARTS)[operation.apply], dtype
     return found
 
 
@@ -116,31 +125,12 @@ def units(
     yield loop_unit()
     for part in (passes.all_channels, passes.each_tile, passes.tile_by_tile):
         yield part.unit(_ANY)
-    for name in operations:
-        operation = OPERATIONS[name]
-        for part, of in _parts(operation, layout, dtype):
-            yield part.unit(of)
-        for entry in _ENTRIES[name]:
+    for operation in map(OPERATIONS.__getitem__, operations):
+        for streaming in (False, True):
+            for part, of in _parts(operation, layout, dtype, streaming).values():
+                yield part.unit(of)
+        for part in _wide_parts(operation, layout, dtype).values():
+            yield part.unit(dtype)
+        for name in operation.entries:
             for running in (_ANY, dtype):  # running statistics of another dtype come as float64
-                yield entry.unit(dtype, running)
-
-
-_ENTRIES = {
-    name: [getattr(entries, operation.entry)]
-    + ([entries.update_running] if name == "forward" else [])
-    for name, operation in OPERATIONS.items()
-}
-
-
-def _parts(operation: Operation, layout: str, dtype: np.dtype) -> Iterator[tuple[Part, np.dtype]]:
-    """Parts of an operation, whatever the sizes and values of its arrays, and of which dtype."""
-    if operation.reduce is not None and operation.merge is not None:
-        yield getattr(_SUMS[layout], operation.reduce), dtype
-        yield operation.merge, _ANY
-    if operation.apply is not None and operation.finish is not None:
-        module = _ELEMENTWISE[layout]
-        yield operation.finish, dtype
-        yield module.PARTS[operation.apply], dtype
-        yield module.STREAMING[operation.apply], dtype
-    for part in _wide_parts(operation, layout, dtype).values():
-        yield part, dtype
+                yield getattr(entries, name).unit(dtype, running)

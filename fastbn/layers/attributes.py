@@ -1,26 +1,27 @@
 """Attributes of layers: each is checked whenever it is set, and there are no others."""
 
 import sys
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastbn._call.keywords import did_you_mean
+from fastbn._call.keywords import hint
 
 
 class Attributes:
-    """Base of what has no other attributes than its ``__slots__``, and checks them.
+    """Base of classes whose attributes are those in ``__slots__``, each checked when it is set.
 
-    A subclass outside of fastbn that has no ``__slots__`` of its own may set any other, as usual.
+    Subclasses outside of fastbn that have no ``__slots__`` of their own may set others, as usual.
     """
 
     __slots__ = ("__weakref__",)
 
-    #: By name: what takes the object and a value, and returns what is stored, or raises.
-    _checks: ClassVar[Mapping[str, Callable[[Any, Any], Any]]] = {}
     #: What is set once.
     _fixed: ClassVar[frozenset[str]] = frozenset()
 
-    if not TYPE_CHECKING:  # type checkers would take it for leave to set anything
+    def _checked(self, name: str, value: Any) -> Any:
+        """What is stored if an attribute is set to a value, or an error."""
+        return value
+
+    if not TYPE_CHECKING:  # with a __setattr__, type checkers would accept any attribute
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name in self._fixed and hasattr(self, name):
@@ -28,26 +29,30 @@ class Attributes:
                     f"{name} is fixed when a layer is made, as its arrays are; make another: "
                     f"{type(self).__name__}(..., {name}={value!r})"
                 )
-            check = self._checks.get(name)
-            if check is not None:
-                value = check(self, value)
+            value = self._checked(name, value)
             try:
                 object.__setattr__(self, name, value)
             except AttributeError:
-                hint = did_you_mean(name, dir(self))
-                raise AttributeError(
-                    f"{type(self).__name__} has no attribute {name!r}"
-                    + (f"; {hint}" if hint else "")
-                ) from None
+                raise AttributeError(self._no_attribute(name)) from None
+
+    def _no_attribute(self, name: str) -> str:
+        layer = type(self).__name__
+        if hasattr(type(self), name):
+            return f"{name} of {layer} cannot be set"
+        known = [k for k in dir(self) if not k.startswith("_") and not callable(getattr(self, k))]
+        return f"{layer} has no attribute {name!r}{hint(name, known)}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Values by name, those of a subclass included, for copies and pickles."""
-        slots = [name for cls in type(self).__mro__ for name in cls.__dict__.get("__slots__", ())]
-        state = {name: getattr(self, name) for name in slots if hasattr(self, name)}
-        del state["__weakref__"]
-        return {**state, **getattr(self, "__dict__", {})}
+        state = dict(getattr(self, "__dict__", {}))
+        for cls in type(self).__mro__:
+            slots = cls.__dict__.get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                if name not in ("__weakref__", "__dict__") and hasattr(self, name):
+                    state[name] = getattr(self, name)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
-            # Python remembers where it found a name, and keeps each new string that has one
+            # a name from a pickle is a new string each time; the attribute cache would keep them
             object.__setattr__(self, sys.intern(name), value)

@@ -1,28 +1,21 @@
 """What all batch normalization layers share: calls and gradients. Their state: `state`."""
 
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from fastbn._call import arguments, prepared
 from fastbn._call.keywords import refuse
-from fastbn._call.operations import Forward, ForwardCache, remembered
+from fastbn._call.operations import Forward, ForwardCache, cache_of
 from fastbn.functional import Gradients, batch_norm_backward
 from fastbn.layers.inputs import does_not_fit
-from fastbn.layers.state import State
-
-#: Sets ``_cache`` without a look at its name, which would take a twentieth of a small call.
-_keep = vars(State)["_cache"].__set__
+from fastbn.layers.state import State, keep_cache
 
 
 class BatchNorm(State):
     """A batch normalization layer; subclasses say which inputs they take."""
 
     __slots__ = ()
-
-    #: Numbers of dimensions taken, the last of them that of a batch, and their shapes.
-    _dimensions: ClassVar[tuple[int, ...]]
-    _shapes: ClassVar[tuple[str, ...]]
 
     # --- calls ------------------------------------------------------------------------------
 
@@ -31,10 +24,12 @@ class BatchNorm(State):
     ) -> np.ndarray:
         """``forward(x, out=out)``."""
         if foreign:
-            refuse(f"a call of {type(self).__name__}", foreign, ("x", "out"))
+            refuse(self.forward, foreign)
         return self.forward(x, out=out)
 
-    def forward(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    def forward(
+        self, x: np.ndarray, *, out: np.ndarray | None = None, **foreign: NoReturn
+    ) -> np.ndarray:
         """Normalize ``x``: with its own statistics in training, else with the running ones.
 
         A training call updates the running statistics and remembers what `backward`
@@ -54,23 +49,27 @@ class BatchNorm(State):
         y : ndarray
             Shape, dtype and memory order of ``x``.
         """
+        if foreign:
+            refuse(self.forward, foreign)
         if self._in_training:
             y, cache = self.forward_with_cache(x, out=out)
-            _keep(self, cache)
+            keep_cache(self, cache)
             return y
-        if type(x) is np.ndarray and x.ndim in self._dimensions:
+        if type(x) is np.ndarray and x.ndim in self._takes:
             found = prepared.evaluate(
                 x, self.running_mean, self.running_var, self.weight, self.bias,
                 self.eps, self._axis_of(x.ndim), out,
             )  # fmt: skip
             if found is not None:
                 return found
-        return self._checked(x, out).run()
+        return self._checked_call(x, out).run()
 
     def forward_with_cache(
-        self, x: np.ndarray, *, out: np.ndarray | None = None
+        self, x: np.ndarray, *, out: np.ndarray | None = None, **foreign: NoReturn
     ) -> tuple[np.ndarray, ForwardCache]:
         """`forward`, and its cache for a `backward` in either mode; the layer keeps none."""
+        if foreign:
+            refuse(self.forward_with_cache, foreign)
         if self._in_training and self.on_nonfinite == "propagate" and self._fits(x):
             found = prepared.train(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
@@ -78,15 +77,15 @@ class BatchNorm(State):
             )  # fmt: skip
             if found is not None:
                 y, statistics, axis = found
-                return y, remembered(x, axis, statistics, self.weight, self.bias, y)
-        call = self._checked(x, out)
+                return y, cache_of(x, axis, statistics, self.weight, self.bias, y)
+        call = self._checked_call(x, out)
         y = call.run()
         return y, call.cache()
 
     def _fits(self, x: Any) -> bool:
         """Whether ``x`` is a plain array with the layer's dimensions and channels."""
         return (
-            type(x) is np.ndarray and x.ndim in self._dimensions
+            type(x) is np.ndarray and x.ndim in self._takes
             and x.shape[self._axis_of(x.ndim)] == self.num_features
         )  # fmt: skip
 
@@ -108,42 +107,22 @@ class BatchNorm(State):
         """
         cache = self._cache if cache is None else cache
         if cache is None:
-            mode = "a frozen layer" if self._frozen else "evaluation mode"
             raise RuntimeError(
-                "nothing to differentiate: there was no training forward since the layer was made, "
-                "loaded, reset, frozen or put in evaluation mode; call it in train() mode first, "
-                f"or, for gradients through {mode}, take y, cache = bn.forward_with_cache(x) and "
-                "bn.backward(dy, cache)"
+                "no training call to differentiate: eval(), freeze(), loading and resets forget "
+                "the last one; call bn(x) in train() mode first, or, frozen or in evaluation too, "
+                "y, cache = bn.forward_with_cache(x) and then bn.backward(dy, cache)"
             )
         return batch_norm_backward(dy, cache)
 
-    def _checked(self, x: Any, out: Any) -> Forward:
+    def _checked_call(self, x: Any, out: Any) -> Forward:
         """The call with all its checks."""
         x = arguments.as_array("x", x)
-        axis = self._axis_of(x.ndim) if x.ndim in self._dimensions else None
+        axis = self._axis_of(x.ndim) if x.ndim in self._takes else None
         if axis is None or x.shape[axis] != self.num_features:
             raise ValueError(
-                does_not_fit(type(self).__name__, self._shapes, self.num_features, x.shape, axis)
+                does_not_fit(type(self).__name__, self._takes, self.num_features, x.shape, axis)
             )
         return Forward(
             x, self.running_mean, self.running_var, self.weight, self.bias, self._in_training,
             self.momentum, self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,
         )  # fmt: skip
-
-    # --- axes -------------------------------------------------------------------------------
-
-    def _check_axis(self, axis: Any) -> int:
-        position = arguments.as_axis(axis)
-        rank = self._dimensions[-1]
-        if position % rank == 0 or not -rank < position < rank:
-            raise ValueError(
-                f"axis must be 1 to {rank - 1} or -1 to {1 - rank} (axis 0 is the batch), "
-                f"got {axis!r}"
-            )
-        return position
-
-    def _axis_of(self, ndim: int) -> int:
-        """Channel axis of an input: a single sample lacks the batch axis."""
-        if self.axis < 0 or ndim == self._dimensions[-1]:
-            return self.axis
-        return self.axis - 1

@@ -1,7 +1,7 @@
 """Batch normalization layers: which inputs each takes, and their documentation."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, TypeVar
 
 from fastbn.layers.base import BatchNorm
 
@@ -74,8 +74,8 @@ class BatchNorm1d(BatchNorm):
     """Batch normalization of ``(N, C)`` or ``(N, C, L)``, per channel over N (and L)."""
 
     __slots__ = ()
-    _dimensions = (2, 3)
-    _shapes = ("(N, C)", "(N, C, L)")
+    _takes: ClassVar[Mapping[int, str]] = {2: "(N, C)", 3: "(N, C, L)"}
+    _rank = 3
 
     def _axis_of(self, ndim: int) -> int:
         return 1 if ndim == 2 else self.axis
@@ -86,8 +86,8 @@ class BatchNorm2d(BatchNorm):
     """Batch normalization of ``(N, C, H, W)``, or one sample ``(C, H, W)``, per channel."""
 
     __slots__ = ()
-    _dimensions = (3, 4)
-    _shapes = ("(C, H, W)", "(N, C, H, W)")
+    _takes: ClassVar[Mapping[int, str]] = {3: "(C, H, W)", 4: "(N, C, H, W)"}
+    _rank = 4
 
 
 @_documented((4, 3, 2, 8, 8))
@@ -95,5 +95,5 @@ class BatchNorm3d(BatchNorm):
     """Batch normalization of ``(N, C, D, H, W)``, or one sample ``(C, D, H, W)``, per channel."""
 
     __slots__ = ()
-    _dimensions = (4, 5)
-    _shapes = ("(C, D, H, W)", "(N, C, D, H, W)")
+    _takes: ClassVar[Mapping[int, str]] = {4: "(C, D, H, W)", 5: "(N, C, D, H, W)"}
+    _rank = 5

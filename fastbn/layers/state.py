@@ -1,6 +1,6 @@
 """What a batch normalization layer is made of: arrays, settings and modes; how they are kept."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import numpy as np
@@ -16,28 +16,6 @@ from fastbn.layers.attributes import Attributes
 from fastbn.layers.state_dict import IncompatibleKeys, read_state
 
 _State = TypeVar("_State", bound="State")
-#: What a state dict holds, in torch's order.
-_ARRAYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-#: Keywords of the constructor.
-_ARGUMENTS = (
-    "num_features", "eps", "momentum", "affine", "track_running_stats", "device", "dtype", "bias",
-    "axis", "on_nonfinite",
-)  # fmt: skip
-
-
-def _own_vector(name: str) -> Callable[["State", Any], Any]:
-    """The check of an array that a layer was made with, or without."""
-
-    def check(layer: "State", value: Any) -> Any:
-        if (value is None) != (getattr(layer, name, value) is None):  # unset while it is made
-            raise ValueError(
-                f"{name} must be an array, got None; make a layer without it instead"
-                if value is None
-                else f"this layer was made without {name}, and cannot be given one; make another"
-            )
-        return None if value is None else arguments.own_vector(name, value, layer.num_features)
-
-    return check
 
 
 class State(Attributes):
@@ -58,8 +36,8 @@ class State(Attributes):
         "num_batches_tracked": "Batches in the running statistics: an int64 array of shape ().",
         "_cache": "The last training forward.",
         "_frozen": "Whether `training` is False whatever `train` says.",
-        "_in_training": "Whether the next call is one of training: both modes say so.",
-        "_training": "What `train` and `eval` said.",
+        "_in_training": "`_wanted` and not `_frozen`, kept because every call asks.",
+        "_wanted": "What `train` and `eval` said.",
     }
     num_features: int
     eps: float
@@ -68,7 +46,7 @@ class State(Attributes):
     track_running_stats: bool
     axis: int
     on_nonfinite: OnNonfinite
-    # None in some layers. Who trains one knows whether it has them: Any spares them the question.
+    # "| Any", not "| None": who trains a layer knows that it has them, and needs no assert
     weight: np.ndarray | Any
     bias: np.ndarray | Any
     running_mean: np.ndarray | Any
@@ -77,24 +55,18 @@ class State(Attributes):
     _cache: ForwardCache | None
     _frozen: bool
     _in_training: bool
-    _training: bool
+    _wanted: bool
 
     _fixed = frozenset({"num_features", "affine", "track_running_stats"})
-    _checks: ClassVar[dict[str, Callable[[Any, Any], Any]]] = {
-        "num_features": lambda layer, value: arguments.check_num_features(value),
-        "eps": lambda layer, value: arguments.check_eps(value),
-        "momentum": lambda layer, value: None if value is None else arguments.check_momentum(value),
-        "affine": lambda layer, value: arguments.check_bool("affine", value),
-        "track_running_stats": lambda layer, value: arguments.check_bool(
-            "track_running_stats", value
-        ),
-        "axis": lambda layer, value: layer._check_axis(value),
-        "on_nonfinite": lambda layer, value: arguments.check_on_nonfinite(value),
-        "num_batches_tracked": lambda layer, value: (
-            None if value is None else arguments.check_counter(value)
-        ),
-        **{name: _own_vector(name) for name in ("weight", "bias", "running_mean", "running_var")},
-    }
+    #: Arrays, in the order of torch's state dicts, and what they start from: those that learn, and
+    #: those that are measured.
+    _LEARNS: ClassVar[dict[str, int]] = {"weight": 1, "bias": 0}
+    _MEASURED: ClassVar[dict[str, int]] = {
+        "running_mean": 0, "running_var": 1, "num_batches_tracked": 0
+    }  # fmt: skip
+    #: Shapes that the layer takes, by their number of dimensions; that of a batch is `_rank`.
+    _takes: ClassVar[Mapping[int, str]]
+    _rank: ClassVar[int]
 
     def __init__(
         self,
@@ -112,7 +84,7 @@ class State(Attributes):
         **foreign: NoReturn,
     ) -> None:
         if foreign:
-            refuse(type(self).__name__, foreign, _ARGUMENTS)
+            refuse(type(self), foreign)
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
@@ -131,6 +103,58 @@ class State(Attributes):
         self.num_batches_tracked = np.array(0, np.int64) if self.track_running_stats else None
         self._set_mode(training=True, frozen=False)
         self.reset_parameters()
+
+    def _checked(self, name: str, value: Any) -> Any:
+        match name:
+            case "num_features":
+                return arguments.check_num_features(value)
+            case "eps":
+                return arguments.check_eps(value)
+            case "momentum":
+                return None if value is None else arguments.check_momentum(value)
+            case "affine" | "track_running_stats":
+                return arguments.check_bool(name, value)
+            case "axis":
+                return self._checked_axis(value)
+            case "on_nonfinite":
+                return arguments.check_on_nonfinite(value)
+            case "weight" | "bias" | "running_mean" | "running_var" | "num_batches_tracked":
+                return self._checked_array(name, value)
+        return value
+
+    def _checked_array(self, name: str, value: Any) -> Any:
+        had = getattr(self, name, value)  # not set yet while the layer is made
+        if had is None and value is not None:
+            raise ValueError(f"this layer was made without {name}; make another to have one")
+        if had is not None and value is None:
+            raise ValueError(
+                f"{name} cannot be removed, got None; make a layer with affine=False, bias=False "
+                "or track_running_stats=False"
+            )
+        if value is None:
+            return None
+        if name == "num_batches_tracked":
+            return arguments.check_counter(value)
+        return arguments.check_vector(
+            name, value, self.num_features, f"the layer has num_features={self.num_features}"
+        )
+
+    # --- axes -------------------------------------------------------------------------------
+
+    def _checked_axis(self, axis: Any) -> int:
+        position = arguments.as_axis(axis)
+        if position % self._rank == 0 or not -self._rank < position < self._rank:
+            raise ValueError(
+                f"axis must be 1 to {self._rank - 1} or -1 to {1 - self._rank} (axis 0 is the "
+                f"batch), got {axis!r}"
+            )
+        return position
+
+    def _axis_of(self, ndim: int) -> int:
+        """Channel axis of an input: a single sample lacks the batch axis."""
+        if self.axis < 0 or ndim == self._rank:
+            return self.axis
+        return self.axis - 1
 
     # --- modes ------------------------------------------------------------------------------
 
@@ -157,14 +181,14 @@ class State(Attributes):
         Gradients then come from ``y, cache = bn.forward_with_cache(x)`` and
         ``bn.backward(dy, cache)``: through the running statistics, as constants.
         """
-        return self._set_mode(self._training, frozen=True)
+        return self._set_mode(self._wanted, frozen=True)
 
     def unfreeze(self: _State) -> _State:
         """Obey `train` and `eval` again; returns the layer."""
-        return self._set_mode(self._training, frozen=False)
+        return self._set_mode(self._wanted, frozen=False)
 
     def _set_mode(self: _State, training: bool, frozen: bool) -> _State:
-        self._training, self._frozen = training, frozen
+        self._wanted, self._frozen = training, frozen
         self._in_training = training and not frozen
         if not self._in_training:
             self._cache = None
@@ -174,12 +198,11 @@ class State(Attributes):
 
     def reset_running_stats(self) -> None:
         """Running mean 0, running variance 1, no batches tracked."""
-        self._fill({"running_mean": 0, "running_var": 1, "num_batches_tracked": 0})
+        self._fill(self._MEASURED)
 
     def reset_parameters(self) -> None:
         """Weight 1, bias 0, and `reset_running_stats`."""
-        self._fill({"weight": 1, "bias": 0})
-        self.reset_running_stats()
+        self._fill({**self._LEARNS, **self._MEASURED})
 
     def _fill(self, values: dict[str, int]) -> None:
         arrays = self._arrays()
@@ -204,11 +227,12 @@ class State(Attributes):
         >>> bn.weight, bn.bias
         (array([1., 1.], dtype=float32), array([-0.2, -0.2], dtype=float32))
         """
-        found = {"weight": self.weight, "bias": self.bias}
-        return {name: array for name, array in found.items() if array is not None}
+        return {name: array for name, array in self._arrays().items() if name in self._LEARNS}
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+        """Those that the layer has, by name."""
+        found = {name: getattr(self, name) for name in (*self._LEARNS, *self._MEASURED)}
+        return {name: array for name, array in found.items() if array is not None}
 
     def state_dict(self, prefix: str = "") -> dict[str, np.ndarray]:
         """Copies of parameters and running statistics under torch's names.
@@ -288,7 +312,7 @@ class State(Attributes):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Give arrays NumPy's own dtype objects, quick to compare; pickle makes others."""
         state = dict(state)
-        for name in _ARRAYS:
+        for name in (*self._LEARNS, *self._MEASURED):
             array = state[name]
             if array is not None:
                 copy = state[name] = np.empty(array.shape, array.dtype.type)
@@ -312,3 +336,7 @@ class State(Attributes):
             "frozen": self._frozen or "",
         }
         return "".join(f", {name}={value}" for name, value in unusual.items() if value != "")
+
+
+#: Sets ``_cache`` without a look at its name, which would take a twentieth of a small call.
+keep_cache = vars(State)["_cache"].__set__

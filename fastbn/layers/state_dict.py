@@ -101,9 +101,14 @@ def _some(names: list[str]) -> str:
 
 
 def _hint(prefix: str, state: Mapping[str, Any], current: dict[str, np.ndarray]) -> str:
+    if not current:
+        return "this layer has no arrays to load"
     found = _prefixes(state, current)
     if prefix in found:
-        return "prefix is that of a layer of this size with other parameters"
+        return (
+            "the prefix is right, but the layer there was made with other options (affine, bias "
+            "or track_running_stats)"
+        )
     if found:
         nearest = sorted(found, key=lambda other: _distance(prefix, other))[:_SHOWN]
         more = f" {len(found)} prefixes fit;" if len(found) > _SHOWN else ""
@@ -117,7 +122,8 @@ def _hint(prefix: str, state: Mapping[str, Any], current: dict[str, np.ndarray])
 
 
 def _distance(meant: str, found: str) -> tuple[bool, float, int]:
-    """Nearest is what lacks its dot alone, or a ``module.`` in front, as DataParallel adds."""
+    """Sort key: first those that differ by a missing dot or a ``module.`` in front, then the most
+    alike."""
     same = found.removesuffix(".") == meant or found.endswith("." + meant)
     likeness = difflib.SequenceMatcher(None, meant, found).ratio()
     return not (meant and same), -likeness, len(found)
