@@ -1,4 +1,9 @@
-"""Batch normalization on NumPy arrays, at the speed of the memory bus, without torch."""
+"""Batch normalization for NumPy arrays: fast on the CPU, without PyTorch.
+
+Layers with state are `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`; functions without are
+`batch_norm`, and `batch_norm_forward` with `batch_norm_backward` for gradients. `channel_stats`
+takes statistics of any array. `warmup` compiles ahead. Begin with ``help(fastbn.BatchNorm2d)``.
+"""
 
 from fastbn._call.warmup import warmup
 from fastbn._system.outputs import get_reuse_limit, set_reuse_limit

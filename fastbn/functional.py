@@ -10,7 +10,7 @@ import numpy as np
 
 from fastbn._call import prepared
 from fastbn._call.arguments import OnNonfinite
-from fastbn._call.keywords import refuse
+from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import Forward, ForwardCache, backward, cache_of
 from fastbn.stats import ChannelStats
 
@@ -44,6 +44,7 @@ class Gradients(NamedTuple):
         return {name: gradient for name, gradient in found.items() if gradient is not None}
 
 
+@hide_foreign
 def batch_norm(
     x: np.ndarray,
     running_mean: np.ndarray | None = None,
@@ -148,6 +149,7 @@ def batch_norm(
     return call.run()
 
 
+@hide_foreign
 def batch_norm_forward(
     x: np.ndarray,
     running_mean: np.ndarray | None = None,
@@ -270,6 +272,7 @@ def _gradients(
     )
 
 
+@hide_foreign
 def channel_stats(x: np.ndarray, axis: int = 1, **foreign: NoReturn) -> ChannelStats:
     """Count, mean and sum of squared deviations of every channel of ``x``, in one pass.
 

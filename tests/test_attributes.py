@@ -1,5 +1,6 @@
 """What may be set on a layer, when, and how it is shown."""
 
+import inspect
 import pickle
 
 import numpy as np
@@ -78,9 +79,15 @@ def test_arrays_are_checked_when_they_are_set(name):
         setattr(bn, name, np.ones(3, int))
     with raises(ValueError, name, "cannot be removed, got None"):
         setattr(bn, name, None)
-    new = np.full(3, 2.0)
+    with raises(ValueError, f"{name} has dtype float64, expected that of the layer, float32"):
+        setattr(bn, name, np.full(3, 2.0))
+    new = np.full(3, 2.0, np.float32)
     setattr(bn, name, new)
     assert getattr(bn, name) is new
+    if name == "running_var":
+        with raises(ValueError, "negative values or NaN, which no variance can be"):
+            bn.running_var = np.array([1, -1e-9, 1], np.float32)
+        assert bn.running_var is new
     without = BatchNorm1d(3, affine=False, track_running_stats=False)
     with raises(ValueError, f"made without {name}"):
         setattr(without, name, new)
@@ -215,3 +222,15 @@ def test_a_call_knows_how_others_say_training():
             with raises(TypeError, f"has no argument {name!r}", "eval()"):
                 call(X, **{name: False})
     assert bn.num_batches_tracked == 0
+
+
+def test_signatures_are_shown_without_what_serves_errors_alone():
+    for function in (BatchNorm2d, BatchNorm2d.__call__, fastbn.batch_norm, fastbn.channel_stats):
+        assert "foreign" not in str(inspect.signature(function))
+    assert "dtype: 'DTypeLike | None' = None" in str(inspect.signature(BatchNorm2d))
+
+
+def test_an_array_in_place_of_the_number_of_channels():
+    with raises(TypeError, "got an array of shape (4, 3)", "layer(num_features)(x)") as caught:
+        BatchNorm2d(X)
+    assert len(str(caught.value)) < 200

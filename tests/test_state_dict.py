@@ -119,7 +119,7 @@ def test_a_wrong_prefix_names_the_right_one(state, prefix, first):
         bn.load_state_dict(state, prefix)
     message = caught.value.args[0]
     assert f"did you mean prefix={first}" in message
-    assert f"missing '{prefix}weight', '{prefix}bias', '{prefix}running_mean' and 2 more" in message
+    assert f"missing '{prefix}weight', '{prefix}bias', '{prefix}running_mean' and 1 more" in message
     assert "nothing was loaded" in message
     assert "strict=False" not in message  # which would load nothing
     assert_same_state(bn.state_dict(), before)
@@ -141,9 +141,15 @@ def test_a_message_is_short_however_large_the_model():
     assert "unexpected 'conv1.weight', 'bn1.weight', 'bn1.bias' and 8003 more" in str(caught.value)
 
 
+def test_names_of_keras_are_translated():
+    state = {f"bn/{name}": np.ones(3) for name in ("gamma", "beta", "moving_mean")}
+    with pytest.raises(KeyError, match="'bn/gamma' looks like Keras or ONNX; rename gamma to we"):
+        fastbn.BatchNorm2d(3).load_state_dict(state, "bn/")
+
+
 def test_what_else_may_be_wrong_with_a_prefix():
     bn = fastbn.BatchNorm2d(48)
-    with pytest.raises(KeyError, match="no prefix in it has a batch norm of this size"):
+    with pytest.raises(KeyError, match=r"no prefix in it has a batch norm of shape \(48,\)"):
         bn.load_state_dict(network(), "bn1")
     with pytest.raises(KeyError, match=r"did you mean state\['model'\]\?"):
         bn.load_state_dict({"model": network(), "epoch": 3}, "bn1.")

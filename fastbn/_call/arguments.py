@@ -33,7 +33,7 @@ def as_array(name: str, x: Any) -> np.ndarray:
         )
     if not isinstance(x, np.ndarray):
         library = type(x).__module__.partition(".")[0]
-        way = _TO_NUMPY.get(library, "np.asarray({name}) converts array-likes")
+        way = _TO_NUMPY.get(library, "np.asarray({name}, np.float32) converts array-likes")
         raise TypeError(
             f"{name} must be a numpy.ndarray, got {type(x).__name__}"
             f"{f' of {library}' if library in _TO_NUMPY else ''}; {way.format(name=name)}"
@@ -177,6 +177,11 @@ def check_num_features(value: Any) -> int:
     try:
         number = operator.index(value)
     except TypeError:
+        if isinstance(value, np.ndarray):
+            raise TypeError(
+                "num_features must be a positive integer, the number of channels, got an array of "
+                f"shape {value.shape}; make the layer first, then call it: layer(num_features)(x)"
+            ) from None
         raise TypeError(
             f"num_features must be a positive integer, got {value!r} ({type(value).__name__})"
         ) from None
@@ -249,6 +254,13 @@ def check_vector(name: str, value: Any, channels: int, of: str) -> np.ndarray:
     if value.shape != (channels,):
         came = f"length {value.shape[0]}" if value.ndim == 1 else f"shape {value.shape}"
         raise ValueError(f"{name} has {came}, but {of}; expected {name} of shape ({channels},)")
+    return value
+
+
+def check_variance(name: str, value: np.ndarray) -> np.ndarray:
+    """Refuse what no variance can be."""
+    if not (value >= 0).all():
+        raise ValueError(f"{name} holds negative values or NaN, which no variance can be")
     return value
 
 

@@ -7,7 +7,9 @@ of its time, so that who knows batch normalization by other names is told fastbn
 import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 _AXIS = "axis", "axis=-1 says that channels are last, axis=1 (the default) that they come first"
 _MODE = "", "a layer goes by its mode, train() or eval(), the functions by training=True or False"
@@ -20,6 +22,7 @@ _ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
     **dict.fromkeys(("deterministic", "is_training", "train", "training"), (_MODE,)),
     **dict.fromkeys(("use_global_stats", "use_input_stats", "use_running_average"), (_MODE,)),
     "beta": (("bias", ""),),
+    "channels": (("num_features", ""),),
     "center": (("affine", "bias=False makes a layer without bias"), ("bias", "")),
     "decay": (("momentum", "momentum is the weight of the new batch, 1 - decay"),),
     "epsilon": (("eps", ""),),
@@ -37,10 +40,18 @@ _ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
+def hide_foreign(function: _F) -> _F:
+    """Decorator: signatures are shown, by `help` and others, without ``**foreign``."""
+    shown = inspect.signature(function)
+    names = [parameter for name, parameter in shown.parameters.items() if name != "foreign"]
+    function.__signature__ = shown.replace(parameters=names)  # type: ignore[attr-defined]
+    return function
+
+
 def refuse(function: Callable, foreign: Mapping[str, object]) -> NoReturn:
     """Raise the TypeError of keywords that a function or class does not have."""
     name = next(iter(foreign))
-    known = [k for k in inspect.signature(function).parameters if k not in ("self", "foreign")]
+    known = [k for k in inspect.signature(function).parameters if k != "self"]
     raise TypeError(f"{function.__qualname__} has no argument {name!r}{hint(name, known)}")
 
 

@@ -1,5 +1,7 @@
 """Compile ahead of the first call, in several processes."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -50,7 +52,7 @@ def warmup(
     """Compile kernels now, and store them in the disk cache for later processes.
 
     A server calls it at its start, an image build once. As many processes as there may be threads
-    share the work, and what is in the cache is only loaded. On two cores (Xeon, 2026)::
+    share the work, and what is in the cache is only loaded. On two free cores (Xeon, 2026)::
 
         warmup(["float32"], ["channels_first"], ["evaluation"])     2.4 s
         warmup(["float32"], modes=["evaluation"])                   3.0 s
@@ -65,7 +67,7 @@ def warmup(
     dtypes : iterable of "float32", "float64"
         Of the arrays to come.
     layouts : iterable of "channels_first", "channels_last"
-        ``(N, C)`` counts as channels last.
+        Tables ``(N, C)`` count as channels last.
     modes : iterable of "evaluation", "training", "statistics"
         What will be called: layers in evaluation mode, which is all that a server needs; layers in
         training mode and their gradients; `channel_stats`. Training includes the others.
@@ -94,8 +96,8 @@ def warmup(
     units = _units(checked, chosen, operations)
     if not disk_cache.can_save() and not all(unit.stored() for unit in units.values()):
         warnings.warn(
-            "compiled code cannot be kept, and each process compiles anew: there is no folder that "
-            "can be written to; set NUMBA_CACHE_DIR to one",
+            "compiled code cannot be kept, and each process compiles anew: none of these folders "
+            f"can be written to: {', '.join(disk_cache.folders())}; set NUMBA_CACHE_DIR to one",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -184,9 +186,7 @@ def _compiled_elsewhere(names: list[str]) -> Iterator[str]:
 
 
 def _serve(
-    todo: "SimpleQueue[str]",
-    done: "SimpleQueue[str | None]",
-    processes: "list[subprocess.Popen]",
+    todo: SimpleQueue[str], done: SimpleQueue[str | None], processes: list[subprocess.Popen]
 ) -> None:
     """Hand names to one process until there are none, or it has ended; what is left is left."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -100,6 +100,11 @@ def _forget_oldest(folder: Path, name: str) -> None:
         path.unlink()
 
 
+def folders() -> list[str]:
+    """Where files are looked for, to be shown."""
+    return list(map(str, _folders()))
+
+
 def _folders() -> list[Path]:
     """Where files are looked for and written to, in order."""
     folders = []

@@ -5,28 +5,30 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fastbn._call import arguments, prepared
-from fastbn._call.keywords import refuse
+from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import Forward, ForwardCache, cache_of
 from fastbn.functional import Gradients, batch_norm_backward
 from fastbn.layers.inputs import does_not_fit
-from fastbn.layers.state import State, keep_cache
+from fastbn.layers.state import LayerState, keep_cache
 
 
-class BatchNorm(State):
+class BatchNorm(LayerState):
     """A batch normalization layer; subclasses say which inputs they take."""
 
     __slots__ = ()
 
     # --- calls ------------------------------------------------------------------------------
 
+    @hide_foreign
     def __call__(
         self, x: np.ndarray, *, out: np.ndarray | None = None, **foreign: NoReturn
     ) -> np.ndarray:
-        """``forward(x, out=out)``."""
+        """Normalize ``x``: `forward`, which says more."""
         if foreign:
             refuse(self.forward, foreign)
         return self.forward(x, out=out)
 
+    @hide_foreign
     def forward(
         self, x: np.ndarray, *, out: np.ndarray | None = None, **foreign: NoReturn
     ) -> np.ndarray:
@@ -64,6 +66,7 @@ class BatchNorm(State):
                 return found
         return self._checked_call(x, out).run()
 
+    @hide_foreign
     def forward_with_cache(
         self, x: np.ndarray, *, out: np.ndarray | None = None, **foreign: NoReturn
     ) -> tuple[np.ndarray, ForwardCache]:

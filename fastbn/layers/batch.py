@@ -17,8 +17,8 @@ _PARAMETERS = """
     eps : float
         Added to the variance inside the root; positive.
     momentum : float or None
-        Weight of the new batch in the running statistics, 0 to 1; None for the
-        cumulative average over all batches.
+        Weight of the new batch in the running statistics, 0 to 1 (what Keras calls
+        0.99 is 0.01 here); None for the cumulative average over all batches.
     affine : bool
         Have a learnable weight (gamma, starts at 1) and bias (beta, starts at 0).
     track_running_stats : bool

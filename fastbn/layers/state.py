@@ -1,5 +1,7 @@
 """What a batch normalization layer is made of: arrays, settings and modes; how they are kept."""
 
+from __future__ import annotations  # so that `help` shows types as they are written here
+
 from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -8,17 +10,17 @@ from numpy.typing import DTypeLike
 
 from fastbn._call import arguments
 from fastbn._call.arguments import Device, OnNonfinite
-from fastbn._call.keywords import refuse
+from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import ForwardCache
 from fastbn._call.views import assign_all
 from fastbn.kernels import formulas
 from fastbn.layers.attributes import Attributes
 from fastbn.layers.state_dict import IncompatibleKeys, read_state
 
-_State = TypeVar("_State", bound="State")
+_Layer = TypeVar("_Layer", bound="LayerState")
 
 
-class State(Attributes):
+class LayerState(Attributes):
     """Parameters, running statistics and settings of a layer."""
 
     __slots__ = {  # noqa: RUF023, with what `help` says of them
@@ -68,6 +70,7 @@ class State(Attributes):
     _takes: ClassVar[Mapping[int, str]]
     _rank: ClassVar[int]
 
+    @hide_foreign
     def __init__(
         self,
         num_features: int,
@@ -96,10 +99,10 @@ class State(Attributes):
         arguments.check_device(device)
         kind = arguments.parameter_dtype(dtype)
         size = self.num_features
-        self.weight = np.empty(size, kind) if self.affine else None
-        self.bias = np.empty(size, kind) if self.affine and bias else None
-        self.running_mean = np.empty(size, kind) if self.track_running_stats else None
-        self.running_var = np.empty(size, kind) if self.track_running_stats else None
+        self.weight = np.zeros(size, kind) if self.affine else None
+        self.bias = np.zeros(size, kind) if self.affine and bias else None
+        self.running_mean = np.zeros(size, kind) if self.track_running_stats else None
+        self.running_var = np.zeros(size, kind) if self.track_running_stats else None
         self.num_batches_tracked = np.array(0, np.int64) if self.track_running_stats else None
         self._set_mode(training=True, frozen=False)
         self.reset_parameters()
@@ -135,9 +138,14 @@ class State(Attributes):
             return None
         if name == "num_batches_tracked":
             return arguments.check_counter(value)
-        return arguments.check_vector(
-            name, value, self.num_features, f"the layer has num_features={self.num_features}"
-        )
+        of = f"the layer has num_features={self.num_features}"
+        array = arguments.check_vector(name, value, self.num_features, of)
+        if array.dtype != had.dtype:
+            raise ValueError(
+                f"{name} has dtype {array.dtype}, expected that of the layer, {had.dtype}; "
+                f"{name}.astype(np.{had.dtype.name})"
+            )
+        return arguments.check_variance(name, array) if name == "running_var" else array
 
     # --- axes -------------------------------------------------------------------------------
 
@@ -167,15 +175,18 @@ class State(Attributes):
     def training(self, mode: bool) -> None:
         self.train(mode)
 
-    def train(self: _State, mode: bool = True) -> _State:
-        """Go to training mode (evaluation if ``mode`` is False); returns the layer."""
+    def train(self: _Layer, mode: bool = True) -> _Layer:
+        """Take the statistics of each batch from now on, and learn from them; returns the layer.
+
+        ``train(False)`` is `eval`.
+        """
         return self._set_mode(arguments.check_bool("mode", mode), self._frozen)
 
-    def eval(self: _State) -> _State:
-        """Go to evaluation mode; returns the layer."""
+    def eval(self: _Layer) -> _Layer:
+        """Use the running statistics from now on: before a trained layer serves; returns it."""
         return self.train(False)
 
-    def freeze(self: _State) -> _State:
+    def freeze(self: _Layer) -> _Layer:
         """Stay in evaluation mode whatever `train` says, as in fine-tuning; returns the layer.
 
         Gradients then come from ``y, cache = bn.forward_with_cache(x)`` and
@@ -183,11 +194,11 @@ class State(Attributes):
         """
         return self._set_mode(self._wanted, frozen=True)
 
-    def unfreeze(self: _State) -> _State:
+    def unfreeze(self: _Layer) -> _Layer:
         """Obey `train` and `eval` again; returns the layer."""
         return self._set_mode(self._wanted, frozen=False)
 
-    def _set_mode(self: _State, training: bool, frozen: bool) -> _State:
+    def _set_mode(self: _Layer, training: bool, frozen: bool) -> _Layer:
         self._wanted, self._frozen = training, frozen
         self._in_training = training and not frozen
         if not self._in_training:
@@ -235,7 +246,7 @@ class State(Attributes):
         return {name: array for name, array in found.items() if array is not None}
 
     def state_dict(self, prefix: str = "") -> dict[str, np.ndarray]:
-        """Copies of parameters and running statistics under torch's names.
+        """Copies of parameters and running statistics under torch's names, to be kept or sent.
 
         Keys are ``weight``, ``bias``, ``running_mean``, ``running_var`` and
         ``num_batches_tracked`` (int64), those that the layer has, after ``prefix``.
@@ -246,6 +257,8 @@ class State(Attributes):
         self, state: Mapping[str, Any], prefix: str = "", strict: bool = True
     ) -> IncompatibleKeys:
         """Load arrays under torch's names, all or nothing, into the layer's own arrays.
+
+        The mode stays as it is: a layer that is to serve needs `eval` as well.
 
         Parameters
         ----------
@@ -339,4 +352,4 @@ class State(Attributes):
 
 
 #: Sets ``_cache`` without a look at its name, which would take a twentieth of a small call.
-keep_cache = vars(State)["_cache"].__set__
+keep_cache = vars(LayerState)["_cache"].__set__

@@ -7,9 +7,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastbn._call import arguments
+
 #: Keys and prefixes that a message shows; there may be hundreds.
 _SHOWN = 3
 _COUNTER = "num_batches_tracked"
+#: Names of Keras and ONNX that mean one thing only.
+_ELSEWHERE = {
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
 _RUNNING = ("running_mean", "running_var")
 
 
@@ -37,7 +46,8 @@ def read_state(
     if starts_anew:
         missing.remove(prefix + _COUNTER)
     if strict and (missing or unexpected):
-        raise KeyError(_describe_keys(missing, unexpected, prefix, state, current))
+        needed = [key for key in missing if expected[key] != _COUNTER]
+        raise KeyError(_describe_keys(needed, unexpected, prefix, state, current))
     values = {
         name: _read_array(key, state[key], current[name])
         for key, name in expected.items()
@@ -113,12 +123,17 @@ def _hint(prefix: str, state: Mapping[str, Any], current: dict[str, np.ndarray])
         nearest = sorted(found, key=lambda other: _distance(prefix, other))[:_SHOWN]
         more = f" {len(found)} prefixes fit;" if len(found) > _SHOWN else ""
         return f"{more} did you mean prefix={' or '.join(map(repr, nearest))}?".strip()
+    elsewhere = [key for key in state if key.rpartition(".")[2].rpartition("/")[2] in _ELSEWHERE]
+    if elsewhere:
+        names = ", ".join(f"{theirs} to {ours}" for theirs, ours in _ELSEWHERE.items())
+        return f"{elsewhere[0]!r} looks like Keras or ONNX; rename {names}"
     inner = [key for key, value in state.items() if isinstance(value, Mapping)]
     if inner:
         return f"state holds mappings: did you mean state[{inner[0]!r}]?"
     if not state:
         return "state has no keys at all"
-    return f"no prefix in it has a batch norm of this size; its keys are {_some(list(state))}"
+    shape = next(iter(current.values())).shape
+    return f"no prefix in it has a batch norm of shape {shape}; its keys are {_some(list(state))}"
 
 
 def _distance(meant: str, found: str) -> tuple[bool, float, int]:
@@ -168,10 +183,8 @@ def _read_array(key: str, value: Any, current: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"{key!r} has shape {array.shape}, expected {current.shape}; nothing was loaded"
         )
-    if key.endswith("running_var") and not (array >= 0).all():
-        raise ValueError(
-            f"{key!r} holds negative values or NaN, which no variance can be; nothing was loaded"
-        )
+    if key.endswith("running_var"):
+        arguments.check_variance(f"{key!r}", array)
     if integral and not ((array >= 0) & (array <= np.iinfo(np.int64).max)).all():
         raise ValueError(f"{key!r} must be 0 to 2**63 - 1, got {array}; nothing was loaded")
     with np.errstate(over="ignore"):
