@@ -15,9 +15,10 @@
 
 - ``compare.py``, ``worker.py``, ``cold.py``, ``trees.py``: two commits side by side, and the rule.
 - ``sharing.py``: processes that work at the same time.
-- ``test_speed.py``, ``test_start.py``, ``conftest.py``: what pytest measures, made of
-  ``problem.py`` (operation, shape, dtype), ``providers.py`` (who computes it), ``copies.py``
-  (copies of the same bytes) and ``measure.py`` (calls timed in turn).
+- ``test_speed.py``, ``test_start.py``: what pytest measures, made of ``problem.py`` (operation,
+  shape, dtype), ``providers.py`` (who computes it), ``copies.py`` (copies of the same bytes) and
+  ``measure.py`` (calls timed in turn).
+- ``conftest.py``, ``estimate.py``: options, the table, and how long it takes.
 - ``results.py`` (what is kept), ``bars.py`` (what is asked of it), ``report.py`` and
   ``roofline.py`` (the page and the picture).
 

@@ -65,6 +65,10 @@ def _add_cold(commands) -> None:
         f"{cold.GROWTH} times its processor time.",
     )  # fmt: skip
     command.add_argument("ref", metavar="REF", nargs="?", help="a commit to compare with")
+    command.add_argument(
+        "--cases", default="", metavar="PATTERN",
+        help="only those whose name has this in it, such as 'training'",
+    )  # fmt: skip
 
 
 def _add_sharing(commands) -> None:
@@ -132,7 +136,7 @@ def _compare(arguments) -> int:
 def _cold(arguments) -> int:
     from benchmarks import cold
 
-    return 0 if cold.cold(arguments.ref) else 1
+    return 0 if cold.cold(arguments.ref, cold.chosen(arguments.cases)) else 1
 
 
 def _sharing(arguments) -> int:

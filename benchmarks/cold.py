@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tabulate import tabulate
@@ -99,6 +100,14 @@ def measure(tree: Tree, case: str) -> Cold:
     return Cold(*json.loads(done.stdout))
 
 
+def chosen(pattern: str) -> list[str]:
+    """The cases whose name has ``pattern`` in it."""
+    found = [case for case in CASES if fnmatchcase(case, f"*{pattern}*")]
+    if not found:
+        raise Unusable(f"no case is called *{pattern}*; there are: {'; '.join(CASES)}")
+    return found
+
+
 def judged(now: Cold, bar: float, before: Cold | None = None) -> str:
     """What is wrong with a case, if anything."""
     if now.functions > bar:
@@ -106,7 +115,7 @@ def judged(now: Cold, bar: float, before: Cold | None = None) -> str:
     return "slower" if before and now.cpu > GROWTH * before.cpu else ""
 
 
-def cold(ref: str | None, cases: Sequence[str] = tuple(CASES)) -> bool:
+def cold(ref: str | None, cases: Sequence[str]) -> bool:
     """Print what each case costs, and whether all meet their bars."""
     from fastbn._system.progress import track
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from benchmarks.problem import OPERATIONS
+from tests.cases import Case
 
 #: A sample takes at least this long; calls that take less are repeated within it.
 SAMPLE_SECONDS = 0.0005
@@ -46,12 +47,23 @@ def rounds(calls: Mapping[str, Callable[[], object]]) -> int:
     return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(SECONDS / seconds)))
 
 
+def row_name(case: Case, dtype: object, provider: str) -> str:
+    """What the table calls a cell of an operation: ``32x64x56x56 last float32 torch``.
+
+    Shapes tell cases apart without their networks, and fastbn alone need not be named.
+    """
+    shape = case.name.rpartition(": ")[2]
+    return f"{shape} {dtype} {provider.removeprefix('fastbn').strip()}".rstrip()
+
+
 def measure_in_turn(benchmark, calls, operation, provider, p, machine):
     """Benchmark ``calls["call"]`` in turn with the others, and note the ratios to each."""
     counts = {name: repeats(call) for name, call in calls.items()}
     seconds = {name: [] for name in calls}
+    benchmark.group, benchmark.name = operation, row_name(p.case, p.dtype, provider)
 
     def others():
+        benchmark.stats.iterations = counts["call"]  # figures of one call: counts differ by run
         for name in calls:
             if name != "call":
                 seconds[name].append(sample(calls[name], counts[name]) / counts[name])
@@ -59,9 +71,8 @@ def measure_in_turn(benchmark, calls, operation, provider, p, machine):
     benchmark.pedantic(
         sample, (calls["call"], counts["call"]), setup=others, rounds=rounds(calls), iterations=1
     )
-    own = [t / counts["call"] for t in benchmark.stats.stats.data]
+    own = benchmark.stats.stats.data
     case, info = p.case, benchmark.extra_info
-    benchmark.group = f"{operation} {case.name} {p.dtype}"
     info.update(
         case=case.name, shape=list(case.shape), axis=case.axis, dtype=str(p.dtype),
         operation=operation, provider=provider, bytes=p.x.nbytes,

@@ -47,6 +47,7 @@ def test_start(benchmark, machine, name):
         _start("fastbn")
         seconds.append(time.perf_counter() - start)
 
+    benchmark.group, benchmark.name = "start", name
     _start(name)
     benchmark.pedantic(_start, (name,), setup=other, rounds=ROUNDS, iterations=1)
     own = benchmark.stats.stats.data
@@ -60,6 +61,7 @@ def test_start(benchmark, machine, name):
 
 @pytest.mark.parametrize("case", cold.CASES)
 def test_cold(benchmark, tmp_path, case):
+    benchmark.group, benchmark.name = "cold", case
     tree = trees.working_tree(tmp_path)
     found = benchmark.pedantic(cold.measure, (tree, case), rounds=1)
     benchmark.extra_info.update(functions=found.functions, cpu_seconds=found.cpu)
