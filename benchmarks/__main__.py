@@ -173,9 +173,13 @@ def _report(arguments) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says and return the exit status."""
-    chosen = parser().parse_args(arguments)
     try:
+        chosen = parser().parse_args(arguments)
         return chosen.run(chosen)
+    except ModuleNotFoundError as missing:
+        extra = "track" if missing.name == "tabulate" else "bench"
+        print(f"benchmarks: no {missing.name}; pip install '.[{extra}]'", file=sys.stderr)
+        return 2
     except Unusable as problem:
         print(f"benchmarks: {problem}", file=sys.stderr)
         return 2

@@ -36,7 +36,12 @@ def test_not_an_array(value):
         lambda: BatchNorm1d(3)(value),
         lambda: BatchNorm2d(3).eval()(value),
     ):
-        with raises(TypeError, "x must be a numpy.ndarray", type(value).__name__, "np.asarray(x, np.float32)"):
+        with raises(
+            TypeError,
+            "x must be a numpy.ndarray",
+            type(value).__name__,
+            "np.asarray(x, np.float32)",
+        ):
             call()
 
 
