@@ -21,6 +21,7 @@ from fastbn.kernels.frame import DTYPE
 pool = outputs
 progress_bars = progress
 thread_limits = threads
+waited = oversubscription._waited
 
 flat = _views.flat
 PIECE = _pieces.PIECE
@@ -151,22 +152,25 @@ def pretend_machine(monkeypatch, *, numba_threads=None, quota=...):
         monkeypatch.setattr(threads, "_cgroup_quota", lambda: quota)
 
 
-class Switches:
-    """Stands for what the system counts; no number of threads has been set."""
+class Processors:
+    """Stands for the clock, and for how long Linux says that the thread has waited."""
 
     def __init__(self, monkeypatch):
-        self.seconds, self.switches = 1000.0, 0
-        monkeypatch.setattr(oversubscription, "_switches", lambda: self.switches)
+        self.seconds, self.waited = 1000.0, 0.0
+        monkeypatch.setattr(oversubscription, "_waited", lambda: self.waited)
         monkeypatch.setattr(oversubscription, "monotonic", lambda: self.seconds)
-        monkeypatch.setattr(oversubscription, "_COUNTED", True)
-        monkeypatch.setattr(oversubscription, "_watch", oversubscription._Watch(), raising=False)
-        monkeypatch.setattr(threads, "_requested", None)
+        self.verdict = oversubscription.Verdict()
+        monkeypatch.setattr(threads, "oversubscribed", self.verdict.oversubscribed)
+        monkeypatch.setattr(threads, "_requested", None)  # nobody has set a number
         monkeypatch.setattr(threads, "_in_environment", lambda: None)
         monkeypatch.setattr(threads, "_default", lambda: 4)
 
-    def pass_by(self, seconds, switches_a_second):
-        self.seconds += seconds
-        self.switches += round(seconds * switches_a_second)
+    def pass_by(self, seconds, waiting):
+        """Time in which the thread waits for that part of it; it calls every twentieth second."""
+        for _ in range(round(seconds / 0.05)):
+            self.seconds += 0.05
+            self.waited += 0.05 * waiting
+            threads.for_a_call()
 
     @property
     def threads(self):

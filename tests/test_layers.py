@@ -231,13 +231,23 @@ def test_backward_in_evaluation_through_an_explicit_cache(rng):
     assert pickle.dumps(bn) == before
 
 
-def test_an_explicit_cache_is_not_kept_on_the_layer(rng):
+def test_backward_belongs_to_the_last_training_call_however_it_was_made(rng):
     bn = fastbn.BatchNorm1d(3, dtype=np.float64)
-    x, other, dy = rng.normal(size=(3, 6, 3))
-    bn(x)
-    expected = bn.backward(dy).x
-    bn.forward_with_cache(other)
+    other, x, dy = rng.normal(size=(3, 6, 3))
+    bn(other)
+    _, cache = bn.forward_with_cache(x)
+    expected = bn.backward(dy, cache).x
     np.testing.assert_array_equal(bn.backward(dy).x, expected)
+    bn(other)
+    np.testing.assert_array_equal(bn.backward(dy, cache).x, expected)
+    assert not np.array_equal(bn.backward(dy).x, expected)
+
+
+def test_an_evaluation_s_explicit_cache_is_not_kept_on_the_layer(rng):
+    bn = fastbn.BatchNorm1d(3, dtype=np.float64).eval()
+    bn.forward_with_cache(rng.normal(size=(6, 3)))
+    with pytest.raises(RuntimeError, match="no training call"):
+        bn.backward(np.ones((6, 3)))
 
 
 def test_an_evaluation_call_stores_nothing(rng):

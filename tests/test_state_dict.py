@@ -125,6 +125,35 @@ def test_a_wrong_prefix_names_the_right_one(state, prefix, first):
     assert_same_state(bn.state_dict(), before)
 
 
+class Uninitialized:
+    """As torch's lazy parameters."""
+
+    @property
+    def shape(self):
+        raise RuntimeError("no shape before the first call")
+
+
+def test_values_that_have_no_shape_do_not_matter_to_a_message():
+    state = {**network(), "lazy.weight": Uninitialized(), "odd.weight": [[1], [2, 3]]}
+    with pytest.raises(KeyError, match=r"did you mean prefix='bn1\.'"):
+        fastbn.BatchNorm2d(64).load_state_dict(state, "bn1")
+
+
+def test_no_prefix_is_proposed_that_would_not_load():
+    without = {k: v for k, v in network().items() if not k.endswith(".bias")}
+    for state, bn in (
+        (network(), fastbn.BatchNorm2d(64, affine=False)),
+        (network(), fastbn.BatchNorm2d(64, track_running_stats=False)),
+        (without, fastbn.BatchNorm2d(64)),
+        ({"weight": np.ones(3), "fc.weight": np.ones((3, 3))}, fastbn.BatchNorm2d(3)),
+    ):
+        with pytest.raises(KeyError) as caught:
+            bn.load_state_dict(state, "bn9.")
+        assert "did you mean" not in str(caught.value)
+    with pytest.raises(KeyError, match=r"is it that of a layer with other options"):
+        fastbn.BatchNorm2d(64).load_state_dict(without, "bn1.")
+
+
 def test_the_prefix_that_is_proposed_loads():
     bn = fastbn.BatchNorm2d(256)
     with pytest.raises(KeyError, match=r"did you mean prefix='layer3\.0\.bn1\.'"):
@@ -143,7 +172,7 @@ def test_a_message_is_short_however_large_the_model():
 
 def test_names_of_keras_are_translated():
     state = {f"bn/{name}": np.ones(3) for name in ("gamma", "beta", "moving_mean")}
-    with pytest.raises(KeyError, match="'bn/gamma' looks like Keras or ONNX; rename gamma to we"):
+    with pytest.raises(KeyError, match="'bn/gamma' looks like Keras; rename gamma to weight"):
         fastbn.BatchNorm2d(3).load_state_dict(state, "bn/")
 
 
@@ -151,12 +180,15 @@ def test_what_else_may_be_wrong_with_a_prefix():
     bn = fastbn.BatchNorm2d(48)
     with pytest.raises(KeyError, match=r"no prefix in it has a batch norm of shape \(48,\)"):
         bn.load_state_dict(network(), "bn1")
+    whole = {"optimizer": {"step": 3}, "model": network(), "epoch": 3}
     with pytest.raises(KeyError, match=r"did you mean state\['model'\]\?"):
-        bn.load_state_dict({"model": network(), "epoch": 3}, "bn1.")
+        fastbn.BatchNorm2d(64).load_state_dict(whole, "bn1.")
     with pytest.raises(KeyError, match="state has no keys at all"):
         bn.load_state_dict({})
     plain = fastbn.BatchNorm2d(64, affine=False)
-    with pytest.raises(KeyError, match=r"with other options.*; strict=False loads what matches"):
+    with pytest.raises(
+        KeyError, match=r"is it that of a layer with other options.*strict=False loads what matches"
+    ):
         plain.load_state_dict(network(), "bn1.")
     assert plain.load_state_dict(network(), "bn1.", strict=False).missing_keys == []
     nothing = fastbn.BatchNorm2d(64, affine=False, track_running_stats=False)
@@ -171,6 +203,7 @@ def test_what_else_may_be_wrong_with_a_prefix():
     [
         ("resnet.pth", r"torch\.load\('resnet.pth', map_location='cpu'"),
         (pathlib.Path("bn.npz"), r"np\.load\('bn.npz'\)"),
+        (pathlib.Path("model.onnx"), "with what its format is read with"),
         ("model.safetensors", r"safetensors\.numpy\.load_file\('model.safetensors'\)"),
     ],
 )

@@ -194,6 +194,14 @@ def overflowing(dtype, size):
     return x
 
 
+def test_on_nonfinite_names_the_channels_that_hold_it():
+    x = overflowing(np.float64, 1e200)
+    x[0, 2] = np.nan
+    bn = fastbn.BatchNorm1d(3, dtype=np.float64, on_nonfinite="raise")
+    with pytest.raises(ValueError, match="holds NaN or infinity in channel 2, and on_nonfinite"):
+        bn(x)
+
+
 def test_on_nonfinite_tells_an_overflow_of_statistics_from_infinity_in_x():
     bn, out = fastbn.BatchNorm1d(3, dtype=np.float64, on_nonfinite="raise"), np.zeros((4, 3))
     before = bn.state_dict()

@@ -230,10 +230,14 @@ def check_finite(x: np.ndarray, axis: int, not_finite: Mapping[str, np.ndarray])
         if name != "x":
             why = f"would make {name} infinite in channel {_some(bad)}"
             way = "keep running statistics in float64 (a layer's dtype)"
-        elif all(np.isfinite(x.take(c, axis)).all() for c in bad):
-            why, way = f"is finite, but its statistics overflow in channel {_some(bad)}", "scale x"
         else:
-            why, way = f"holds NaN or infinity in channel {_some(bad)}", "clean x"
+            holds = np.array([c for c in bad if not np.isfinite(x.take(c, axis)).all()])
+            why, way = f"holds NaN or infinity in channel {_some(holds)}", "clean x"
+            if not holds.size:
+                why, way = (
+                    f"is finite, but its statistics overflow in channel {_some(bad)}",
+                    ("scale x"),
+                )
         raise ValueError(
             f"x of shape {x.shape} {why}, and on_nonfinite is 'raise'; {way}, or leave such "
             "batches out of the running statistics with 'skip'"

@@ -70,7 +70,8 @@ def warmup(
         Tables ``(N, C)`` count as channels last.
     modes : iterable of "evaluation", "training", "statistics"
         What will be called: layers in evaluation mode, which is all that a server needs; layers in
-        training mode and their gradients; `channel_stats`. Training includes the others.
+        training mode and their gradients, and layers without running statistics in either mode;
+        `channel_stats`. Training includes the others.
     progress : bool
         Show a progress bar on stderr.
 

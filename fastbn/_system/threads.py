@@ -56,14 +56,14 @@ def get_num_threads() -> int:
     return 1 if _forked else _default()
 
 
-def set_num_threads(n: int) -> None:
-    """Set the largest number of threads that a call uses, for the whole process.
+def set_num_threads(n: int | None) -> None:
+    """Set the number of threads that a call on large arrays uses, for the whole process.
 
     Parameters
     ----------
-    n : int
+    n : int or None
         1 to the number of threads that Numba was started with (``NUMBA_NUM_THREADS``,
-        by default the number of processors).
+        by default the number of processors). None: by default, as if nobody had set it.
 
     Raises
     ------
@@ -76,13 +76,15 @@ def set_num_threads(n: int) -> None:
     Examples
     --------
     >>> import fastbn
-    >>> before = fastbn.get_num_threads()
     >>> fastbn.set_num_threads(1)
     >>> fastbn.get_num_threads()
     1
-    >>> fastbn.set_num_threads(before)
+    >>> fastbn.set_num_threads(None)
     """
     global _requested
+    if n is None:
+        _requested = None
+        return
     try:
         if isinstance(n, (bool, np.bool_)):
             raise TypeError

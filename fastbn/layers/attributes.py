@@ -1,6 +1,7 @@
 """Attributes of layers: each is checked whenever it is set, and there are no others."""
 
-import sys
+from contextlib import suppress
+from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastbn._call.keywords import hint
@@ -33,26 +34,37 @@ class Attributes:
             try:
                 object.__setattr__(self, name, value)
             except AttributeError:
+                if hasattr(type(self), name):  # a method, or a property that refuses
+                    raise
                 raise AttributeError(self._no_attribute(name)) from None
 
     def _no_attribute(self, name: str) -> str:
-        layer = type(self).__name__
-        if hasattr(type(self), name):
-            return f"{name} of {layer} cannot be set"
         known = [k for k in dir(self) if not k.startswith("_") and not callable(getattr(self, k))]
-        return f"{layer} has no attribute {name!r}{hint(name, known)}"
+        return f"{type(self).__name__} has no attribute {name!r}{hint(name, known)}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Values by name, those of a subclass included, for copies and pickles."""
         state = dict(getattr(self, "__dict__", {}))
-        for cls in type(self).__mro__:
-            slots = cls.__dict__.get("__slots__", ())
-            for name in (slots,) if isinstance(slots, str) else slots:
-                if name not in ("__weakref__", "__dict__") and hasattr(self, name):
-                    state[name] = getattr(self, name)
+        for name, slot in _slots(type(self)).items():
+            with suppress(AttributeError):  # never set
+                state[name] = slot.__get__(self)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            # a name from a pickle is a new string each time; the attribute cache would keep them
-            object.__setattr__(self, sys.intern(name), value)
+        """Past all checks and properties; what has no place here any more is left out."""
+        slots = _slots(type(self))
+        if hasattr(self, "__dict__"):
+            self.__dict__.update({k: v for k, v in state.items() if k not in slots})
+        for name, slot in slots.items():
+            if name in state:
+                slot.__set__(self, state[name])
+
+
+def _slots(cls: type) -> dict[str, MemberDescriptorType]:
+    """What holds the values of ``__slots__`` of a class and its bases, by name."""
+    return {
+        name: slot
+        for base in reversed(cls.__mro__)
+        for name, slot in vars(base).items()
+        if isinstance(slot, MemberDescriptorType)
+    }

@@ -1,11 +1,10 @@
 """What all batch normalization layers share: calls and gradients. Their state: `state`."""
 
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from fastbn._call import arguments, prepared
-from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import Forward, ForwardCache, cache_of
 from fastbn.functional import Gradients, batch_norm_backward
 from fastbn.layers.inputs import does_not_fit
@@ -19,19 +18,11 @@ class BatchNorm(LayerState):
 
     # --- calls ------------------------------------------------------------------------------
 
-    @hide_foreign
-    def __call__(
-        self, x: np.ndarray, *, out: np.ndarray | None = None, **foreign: NoReturn
-    ) -> np.ndarray:
+    def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Normalize ``x``: `forward`, which says more."""
-        if foreign:
-            refuse(self.forward, foreign)
         return self.forward(x, out=out)
 
-    @hide_foreign
-    def forward(
-        self, x: np.ndarray, *, out: np.ndarray | None = None, **foreign: NoReturn
-    ) -> np.ndarray:
+    def forward(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Normalize ``x``: with its own statistics in training, else with the running ones.
 
         A training call updates the running statistics and remembers what `backward`
@@ -51,12 +42,8 @@ class BatchNorm(LayerState):
         y : ndarray
             Shape, dtype and memory order of ``x``.
         """
-        if foreign:
-            refuse(self.forward, foreign)
         if self._in_training:
-            y, cache = self.forward_with_cache(x, out=out)
-            keep_cache(self, cache)
-            return y
+            return self.forward_with_cache(x, out=out)[0]
         if type(x) is np.ndarray and x.ndim in self._takes:
             found = prepared.evaluate(
                 x, self.running_mean, self.running_var, self.weight, self.bias,
@@ -66,14 +53,23 @@ class BatchNorm(LayerState):
                 return found
         return self._checked_call(x, out).run()
 
-    @hide_foreign
     def forward_with_cache(
-        self, x: np.ndarray, *, out: np.ndarray | None = None, **foreign: NoReturn
+        self, x: np.ndarray, *, out: np.ndarray | None = None
     ) -> tuple[np.ndarray, ForwardCache]:
-        """`forward`, and its cache for a `backward` in either mode; the layer keeps none."""
-        if foreign:
-            refuse(self.forward_with_cache, foreign)
-        if self._in_training and self.on_nonfinite == "propagate" and self._fits(x):
+        """`forward`, and what `backward` needs of it, in either mode.
+
+        A training call is remembered by the layer as well, an evaluation call is not.
+        """
+        if not self._in_training:
+            call = self._checked_call(x, out)
+            return call.run(), call.cache()
+        y, cache = self._train(x, out)
+        if self._in_training:  # or another thread has said otherwise meanwhile
+            keep_cache(self, cache)
+        return y, cache
+
+    def _train(self, x: np.ndarray, out: np.ndarray | None) -> tuple[np.ndarray, ForwardCache]:
+        if self.on_nonfinite == "propagate" and self._fits(x):
             found = prepared.train(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
                 self.eps, self._axis_of(x.ndim), out, self.num_batches_tracked,
@@ -82,8 +78,7 @@ class BatchNorm(LayerState):
                 y, statistics, axis = found
                 return y, cache_of(x, axis, statistics, self.weight, self.bias, y)
         call = self._checked_call(x, out)
-        y = call.run()
-        return y, call.cache()
+        return call.run(), call.cache()
 
     def _fits(self, x: Any) -> bool:
         """Whether ``x`` is a plain array with the layer's dimensions and channels."""

@@ -38,8 +38,8 @@ class LayerState(Attributes):
         "num_batches_tracked": "Batches in the running statistics: an int64 array of shape ().",
         "_cache": "The last training forward.",
         "_frozen": "Whether `training` is False whatever `train` says.",
-        "_in_training": "`_wanted` and not `_frozen`, kept because every call asks.",
-        "_wanted": "What `train` and `eval` said.",
+        "_in_training": "`_training` and not `_frozen`, kept because every call asks.",
+        "_training": "What `train` and `eval` said.",
     }
     num_features: int
     eps: float
@@ -57,7 +57,7 @@ class LayerState(Attributes):
     _cache: ForwardCache | None
     _frozen: bool
     _in_training: bool
-    _wanted: bool
+    _training: bool
 
     _fixed = frozenset({"num_features", "affine", "track_running_stats"})
     #: Arrays, in the order of torch's state dicts, and what they start from: those that learn, and
@@ -192,14 +192,14 @@ class LayerState(Attributes):
         Gradients then come from ``y, cache = bn.forward_with_cache(x)`` and
         ``bn.backward(dy, cache)``: through the running statistics, as constants.
         """
-        return self._set_mode(self._wanted, frozen=True)
+        return self._set_mode(self._training, frozen=True)
 
     def unfreeze(self: _Layer) -> _Layer:
         """Obey `train` and `eval` again; returns the layer."""
-        return self._set_mode(self._wanted, frozen=False)
+        return self._set_mode(self._training, frozen=False)
 
     def _set_mode(self: _Layer, training: bool, frozen: bool) -> _Layer:
-        self._wanted, self._frozen = training, frozen
+        self._training, self._frozen = training, frozen
         self._in_training = training and not frozen
         if not self._in_training:
             self._cache = None

@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,15 +12,15 @@ from fastbn._call import arguments
 
 #: Keys and prefixes that a message shows; there may be hundreds.
 _SHOWN = 3
-_COUNTER = "num_batches_tracked"
-#: Names of Keras and ONNX that mean one thing only.
+_COUNTER, _RUNNING = "num_batches_tracked", ("running_mean", "running_var")
+_NAMES = ("weight", "bias", *_RUNNING, _COUNTER)
+#: Names of Keras.
 _ELSEWHERE = {
     "gamma": "weight",
     "beta": "bias",
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
-_RUNNING = ("running_mean", "running_var")
 
 
 class IncompatibleKeys(NamedTuple):
@@ -60,7 +61,7 @@ def read_state(
 
 def _check_kinds(state: Any, prefix: Any) -> None:
     if isinstance(state, (str, os.PathLike)):
-        path = os.fspath(state)
+        path = os.fsdecode(state)
         raise TypeError(
             f"state must be a mapping of names to arrays, got a path, {path!r}; read the file "
             f"first: {_reader(path)}"
@@ -75,12 +76,14 @@ def _check_kinds(state: Any, prefix: Any) -> None:
 
 
 def _reader(path: str) -> str:
-    """How to get arrays out of a file."""
-    if path.endswith((".npz", ".npy")):
+    """How to get a mapping of arrays out of a file."""
+    if path.endswith(".npz"):
         return f"np.load({path!r})"
     if path.endswith(".safetensors"):
         return f"safetensors.numpy.load_file({path!r})"
-    return f"torch.load({path!r}, map_location='cpu', weights_only=True), where torch is installed"
+    if path.endswith((".pt", ".pth", ".bin", ".ckpt", ".tar")):
+        return f"torch.load({path!r}, map_location='cpu', weights_only=True), where torch is"
+    return "with what its format is read with"
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -111,29 +114,31 @@ def _some(names: list[str]) -> str:
 
 
 def _hint(prefix: str, state: Mapping[str, Any], current: dict[str, np.ndarray]) -> str:
+    """The way out; ``state`` may be anybody's mapping, of anything."""
     if not current:
         return "this layer has no arrays to load"
+    if not state:
+        return "state has no keys at all"
+    if any(prefix + name in state for name in _NAMES):
+        return "is it that of a layer with other options (affine, bias, track_running_stats)?"
     found = _prefixes(state, current)
-    if prefix in found:
-        return (
-            "the prefix is right, but the layer there was made with other options (affine, bias "
-            "or track_running_stats)"
-        )
     if found:
         nearest = sorted(found, key=lambda other: _distance(prefix, other))[:_SHOWN]
         more = f" {len(found)} prefixes fit;" if len(found) > _SHOWN else ""
         return f"{more} did you mean prefix={' or '.join(map(repr, nearest))}?".strip()
+    for key in state:
+        with suppress(Exception):
+            if isinstance(state[key], Mapping) and _prefixes(state[key], current):
+                return f"did you mean state[{key!r}]?"
     elsewhere = [key for key in state if key.rpartition(".")[2].rpartition("/")[2] in _ELSEWHERE]
     if elsewhere:
         names = ", ".join(f"{theirs} to {ours}" for theirs, ours in _ELSEWHERE.items())
-        return f"{elsewhere[0]!r} looks like Keras or ONNX; rename {names}"
-    inner = [key for key, value in state.items() if isinstance(value, Mapping)]
-    if inner:
-        return f"state holds mappings: did you mean state[{inner[0]!r}]?"
-    if not state:
-        return "state has no keys at all"
+        return f"{elsewhere[0]!r} looks like Keras; rename {names}"
     shape = next(iter(current.values())).shape
-    return f"no prefix in it has a batch norm of shape {shape}; its keys are {_some(list(state))}"
+    return (
+        f"no prefix in it has a batch norm of shape {shape} with these names; its keys are "
+        f"{_some(list(state))}"
+    )
 
 
 def _distance(meant: str, found: str) -> tuple[bool, float, int]:
@@ -145,25 +150,25 @@ def _distance(meant: str, found: str) -> tuple[bool, float, int]:
 
 
 def _prefixes(state: Mapping[str, Any], current: dict[str, np.ndarray]) -> list[str]:
-    """Under which prefixes all that is needed lies, in the right shapes."""
-    needed = {name: array.shape for name, array in current.items() if name != _COUNTER}
-    if not needed:
-        return []
-    first = next(iter(needed))
-    found = [key.removesuffix(first) for key in state if key.endswith(first)]
+    """Under which prefixes lies all that is needed, in the right shapes, and nothing else."""
+    names: dict[str, set[str]] = {}
+    for key in state:
+        before, dot, name = key.rpartition(".")
+        names.setdefault(before + dot, set()).add(name)
+    needed = current.keys() - {_COUNTER}
     return [
         prefix
-        for prefix in found
-        if (not prefix or prefix.endswith("."))
-        and all(_shape(state.get(prefix + name)) == shape for name, shape in needed.items())
+        for prefix, found in names.items()
+        if needed <= found <= current.keys()
+        and (prefix or len(names) == 1)
+        and all(_shape(state, prefix + name) == current[name].shape for name in needed)
     ]
 
 
-def _shape(value: Any) -> tuple[int, ...] | None:
-    try:
-        return tuple(value.shape)
-    except (AttributeError, TypeError):
-        return None
+def _shape(state: Mapping[str, Any], key: str) -> Any:
+    with suppress(Exception):  # some values have no shape before they are used
+        return tuple(map(int, state[key].shape))
+    return None
 
 
 # --- values ---------------------------------------------------------------------------------------
