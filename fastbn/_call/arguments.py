@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from fastbn._call import overlap
+
 #: What a batch with NaN or infinity does to running statistics.
 OnNonfinite = Literal["propagate", "skip", "raise"]
 #: Where a layer is.
@@ -302,7 +304,7 @@ def check_updatable(
                 f"{name} is read-only, but training updates it in place; "
                 f"pass a writable array ({name}.copy()) or training=False"
             )
-        if overlaps_itself(value):
+        if overlap.overlaps_itself(value):
             raise ValueError(
                 f"{name} has strides {value.strides}: elements share memory, but training "
                 f"updates each of them; pass an array of its own ({name}.copy())"
@@ -331,26 +333,11 @@ def check_counter(counter: Any) -> np.ndarray:
 def check_apart(name: str, array: np.ndarray, others: Mapping[str, np.ndarray | None]) -> None:
     """Refuse an array that is updated if it shares memory with another."""
     for other, value in others.items():
-        if value is not None and shares_memory(array, value):
+        if value is not None and overlap.shares_memory(array, value):
             raise ValueError(
                 f"{name} and {other} share memory, but training updates {name} in place; "
                 f"pass an array of its own ({name}.copy())"
             )
-
-
-def shares_memory(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays share an element; True where that would take long to find out.
-
-    Two arrays that own their memory share none, which is quick to see.
-    """
-    if a is not b and a.base is None and b.base is None:
-        return False
-    if not np.may_share_memory(a, b):
-        return False
-    try:
-        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
-    except np.exceptions.TooHardError:
-        return True
 
 
 def check_out(
@@ -367,7 +354,7 @@ def check_out(
         raise ValueError(f"out has dtype {plain.dtype}, expected the dtype of x, {dtype}")
     if not plain.flags.writeable:
         raise ValueError("out is read-only, expected a writable array")
-    if overlaps_itself(plain):
+    if overlap.overlaps_itself(plain):
         raise ValueError(
             f"out has strides {plain.strides}: elements share memory, as in a broadcast or "
             "windowed view; expected an array of its own, such as np.empty_like(x)"
@@ -378,33 +365,14 @@ def check_out(
     return plain
 
 
-def overlaps_itself(array: np.ndarray) -> bool:
-    """Whether elements may share memory: a stride that does not clear the dimensions within."""
-    if array.flags.forc:
-        return False
-    reach = array.itemsize
-    for stride, n in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
-        if n > 1:
-            if stride < reach:
-                return array.size > 0
-            reach += stride * (n - 1)
-    return False
-
-
 def check_overlap(out: np.ndarray, name: str, array: np.ndarray) -> None:
     """Refuse an ``out`` that shares memory with ``array``, unless they are the same elements."""
-    if out is not array and shares_memory(out, array) and not same_elements(out, array):
+    if (
+        out is not array
+        and overlap.shares_memory(out, array)
+        and not overlap.same_elements(out, array)
+    ):
         raise ValueError(
             f"out overlaps {name} without being the same array; expected out is {name} (in "
             "place) or an array of its own, such as np.empty_like(x)"
         )
-
-
-def same_elements(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays are the same memory, element for element."""
-    return (
-        a.shape == b.shape
-        and a.dtype == b.dtype
-        and a.strides == b.strides
-        and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
-    )

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import arguments, pieces, work
+from fastbn._call import arguments, overlap, pieces, work
 from fastbn._system import outputs
 from fastbn.kernels import formulas
 
@@ -134,7 +134,7 @@ class Forward:
             None if self.weight is None else self._for_kernel(self.weight).copy(),
             self.bias is not None,
             self.batch_statistics,
-            self.given and self.x.size > 0 and arguments.same_elements(self.out, self.x),
+            self.given and self.x.size > 0 and overlap.same_elements(self.out, self.x),
         )
 
     def _running_statistics(self):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbn._call import arguments
+from fastbn._call import arguments, overlap
 from fastbn._call.known import remember
 from fastbn._call.plan import Walk, walk_of
 from fastbn._call.run import ABSENT, launch
@@ -60,7 +60,7 @@ def normalize(x, out, axis, mean, var, weight, bias, eps) -> None:
     if together is None:
         if walked(axis, out) is None:
             target = np.empty(out.shape, out.dtype)
-        if not arguments.same_elements(x, target):
+        if not overlap.same_elements(x, target):
             np.copyto(target, x)
         x = target
         together = walked(axis, x, target)
@@ -69,7 +69,7 @@ def normalize(x, out, axis, mean, var, weight, bias, eps) -> None:
     dtype = plan.dtype
     entry = plan.entry.of(dtype, mean.dtype)
     weight, bias = (ABSENT[dtype] if v is None else v for v in (weight, bias))
-    in_place = arguments.same_elements(x, target)
+    in_place = overlap.same_elements(x, target)
     launch(plan, entry, in_place, *together.views, mean, var, weight, bias, eps)
     if target is not out:
         np.copyto(out, target)
@@ -86,7 +86,7 @@ def forward(x, out, axis, weight, bias, eps) -> np.ndarray:
         target = out
         if out.strides != outputs.strides_like(x, out.itemsize) or walked(axis, out) is None:
             target = outputs.new_output(x, out.dtype)
-        if not arguments.same_elements(x, target):
+        if not overlap.same_elements(x, target):
             np.copyto(target, x)
         statistics = forward(target, target, axis, weight, bias, eps)
         if target is not out:
@@ -100,7 +100,7 @@ def forward(x, out, axis, weight, bias, eps) -> np.ndarray:
     entry = plan.entry.of(dtype, dtype)
     absent, statistics = ABSENT[dtype], np.empty(3 * plan.walk.channels)
     launch(
-        plan, entry, arguments.same_elements(x, out), *together.views,
+        plan, entry, overlap.same_elements(x, out), *together.views,
         absent if weight is None else weight, absent if bias is None else bias, statistics, eps,
     )  # fmt: skip
     remember("forward", axis, plan, entry, x, out)
@@ -130,9 +130,9 @@ def backward(dy, x, dx, axis, statistics, weight, batch_statistics):
         together = _summed_alike(axis, x, 2, dy, x, target)
     if together is None:
         fits = _summed_alike(axis, x, 2, target, x, target) is not None
-        own = fits and not arguments.shares_memory(target, x)
+        own = fits and not overlap.shares_memory(target, x)
         gradient = target if own else outputs.new_output(x, dx.dtype)
-        if not arguments.same_elements(dy, gradient):
+        if not overlap.same_elements(dy, gradient):
             np.copyto(gradient, dy)
         dy = gradient
         together = _summed_alike(axis, x, 2, dy, x, target)
@@ -142,7 +142,7 @@ def backward(dy, x, dx, axis, statistics, weight, batch_statistics):
     dtype, channels = plan.dtype, plan.walk.channels
     entry = plan.entry.of(dtype, dtype)
     d_weight, d_bias = np.empty(channels, dtype), np.empty(channels, dtype)
-    in_place = any(arguments.same_elements(target, array) for array in (dy, x))
+    in_place = any(overlap.same_elements(target, array) for array in (dy, x))
     launch(
         plan, entry, in_place, *together.views, statistics,
         ABSENT[dtype] if weight is None else weight, d_weight, d_bias,
