@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from fastbn._call import prepared
+from fastbn._call import backend, prepared
 from fastbn._call.arguments import OnNonfinite
 from fastbn._call.keywords import hide_foreign, refuse
-from fastbn._call.operations import Forward, ForwardCache, backward, cache_of
+from fastbn._call.operations import ForwardCache, cache_of
 from fastbn.stats import ChannelStats
 
 __all__ = [
@@ -142,7 +142,7 @@ def batch_norm(
             )
             if found is not None:
                 return found[0]
-    call = Forward(
+    call = backend.forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
         on_nonfinite,
     )  # fmt: skip
@@ -192,7 +192,7 @@ def batch_norm_forward(
         if found is not None:
             y, statistics, axis = found
             return y, cache_of(x, axis, statistics, weight, bias, y)
-    call = Forward(
+    call = backend.forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
         on_nonfinite,
     )  # fmt: skip
@@ -260,7 +260,7 @@ def batch_norm_backward(
         )
         if found is not None:
             return _gradients(cache, *found)
-    return _gradients(cache, *backward(dy, cache, out))
+    return _gradients(cache, *backend.backward(dy, cache, out))
 
 
 def _gradients(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import arguments, pieces, prepared
+from fastbn._call import arguments, backend, pieces, prepared
 
 __all__ = ["ChannelStats"]
 
@@ -83,6 +83,8 @@ class ChannelStats:
             count, statistics = found
             mean, m2 = statistics.reshape(2, -1)
             return cls(np.full(mean.size, float(count)), mean, m2)
+        if backend.on_device(x):
+            return cls(*backend.device().moments(x, axis))
         x = arguments.as_array("x", x)
         position, channels, _ = arguments.describe(x.shape, x.dtype, arguments.as_axis(axis))
         return cls(*pieces.moments(x, position)) if x.size else cls.empty(channels)

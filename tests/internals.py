@@ -10,7 +10,7 @@ import time
 import numba
 import numpy as np
 
-from fastbn._call import known, plan, prepared, work
+from fastbn._call import backend, known, plan, prepared, work
 from fastbn._call import pieces as _pieces
 from fastbn._call import views as _views
 from fastbn._system import outputs, oversubscription, processor, progress, threads
@@ -311,3 +311,26 @@ def overwrite_cached(path, content):
 def attributes(layer):
     """Names of all attributes that a layer may have, private ones included."""
     return [name for cls in type(layer).__mro__ for name in cls.__dict__.get("__slots__", ())]
+
+
+# --- devices ----------------------------------------------------------------------------------
+
+
+def simulated_device():
+    """Numba's module for a device that it simulates."""
+    return backend.device().cuda
+
+
+def cut_on_device(monkeypatch, parts=None):
+    """Let so many blocks share each tile, or one do it alone."""
+    device = backend.device()
+    original = device.cut_of
+
+    def cut_of(*arguments):
+        cut = original(*arguments)
+        return cut._replace(single=parts is None, parts=parts or 1)
+
+    monkeypatch.setattr(device, "cut_of", cut_of)
+
+
+on_device = backend.on_device

@@ -19,7 +19,7 @@ from fastbn._call import overlap
 #: What a batch with NaN or infinity does to running statistics.
 OnNonfinite = Literal["propagate", "skip", "raise"]
 #: Where a layer is.
-Device = Literal["cpu"] | None
+Device = Literal["cpu", "cuda"] | None
 
 # --- x --------------------------------------------------------------------------------------------
 
@@ -45,10 +45,12 @@ def as_array(name: str, x: Any) -> np.ndarray:
 
 #: How arrays of other libraries become NumPy's, where `np.asarray` is not the best or does not do.
 _TO_NUMPY = {
-    "cupy": "{name}.get() copies it from the device",
+    "cupy": "{name}.get() copies it from the device; all arrays of a call lie in one place",
     "dask": "{name}.compute() loads all of it into memory; or take it block by block: statistics "
     "of blocks merge (fastbn.ChannelStats)",
     "h5py": "{name}[...] reads it",
+    "numba": "{name}.copy_to_host() copies it from the device; all arrays of a call lie in one "
+    "place",
     "pandas": "{name}.to_numpy(np.float32) converts it",
     "polars": "{name}.to_numpy() converts it",
     "tensorflow": "{name}.numpy() converts it",
@@ -203,13 +205,16 @@ def parameter_dtype(dtype: Any) -> np.dtype:
     return native(found)
 
 
-def check_device(device: Any) -> None:
-    """Refuse any device but the CPU; an explicit request never falls back."""
-    if device is not None and not (isinstance(device, str) and device == "cpu"):
-        raise ValueError(
-            f"device must be None or 'cpu', got {device!r}: fastbn computes NumPy arrays on the "
-            "CPU; leave device out, and copy what is on a device to NumPy first"
-        )
+def check_device(device: Any) -> str:
+    """``device`` as "cpu" or "cuda"; whether there is one is not asked here."""
+    if device is None:
+        return "cpu"
+    if isinstance(device, str) and device in get_args(get_args(Device)[0]):
+        return device
+    raise ValueError(
+        f"device must be None, 'cpu' or 'cuda', the current NVIDIA GPU, got {device!r}; leave it "
+        "out to compute on the CPU"
+    )
 
 
 def check_on_nonfinite(value: Any) -> str:

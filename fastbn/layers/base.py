@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import arguments, prepared
+from fastbn._call import arguments, backend, prepared
 from fastbn._call.operations import Forward, ForwardCache, cache_of
 from fastbn.functional import Gradients, batch_norm_backward
 from fastbn.layers.inputs import does_not_fit
@@ -114,13 +114,14 @@ class BatchNorm(LayerState):
 
     def _checked_call(self, x: Any, out: Any) -> Forward:
         """The call with all its checks."""
-        x = arguments.as_array("x", x)
-        axis = self._axis_of(x.ndim) if x.ndim in self._takes else None
+        if not backend.on_device(x):
+            x = arguments.as_array("x", x)
+        axis = self._axis_of(len(x.shape)) if len(x.shape) in self._takes else None
         if axis is None or x.shape[axis] != self.num_features:
             raise ValueError(
                 does_not_fit(type(self).__name__, self._takes, self.num_features, x.shape, axis)
             )
-        return Forward(
+        return backend.forward(
             x, self.running_mean, self.running_var, self.weight, self.bias, self._in_training,
             self.momentum, self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,
         )  # fmt: skip

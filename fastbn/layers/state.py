@@ -8,11 +8,10 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastbn._call import arguments
+from fastbn._call import arguments, backend
 from fastbn._call.arguments import Device, OnNonfinite
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import ForwardCache
-from fastbn._call.views import assign_all
 from fastbn.kernels import formulas
 from fastbn.layers.attributes import Attributes
 from fastbn.layers.state_dict import IncompatibleKeys, read_state
@@ -37,6 +36,7 @@ class LayerState(Attributes):
         "running_var": "What evaluation divides by the root of, shape (C,), or None.",
         "num_batches_tracked": "Batches in the running statistics: an int64 array of shape ().",
         "_cache": "The last training forward.",
+        "_device": "Where the arrays are: cpu or cuda.",
         "_frozen": "Whether `training` is False whatever `train` says.",
         "_in_training": "`_training` and not `_frozen`, kept because every call asks.",
         "_training": "What `train` and `eval` said.",
@@ -55,6 +55,7 @@ class LayerState(Attributes):
     running_var: np.ndarray | Any
     num_batches_tracked: np.ndarray | Any
     _cache: ForwardCache | None
+    _device: str
     _frozen: bool
     _in_training: bool
     _training: bool
@@ -96,13 +97,17 @@ class LayerState(Attributes):
         bias = arguments.check_bool("bias", bias)
         self.axis = axis
         self.on_nonfinite = on_nonfinite
-        arguments.check_device(device)
+        self._device = arguments.check_device(device)
         kind = arguments.parameter_dtype(dtype)
         size = self.num_features
-        self.weight = np.zeros(size, kind) if self.affine else None
-        self.bias = np.zeros(size, kind) if self.affine and bias else None
-        self.running_mean = np.zeros(size, kind) if self.track_running_stats else None
-        self.running_var = np.zeros(size, kind) if self.track_running_stats else None
+        self.weight = backend.zeros(size, kind, self._device) if self.affine else None
+        self.bias = backend.zeros(size, kind, self._device) if self.affine and bias else None
+        self.running_mean = (
+            backend.zeros(size, kind, self._device) if self.track_running_stats else None
+        )
+        self.running_var = (
+            backend.zeros(size, kind, self._device) if self.track_running_stats else None
+        )
         self.num_batches_tracked = np.array(0, np.int64) if self.track_running_stats else None
         self._set_mode(training=True, frozen=False)
         self.reset_parameters()
@@ -138,6 +143,8 @@ class LayerState(Attributes):
             return None
         if name == "num_batches_tracked":
             return arguments.check_counter(value)
+        if backend.on_device(value) or self._device != "cpu":
+            return self._checked_device_array(name, value, had)
         of = f"the layer has num_features={self.num_features}"
         array = arguments.check_vector(name, value, self.num_features, of)
         if array.dtype != had.dtype:
@@ -146,6 +153,20 @@ class LayerState(Attributes):
                 f"{name}.astype(np.{had.dtype.name})"
             )
         return arguments.check_variance(name, array) if name == "running_var" else array
+
+    def _checked_device_array(self, name: str, value: Any, had: Any) -> Any:
+        """On a device no value is looked at: that would wait for it."""
+        if self._device == "cpu" or not backend.on_device(value):
+            raise TypeError(
+                f"the layer is on {self._device!r}, and {name} of type {type(value).__name__} is "
+                "not; copy it there, or move the layer: bn.to('cpu'), bn.to('cuda')"
+            )
+        if (value.shape, value.dtype) != ((self.num_features,), had.dtype):
+            raise ValueError(
+                f"{name} has shape {value.shape} and dtype {value.dtype}, expected "
+                f"({self.num_features},) and {had.dtype}"
+            )
+        return value
 
     # --- axes -------------------------------------------------------------------------------
 
@@ -218,8 +239,24 @@ class LayerState(Attributes):
     def _fill(self, values: dict[str, int]) -> None:
         arrays = self._arrays()
         names = [name for name in values if name in arrays]
-        assign_all([arrays[name] for name in names], [values[name] for name in names])
+        backend.assign_all([arrays[name] for name in names], [values[name] for name in names])
         self._cache = None
+
+    def to(self: _Layer, device: Device) -> _Layer:
+        """Move parameters and running statistics to "cpu" or "cuda"; returns the layer.
+
+        The layer then takes arrays that lie there, and gives such.
+        """
+        place = arguments.check_device(device)
+        new = {
+            name: backend.moved(array, place)
+            for name, array in self._arrays().items()
+            if name != "num_batches_tracked"  # is counted on the CPU, wherever the others are
+        }
+        self._device, self._cache = place, None
+        for name, array in new.items():
+            object.__setattr__(self, name, array)
+        return self
 
     def parameters(self) -> dict[str, np.ndarray]:
         """The arrays that learn, by name: ``weight`` and ``bias``, those that the layer has.
@@ -251,7 +288,7 @@ class LayerState(Attributes):
         Keys are ``weight``, ``bias``, ``running_mean``, ``running_var`` and
         ``num_batches_tracked`` (int64), those that the layer has, after ``prefix``.
         """
-        return {prefix + name: array.copy() for name, array in self._arrays().items()}
+        return {prefix + name: backend.to_numpy(array) for name, array in self._arrays().items()}
 
     def load_state_dict(
         self, state: Mapping[str, Any], prefix: str = "", strict: bool = True
@@ -287,7 +324,7 @@ class LayerState(Attributes):
         """
         arrays = self._arrays()
         values, incompatible = read_state(state, prefix, arrays, strict)
-        assign_all([arrays[name] for name in values], values.values())
+        backend.assign_all([arrays[name] for name in values], values.values())
         self._cache = None
         return incompatible
 
@@ -308,19 +345,21 @@ class LayerState(Attributes):
                 "affine_terms needs running statistics, and this layer was made with "
                 "track_running_stats=False: its scale and shift depend on each batch"
             )
-        weight = 1.0 if self.weight is None else self.weight.astype(np.float64)
-        bias = 0.0 if self.bias is None else self.bias.astype(np.float64)
+        arrays = {name: array.astype(np.float64) for name, array in self.state_dict().items()}
+        weight, bias = arrays.get("weight", 1.0), arrays.get("bias", 0.0)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            rstd = formulas.reciprocal_std(self.running_var.astype(np.float64), self.eps)
-            scale, shift = formulas.affine_terms(
-                self.running_mean.astype(np.float64), rstd, weight, bias
-            )
+            rstd = formulas.reciprocal_std(arrays["running_var"], self.eps)
+            scale, shift = formulas.affine_terms(arrays["running_mean"], rstd, weight, bias)
             dtype = self.running_mean.dtype
             return scale.astype(dtype), shift.astype(dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the last forward's cache, which refers to a whole batch."""
-        return {**super().__getstate__(), "_cache": None}
+        """Everything but the last forward's cache, which refers to a whole batch.
+
+        Arrays of a device are copied to host memory, and back when they are set.
+        """
+        arrays = {name: backend.to_numpy(array) for name, array in self._arrays().items()}
+        return {**super().__getstate__(), **arrays, "_cache": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Give arrays NumPy's own dtype objects, quick to compare; pickle makes others."""
@@ -330,6 +369,10 @@ class LayerState(Attributes):
             if array is not None:
                 copy = state[name] = np.empty(array.shape, array.dtype.type)
                 copy[...] = array
+        place = state.setdefault("_device", "cpu")
+        for name in (*self._LEARNS, "running_mean", "running_var"):
+            if place != "cpu" and state[name] is not None:
+                state[name] = backend.moved(state[name], place)
         super().__setstate__(state)
 
     def __repr__(self) -> str:
@@ -341,8 +384,9 @@ class LayerState(Attributes):
 
     def _unusual(self) -> str:
         """What differs from the default and torch does not show."""
-        dtypes = {array.dtype.name for array in self._arrays().values() if array.ndim}
+        dtypes = {array.dtype.name for array in self._arrays().values() if array.shape}
         unusual = {
+            "device": repr(self._device) if self._device != "cpu" else "",
             "dtype": " and ".join(sorted(dtypes - {"float32"})),
             "axis": self.axis if self.axis != 1 else "",
             "on_nonfinite": repr(self.on_nonfinite) if self.on_nonfinite != "propagate" else "",

@@ -1,0 +1,296 @@
+"""One call on an NVIDIA GPU: every check first, then the launches. Nothing waits for the device.
+
+Arrays are dense, in any order of memory. With 16-bit data, parameters and running statistics are
+float32; else they have the dtype of x.
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda
+
+from fastbn._call import arguments
+from fastbn._call.device_arrays import DeviceArray, described, empty_like, vector_like
+from fastbn._call.operations import ForwardCache
+from fastbn.kernels.cuda.kernels import Kernels, kernels_of
+from fastbn.kernels.cuda.sums import ALONG, THREADS
+
+_PARAMETERS = {"float16": "float32", "bfloat16": "float32", "float32": "float32",
+               "float64": "float64"}  # fmt: skip
+_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+class Cut(NamedTuple):
+    """How a tensor's work is cut into blocks."""
+
+    samples: int
+    channels: int
+    length: int
+    width: int
+    lanes: int
+    tiles: int
+    #: That share the values of a tile, in sums and in elementwise passes.
+    parts: int
+    #: All of a tile in one block, and everything in one launch.
+    single: bool
+
+
+#: A block takes at least so many groups for each of its threads.
+_GROUPS = 4
+#: So many blocks keep a device busy.
+_BLOCKS = 1024
+#: Groups for each thread up to which one block does a tile alone.
+_ALONE = 16
+
+
+def cut_of(samples: int, channels: int, length: int, item: int, aligned: bool) -> Cut:
+    """The cut of a tensor, by its shape alone (and whether 16 bytes can be read at once)."""
+    width = ALONG if length == 1 else 1
+    lanes = 16 // item if aligned and length % (16 // item) == 0 else 1
+    tiles = -(-channels // width)
+    groups = samples * length // lanes
+    per_thread = -(-groups * width // THREADS)
+    single = per_thread <= _ALONE
+    parts = max(1, min(per_thread // _GROUPS, -(-_BLOCKS // tiles)))
+    return Cut(samples, channels, length, width, lanes, tiles, 1 if single else parts, single)
+
+
+def available() -> bool:
+    """Whether there is a device, or a simulated one."""
+    return cuda.is_available()
+
+
+@lru_cache(maxsize=256)
+def _scratch(device: int, stream: int, parts: int, channels: int) -> tuple[Any, Any]:
+    """Partial sums and tickets, kept: the calls of a stream run one after the other."""
+    partial = cuda.device_array(max(1, 2 * parts * channels), np.float64)
+    return partial, cuda.to_device(np.zeros(max(1, channels), np.int32))
+
+
+@lru_cache(maxsize=16)
+def _absent(device: int, dtype: str) -> Any:
+    return cuda.device_array(0, dtype)
+
+
+class _Tensor(NamedTuple):
+    x: DeviceArray
+    axis: int
+    cut: Cut
+    kernels: Kernels
+    parameters: str
+    #: Where kernels are launched: that of the owner of x.
+    stream: Any
+
+
+def _tensor(x: DeviceArray, axis: Any) -> _Tensor:
+    if x.dtype not in _PARAMETERS:
+        raise TypeError(
+            f"x must be float16, bfloat16, float32 or float64 on a device, got dtype {x.dtype}"
+        )
+    position = arguments.channel_axis(x.shape, arguments.as_axis(axis))
+    channels = x.shape[position]
+    place = x.order.index(position)
+    samples = int(np.prod([x.shape[k] for k in x.order[:place]], dtype=np.int64))
+    length = int(np.prod([x.shape[k] for k in x.order[place + 1 :]], dtype=np.int64))
+    cut = cut_of(samples, channels, length, _BYTES[x.dtype], True)
+    kernels = kernels_of(x.dtype == "float64", cut.lanes, cut.width)
+    stream = cuda.external_stream(x.stream) if x.stream else 0
+    return _Tensor(x, position, cut, kernels, _PARAMETERS[x.dtype], stream)
+
+
+def _scratch_of(tensor: _Tensor) -> tuple[Any, Any]:
+    return _scratch(_current(), tensor.x.stream, tensor.cut.parts, tensor.cut.channels)
+
+
+class Forward:
+    """One forward call on a device; as `operations.Forward`."""
+
+    def __init__(
+        self, x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
+        on_nonfinite="propagate", counter=None,
+    ):  # fmt: skip
+        self.x = described("x", x)
+        self.tensor = _tensor(self.x, axis)
+        self.weight, self.bias = self._vector("weight", weight), self._vector("bias", bias)
+        self.tracked = arguments.check_running(running_mean, running_var)
+        self.running_mean = self._vector("running_mean", running_mean)
+        self.running_var = self._vector("running_var", running_var)
+        self.eps = arguments.check_eps(eps)
+        training = arguments.check_bool("training", training)
+        self.update = training and self.tracked
+        self.batch_statistics = training or not self.tracked
+        self.counter, self.momentum = counter, 0.0
+        if arguments.check_on_nonfinite(on_nonfinite) != "propagate":
+            raise NotImplementedError(
+                f"on_nonfinite={on_nonfinite!r} would wait for the device; use 'propagate' there"
+            )
+        if self.update:
+            self.momentum = self._momentum(momentum)
+        size = int(np.prod(self.x.shape, dtype=np.int64))
+        self.empty = size == 0
+        if self.batch_statistics and not self.empty:
+            count = size // self.tensor.cut.channels
+            arguments.check_batch_count(self.x.shape, count)
+        self.returned = empty_like(self.x) if out is None else out
+        self.out = described("out", self.returned)
+        self._check_out()
+
+    def _vector(self, name: str, value: Any) -> Any:
+        if value is None:
+            return _absent(_current(), self.tensor.parameters)
+        array = described(name, value)
+        channels, dtype = self.tensor.cut.channels, self.tensor.parameters
+        if array.shape != (channels,):
+            raise ValueError(
+                f"{name} has shape {array.shape}, but x of shape {self.x.shape} has {channels} "
+                f"channels; expected {name} of shape ({channels},)"
+            )
+        if array.dtype != dtype:
+            raise TypeError(
+                f"{name} has dtype {array.dtype}, expected {dtype} with x of {self.x.dtype}"
+            )
+        return array.flat
+
+    def _momentum(self, momentum: Any) -> float:
+        if momentum is None and self.counter is not None:
+            return 1.0 / (int(self.counter) + 1)
+        return arguments.check_momentum(momentum)
+
+    def _check_out(self) -> None:
+        if (self.out.shape, self.out.dtype) != (self.x.shape, self.x.dtype):
+            raise ValueError(
+                f"out has shape {self.out.shape} and dtype {self.out.dtype}, expected those of x, "
+                f"{self.x.shape} and {self.x.dtype}"
+            )
+        if self.out.order != self.x.order:
+            raise ValueError("out lies in another order of memory than x; expected the same")
+
+    def run(self) -> Any:
+        """Launch the kernels; the output is there when the device has come to it."""
+        channels = self.tensor.cut.channels
+        if self.empty:
+            self.statistics = cuda.to_device(np.zeros(3 * channels))
+            return self.returned
+        if self.batch_statistics:
+            self.statistics = cuda.device_array(3 * channels, np.float64)
+            self._train()
+            if self.update and self.counter is not None:
+                self.counter += 1
+        else:
+            self.statistics = None
+            self._normalize(self.running_mean, self.running_var, back=False)
+        return self.returned
+
+    def _train(self) -> None:
+        cut, kernels = self.tensor.cut, self.tensor.kernels
+        shape = cut.samples, cut.channels, cut.length
+        absent = _absent(_current(), self.tensor.parameters)
+        running = (self.running_mean, self.running_var) if self.update else (absent, absent)
+        if cut.single:
+            kernels.forward[cut.tiles, THREADS, self.tensor.stream](
+                self.x.flat, self.out.flat, self.weight, self.bias, self.statistics, *running,
+                self.eps, self.momentum, *shape,
+            )  # fmt: skip
+            return
+        _sum_moments(self.tensor, self.statistics, running, self.eps, self.momentum)
+        self._normalize(self.statistics, self.statistics[cut.channels :], back=True)
+
+    def _normalize(self, mean: Any, var: Any, back: bool) -> None:
+        cut = self.tensor.cut
+        self.tensor.kernels.normalize[cut.tiles * cut.parts, THREADS, self.tensor.stream](
+            self.x.flat, self.out.flat, mean, var, self.weight, self.bias, self.eps,
+            cut.samples, cut.channels, cut.length, cut.parts, back,
+        )  # fmt: skip
+
+    def cache(self) -> ForwardCache:
+        """For `backward`."""
+        statistics = self.statistics
+        if statistics is None:
+            statistics = self._running_statistics()
+        return ForwardCache(
+            self.x.given, self.tensor.axis, statistics,
+            None if self.weight.size == 0 else self.weight, self.bias.size > 0,
+            self.batch_statistics, self.returned is self.x.given,
+        )  # fmt: skip
+
+    def _running_statistics(self) -> Any:
+        """As a training call writes those of its batch: by a copy to the host and back."""
+        mean = self.running_mean.copy_to_host().astype(np.float64)
+        var = self.running_var.copy_to_host().astype(np.float64)
+        return cuda.to_device(np.concatenate([mean, var, 1.0 / np.sqrt(var + self.eps)]))
+
+
+def moments(x: Any, axis: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count, mean and m2 of every channel, in host memory: this waits for the device."""
+    tensor = _tensor(described("x", x), axis)
+    channels, size = tensor.cut.channels, int(np.prod(tensor.x.shape, dtype=np.int64))
+    count = size // channels if size else 0
+    statistics = np.zeros((3, channels))
+    if size:
+        flat = cuda.device_array(3 * channels, np.float64)
+        absent = _absent(_current(), tensor.parameters)
+        _sum_moments(tensor, flat, (absent, absent), 1.0, 0.0)
+        statistics = flat.copy_to_host().reshape(3, channels)
+    return np.full(channels, float(count)), statistics[0], statistics[1] * count
+
+
+def _sum_moments(tensor: _Tensor, statistics, running, eps: float, momentum: float) -> None:
+    cut = tensor.cut
+    scratch = _scratch_of(tensor)
+    tensor.kernels.moments[cut.tiles * cut.parts, THREADS, tensor.stream](
+        tensor.x.flat, statistics, *running, *scratch, eps, momentum,
+        cut.samples, cut.channels, cut.length, cut.parts,
+    )  # fmt: skip
+
+
+def backward(dy: Any, cache: ForwardCache, out: Any) -> tuple[Any, Any, Any]:
+    """Gradients in x, weight and bias, on the device."""
+    x = described("x", cache.x)
+    tensor = _tensor(x, cache.axis)
+    gradient = described("dy", dy)
+    if cache.overwritten:
+        raise RuntimeError(
+            "the forward wrote its output over x (out=x), so there is nothing left to "
+            "differentiate; run the forward with another out, or without one"
+        )
+    if (gradient.shape, gradient.dtype, gradient.order) != (x.shape, x.dtype, x.order):
+        raise ValueError(
+            f"dy has shape {gradient.shape}, dtype {gradient.dtype} and axes {gradient.order} in "
+            f"memory, expected those of x: {x.shape}, {x.dtype} and {x.order}"
+        )
+    returned = empty_like(x) if out is None else out
+    dx = described("out", returned)
+    if (dx.shape, dx.dtype, dx.order) != (x.shape, x.dtype, x.order):
+        raise ValueError(f"out must lie as x does, of shape {x.shape} and dtype {x.dtype}")
+    cut, kernels, channels = tensor.cut, tensor.kernels, tensor.cut.channels
+    d_weight, d_bias = (vector_like(x, channels, tensor.parameters) for _ in range(2))
+    flat = [described("d", v).flat for v in (d_weight, d_bias)]
+    if 0 in x.shape:
+        for vector in flat:
+            vector.copy_to_device(np.zeros(channels, tensor.parameters))
+        return returned, d_weight, d_bias
+    absent = _absent(_current(), tensor.parameters)
+    weight = absent if cache.weight is None else cache.weight
+    sums = cuda.device_array(2 * channels, np.float64)
+    shape, frozen = (cut.samples, channels, cut.length), not cache.batch_statistics
+    if cut.single:
+        kernels.backward[cut.tiles, THREADS, tensor.stream](
+            gradient.flat, x.flat, dx.flat, cache.statistics, sums, weight, *flat, frozen, *shape
+        )
+        return returned, d_weight, d_bias
+    scratch = _scratch_of(tensor)
+    kernels.products[cut.tiles * cut.parts, THREADS, tensor.stream](
+        gradient.flat, x.flat, cache.statistics, sums, *flat, *scratch, *shape, cut.parts
+    )
+    kernels.gradient[cut.tiles * cut.parts, THREADS, tensor.stream](
+        gradient.flat, x.flat, dx.flat, cache.statistics, sums, weight, frozen, *shape, cut.parts,
+        True,
+    )  # fmt: skip
+    return returned, d_weight, d_bias
+
+
+def _current() -> int:
+    return getattr(
+        cuda.current_context().device, "id", 0
+    )  # the simulator has one, without a number

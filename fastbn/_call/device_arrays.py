@@ -1,0 +1,104 @@
+"""Arrays on an NVIDIA GPU, whoever made them: Numba, CuPy, PyTorch, anybody with their interface.
+
+A kernel takes flat Numba arrays. The output is of the kind that came in.
+"""
+
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda
+
+from fastbn._call import backend
+
+#: What a kernel takes bfloat16 as.
+_BFLOAT16 = np.dtype(np.uint16)
+
+
+class DeviceArray(NamedTuple):
+    """An array as kernels see it."""
+
+    name: str
+    given: Any
+    flat: Any
+    dtype: str
+    shape: tuple[int, ...]
+    #: Axes from the one with the longest steps to the one with the shortest.
+    order: tuple[int, ...]
+    #: The stream that its owner works on: a pointer, 0 for the default one.
+    stream: int
+
+
+def described(name: str, array: Any) -> DeviceArray:
+    """An array of a caller; TypeError if it is in host memory, ValueError if it has gaps."""
+    if not backend.on_device(array):
+        where = "in host memory" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+        raise TypeError(
+            f"x lies on a device, and {name} is {where}; copy one of them: arrays of one call lie "
+            "in one place"
+        )
+    library = type(array).__module__.partition(".")[0]
+    if library == "torch":
+        if array.requires_grad:
+            raise TypeError(f"{name} requires a gradient, which nobody would take; {name}.detach()")
+        dtype, strides = str(array.dtype).removeprefix("torch."), array.stride()
+        view = array.view(sys.modules["torch"].int16) if dtype == "bfloat16" else array
+    else:
+        dtype, view = np.dtype(array.dtype).name, array
+        strides = tuple(s // np.dtype(array.dtype).itemsize for s in array.strides)
+    shape = tuple(array.shape)
+    order = _memory_order(name, shape, strides)
+    flat, stream = _flat(view, dtype, order)
+    if library == "torch":
+        stream = sys.modules["torch"].cuda.current_stream(array.device).cuda_stream
+    return DeviceArray(name, array, flat, dtype, shape, order, stream)
+
+
+def _memory_order(name: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    order = tuple(sorted(range(len(shape)), key=lambda k: (-strides[k], k)))
+    step = 1
+    for k in reversed(order):
+        if shape[k] != 1 and strides[k] != step and 0 not in shape:
+            raise ValueError(
+                f"{name} of shape {shape} has gaps in memory (strides {strides} in values), which "
+                "calls on a device do not take; make a contiguous copy of it"
+            )
+        step *= shape[k]
+    return order
+
+
+def _flat(view: Any, dtype: str, order: tuple[int, ...]) -> tuple[Any, int]:
+    """All values in the order of memory, as a Numba array, and the owner's stream."""
+    if backend.simulated():
+        return view.transpose(order).reshape(-1), 0
+    interface = dict(view.__cuda_array_interface__)
+    size = int(np.prod(interface["shape"], dtype=np.int64))
+    typestr = _BFLOAT16.str if dtype == "bfloat16" else interface["typestr"]
+    stream = interface.get("stream") or 0
+    interface.update(shape=(size,), strides=None, typestr=typestr)
+    # what follows goes to the same stream, so there is nothing to wait for
+    return cuda.from_cuda_array_interface(interface, owner=view, sync=False), stream
+
+
+def empty_like(array: DeviceArray) -> Any:
+    """A new array of the same kind, shape, dtype and memory order."""
+    library = type(array.given).__module__.partition(".")[0]
+    if library == "torch":
+        return sys.modules["torch"].empty_like(array.given)
+    shape = tuple(array.shape[k] for k in array.order)
+    back = tuple(np.argsort(array.order))
+    made = sys.modules["cupy"].empty(shape, array.dtype) if library == "cupy" else (
+        cuda.device_array(shape, array.dtype)
+    )  # fmt: skip
+    return made if back == tuple(range(len(back))) else made.transpose(back)
+
+
+def vector_like(array: DeviceArray, channels: int, dtype: str) -> Any:
+    """A new array of one number per channel, of the same kind."""
+    library = type(array.given).__module__.partition(".")[0]
+    if library == "torch":
+        torch = sys.modules["torch"]
+        return torch.empty(channels, dtype=getattr(torch, dtype), device=array.given.device)
+    if library == "cupy":
+        return sys.modules["cupy"].empty(channels, dtype)
+    return cuda.device_array(channels, dtype)

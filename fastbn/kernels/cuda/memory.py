@@ -1,0 +1,127 @@
+"""Reads and writes of several values at once: 16 bytes a thread, converted on the way.
+
+Arrays are flat views: float32, float64, float16, or uint16 that holds bfloat16. A thread computes
+in float32, or float64 where the array is. Under Numba's simulator the same names are plain Python.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from llvmlite import ir
+from numba import config
+
+from fastbn.kernels.cuda.compile import device, intrinsic, void
+
+_I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+
+def _bfloat16_to_float32(bits):
+    return (np.asarray(bits, np.uint32) << 16).view(np.float32)
+
+
+def _float32_to_bfloat16(value):
+    bits = np.asarray(value, np.float32).view(np.uint32)
+    if np.isnan(value):
+        return np.uint16((bits >> 16) | 0x40)
+    return np.uint16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+
+
+@lru_cache
+def load_of(lanes):
+    """A function that reads so many values, from an index on, into a local array."""
+    if config.ENABLE_CUDASIM:
+
+        @device
+        def plain_load(buffer, array, index):
+            for k in range(lanes):
+                value = array[index + k]
+                buffer[k] = _bfloat16_to_float32(value) if array.dtype == np.uint16 else value
+
+        return plain_load
+
+    @intrinsic
+    def load(typingctx, buffer, array, index):
+        def codegen(context, builder, signature, args):
+            buffer_type, array_type, _ = signature.args
+            pointer, kind = _vector_pointer(context, builder, array_type, args[1], args[2], lanes)
+            loaded = builder.load(pointer)
+            loaded.align = lanes * array_type.dtype.bitwidth // 8
+            loaded = builder.bitcast(loaded, kind)
+            local = context.make_array(buffer_type)(context, builder, args[0]).data
+            for k in range(lanes):
+                value = loaded if lanes == 1 else builder.extract_element(loaded, _I32(k))
+                builder.store(_widened(builder, value, array_type), builder.gep(local, [_I64(k)]))
+            return context.get_dummy_value()
+
+        return void(buffer, array, index), codegen
+
+    return load
+
+
+@lru_cache
+def store_of(lanes):
+    """A function that writes a local array of so many values, from an index on."""
+    if config.ENABLE_CUDASIM:
+
+        @device
+        def plain_store(array, index, buffer):
+            for k in range(lanes):
+                bfloat16 = array.dtype == np.uint16
+                array[index + k] = _float32_to_bfloat16(buffer[k]) if bfloat16 else buffer[k]
+
+        return plain_store
+
+    @intrinsic
+    def store(typingctx, array, index, buffer):
+        def codegen(context, builder, signature, args):
+            array_type, _, buffer_type = signature.args
+            pointer, kind = _vector_pointer(context, builder, array_type, args[0], args[1], lanes)
+            local = context.make_array(buffer_type)(context, builder, args[2]).data
+            whole = ir.Constant(kind, ir.Undefined)
+            for k in range(lanes):
+                value = builder.load(builder.gep(local, [_I64(k)]))
+                value = _narrowed(builder, value, array_type)
+                whole = value if lanes == 1 else builder.insert_element(whole, value, _I32(k))
+            stored = builder.store(builder.bitcast(whole, pointer.type.pointee), pointer)
+            stored.align = lanes * array_type.dtype.bitwidth // 8
+            return context.get_dummy_value()
+
+        return void(array, index, buffer), codegen
+
+    return store
+
+
+# --- LLVM -----------------------------------------------------------------------------------------
+
+
+def _vector_pointer(context, builder, array_type, array, index, lanes):
+    """Where the values are, and what they are there: 16-bit floats are integers.
+
+    Eight of those are moved as four words of 32 bits, which is one instruction and not two.
+    """
+    held = {"float32": _F32, "float64": ir.DoubleType()}.get(str(array_type.dtype), _I16)
+    kind = held if lanes == 1 else ir.VectorType(held, lanes)
+    struct = context.make_array(array_type)(context, builder, array)
+    moved = ir.VectorType(_I32, 4) if held is _I16 and lanes == 8 else kind
+    return builder.bitcast(builder.gep(struct.data, [index]), moved.as_pointer()), kind
+
+
+def _widened(builder, value, array_type):
+    if str(array_type.dtype) == "uint16":  # bfloat16 is the upper half of a float32
+        return builder.bitcast(builder.shl(builder.zext(value, _I32), _I32(16)), _F32)
+    if str(array_type.dtype) == "float16":
+        return builder.fpext(builder.bitcast(value, ir.HalfType()), _F32)
+    return value
+
+
+def _narrowed(builder, value, array_type):
+    if str(array_type.dtype) == "float16":
+        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), _I16)
+    if str(array_type.dtype) != "uint16":
+        return value
+    bits = builder.bitcast(value, _I32)
+    odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))  # to nearest, ties to even
+    rounded = builder.add(bits, builder.add(odd, _I32(0x7FFF)))
+    nan = builder.fcmp_unordered("uno", value, value)
+    kept = builder.select(nan, builder.or_(bits, _I32(0x400000)), rounded)
+    return builder.trunc(builder.lshr(kept, _I32(16)), _I16)

@@ -1,0 +1,72 @@
+"""Where a call is done. Here there may be no device: what is then said, and what is left alone."""
+
+import numpy as np
+import pytest
+from numba import config
+
+import fastbn
+from tests import internals
+from tests import subprocess_tools as tools
+
+no_device = pytest.mark.skipif(config.ENABLE_CUDASIM, reason="Numba simulates a device")
+
+UNTOUCHED = """
+import sys
+import numpy as np
+import fastbn
+
+x = np.ones((4, 3), "f4") * np.arange(4, dtype="f4")[:, None]
+bn = fastbn.BatchNorm1d(3)
+bn.backward(bn(x))
+bn.eval()(x)
+bn.load_state_dict(bn.state_dict())
+fastbn.channel_stats(x)
+for wrong in (x.tolist(), None, x[0]):
+    try:
+        bn(wrong)
+    except (TypeError, ValueError):
+        continue
+    raise AssertionError(wrong)
+print([name for name in sys.modules if name.startswith(("numba.cuda", "cuda", "cupy", "torch"))])
+"""
+
+
+def test_nothing_of_cuda_is_imported_for_numpy_arrays():
+    assert tools.run(UNTOUCHED).strip() == "[]"
+
+
+@no_device
+def test_a_device_that_is_not_there_is_an_error_that_names_the_way_out():
+    with pytest.raises(RuntimeError, match=r"no NVIDIA GPU .*pip install 'fastbn\[cuda\]'"):
+        fastbn.BatchNorm2d(3, device="cuda")
+    bn = fastbn.BatchNorm1d(3)
+    bn(np.eye(3, dtype=np.float32))
+    before = bn.state_dict()
+    with pytest.raises(RuntimeError, match="no NVIDIA GPU"):
+        bn.to("cuda")
+    for name, array in bn.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    assert bn.backward(np.eye(3, dtype=np.float32)).x.shape == (3, 3)  # nothing was forgotten
+    assert bn.to("cpu") is bn
+
+
+class OnDevice:
+    """What says that it lies on a device, as CuPy's arrays do."""
+
+    shape, dtype = (4, 3), np.dtype(np.float32)
+    __cuda_array_interface__ = {"shape": (4, 3), "typestr": "<f4", "data": (0, False), "version": 3}  # noqa: RUF012
+
+
+@no_device
+def test_an_array_on_a_device_without_a_driver():
+    for call in (fastbn.batch_norm, fastbn.channel_stats, fastbn.BatchNorm1d(3)):
+        with pytest.raises(RuntimeError, match="copy the array to NumPy"):
+            call(OnDevice())
+
+
+def test_what_lies_on_a_device():
+    assert internals.on_device(OnDevice())
+    for array in (np.ones(3), None, [1.0], type("Tensor", (), {"__module__": "torch"})()):
+        assert not internals.on_device(array)
+    tensor = type("Tensor", (), {"__module__": "torch", "is_cuda": True})()
+    assert internals.on_device(tensor)

@@ -1,0 +1,235 @@
+"""The kernels for NVIDIA GPUs, on a device that Numba simulates: `tox -e cudasim` runs it.
+
+The simulator starts a Python thread for each of the device's, so shapes are tiny.
+"""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from numba import config
+
+import fastbn
+from tests import internals, reference
+
+pytestmark = [
+    pytest.mark.skipif(not config.ENABLE_CUDASIM, reason="needs NUMBA_ENABLE_CUDASIM=1"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+#: Rows that can and cannot be read 16 bytes at once, tables, channels last, more channels than
+#: lie side by side, one channel, one value a row.
+SHAPES = [((3, 2, 8), 1), ((3, 2, 5), 1), ((7, 3), 1), ((2, 2, 2, 11), -1), ((5, 1, 4), 1),
+          ((2, 4, 3, 3), 1), ((2, 3, 4, 1), 1)]  # fmt: skip
+TOLERANCE = {"float16": 2e-3, "float32": 2e-6, "float64": 1e-14}
+
+
+@pytest.fixture(params=["one launch", "parts"])
+def cut(request, monkeypatch):
+    """A tile in one block, and shared by several blocks."""
+    internals.cut_on_device(monkeypatch, parts=3 if request.param == "parts" else None)
+    return request.param
+
+
+def put(array):
+    return None if array is None else internals.simulated_device().to_device(array)
+
+
+def got(array):
+    return array.copy_to_host()
+
+
+def problem(shape, axis, dtype, rng):
+    parameters = "float32" if dtype == "float16" else dtype
+    channels = shape[axis]
+    x, dy = ((rng.normal(size=shape) * 3 + 2).astype(dtype) for _ in range(2))
+    weight, bias = (rng.normal(size=channels).astype(parameters) for _ in range(2))
+    mean = rng.normal(size=channels).astype(parameters)
+    var = rng.uniform(0.5, 2, channels).astype(parameters)
+    return x, dy, weight, bias, mean, var
+
+
+def assert_close(found, right, dtype):
+    size = max(1.0, np.abs(right).max())
+    assert np.abs(found.astype(float) - right.astype(float)).max() <= 8 * TOLERANCE[dtype] * size
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_training_and_its_gradients(shape, axis, dtype, cut, rng):
+    x, dy, weight, bias, mean, var = problem(shape, axis, dtype, rng)
+    running = put(mean), put(var)
+    y, cache = fastbn.batch_norm_forward(
+        put(x), *running, put(weight), put(bias), training=True, momentum=0.3, axis=axis
+    )
+    gradients = fastbn.batch_norm_backward(put(dy), cache)
+    axis %= len(shape)
+    m, v = reference.mean_and_var(x, axis)
+    assert_close(got(y), reference.normalize(x, m, v, weight, bias, 1e-5, axis), dtype)
+    after = reference.running_step(mean, var, x, 0.3, axis)
+    parameters = "float32" if dtype == "float16" else dtype
+    for found, right in zip(running, after, strict=True):
+        assert_close(got(found), right, parameters)
+    wanted = reference.backward(dy, x, m, v, weight, 1e-5, axis, True)
+    for found, right, kind in zip(gradients, wanted, (dtype, parameters, parameters), strict=True):
+        assert_close(got(found), right, kind)
+    assert got(y).dtype == got(gradients.x).dtype == dtype
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES[:4], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_evaluation_and_its_gradients(shape, axis, dtype, cut, rng):
+    x, dy, weight, bias, mean, var = problem(shape, axis, dtype, rng)
+    arguments = put(x), put(mean), put(var), put(weight), put(bias)
+    y = fastbn.batch_norm(*arguments, axis=axis)
+    axis %= len(shape)
+    assert_close(got(y), reference.normalize(x, mean, var, weight, bias, 1e-5, axis), dtype)
+    again, cache = fastbn.batch_norm_forward(*arguments, axis=axis)
+    np.testing.assert_array_equal(got(again), got(y))
+    wanted = reference.backward(dy, x, mean, var, weight, 1e-5, axis, False)
+    gradients = fastbn.batch_norm_backward(put(dy), cache)
+    parameters = "float32" if dtype == "float16" else dtype
+    for found, right, kind in zip(gradients, wanted, (dtype, parameters, parameters), strict=True):
+        assert_close(got(found), right, kind)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [SHAPES[0], SHAPES[3]], ids=str)
+def test_statistics_far_from_zero(shape, axis, cut, rng):
+    """The contract's: right to 1e-5 for means of 10,000 standard deviations; here to 1e-9."""
+    x = (rng.normal(size=shape) + 1e4).astype(np.float32)
+    stats = fastbn.channel_stats(put(x), axis)
+    mean, var = reference.mean_and_var(x, axis % len(shape))
+    np.testing.assert_allclose(stats.mean, mean.astype(float), rtol=1e-12)
+    np.testing.assert_allclose(stats.var(), var.astype(float), rtol=1e-9)
+    assert stats.count.tolist() == [x.size // shape[axis]] * shape[axis]
+
+
+def test_a_constant_channel_gives_exactly_its_bias(cut):
+    x = np.full((3, 2, 4), 1234.567, np.float32)
+    bias = np.array([0.25, -3], np.float32)
+    y = fastbn.batch_norm(put(x), bias=put(bias), training=True)
+    np.testing.assert_array_equal(got(y), np.broadcast_to(bias[:, None], x.shape))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinity_stay_in_their_channel(value, cut, rng):
+    x = rng.normal(size=(3, 2, 4)).astype(np.float32)
+    expected = got(fastbn.batch_norm(put(x), training=True))
+    x[0, 1, 0] = value
+    y = got(fastbn.batch_norm(put(x), training=True))
+    assert np.isnan(y[:, 1]).all()
+    np.testing.assert_array_equal(y[:, 0], expected[:, 0])
+
+
+def test_two_runs_give_the_same_bits_and_tickets_serve_again(cut, rng):
+    x = put(rng.normal(size=(5, 3, 7)).astype(np.float32))
+    first = got(fastbn.batch_norm(x, training=True))
+    for _ in range(2):
+        np.testing.assert_array_equal(got(fastbn.batch_norm(x, training=True)), first)
+
+
+def test_in_place_and_into_an_array(cut, rng):
+    x = rng.normal(size=(3, 2, 4)).astype(np.float32)
+    expected = got(fastbn.batch_norm(put(x), training=True))
+    there, out = put(x), put(np.empty_like(x))
+    assert fastbn.batch_norm(there, training=True, out=out) is out
+    np.testing.assert_array_equal(got(out), expected)
+    y, cache = fastbn.batch_norm_forward(there, training=True, out=there)
+    np.testing.assert_array_equal(got(y), expected)
+    with pytest.raises(RuntimeError, match="out=x"):
+        fastbn.batch_norm_backward(put(x), cache)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_empty_batch(training):
+    x = put(np.empty((0, 3, 4), np.float32))
+    mean, var = put(np.zeros(3, np.float32)), put(np.ones(3, np.float32))
+    y, cache = fastbn.batch_norm_forward(x, mean, var, training=training)
+    assert y.shape == (0, 3, 4)
+    assert got(var).tolist() == [1, 1, 1]
+    gradients = fastbn.batch_norm_backward(x, cache)
+    assert gradients.x.shape == (0, 3, 4)
+
+
+# --- layers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_layer_learns_on_the_device_as_on_the_cpu(momentum, rng):
+    there = fastbn.BatchNorm1d(3, momentum=momentum, device="cuda")
+    here = fastbn.BatchNorm1d(3, momentum=momentum)
+    for _ in range(2):
+        x, dy = rng.normal(size=(2, 6, 3)).astype(np.float32)
+        np.testing.assert_allclose(got(there(put(x))), here(x), atol=1e-6)
+        found, right = there.backward(put(dy)), here.backward(dy)
+        for name, gradient in right.parameters().items():
+            np.testing.assert_allclose(got(found.parameters()[name]), gradient, atol=1e-5)
+    for name, array in there.state_dict().items():
+        assert type(array) is np.ndarray
+        np.testing.assert_allclose(array, here.state_dict()[name], rtol=1e-5)
+    assert there.num_batches_tracked == 2
+    np.testing.assert_allclose(there.affine_terms(), here.affine_terms(), rtol=1e-5, atol=1e-6)
+    x = rng.normal(size=(6, 3)).astype(np.float32)
+    np.testing.assert_allclose(got(there.eval()(put(x))), here.eval()(x), atol=1e-5)
+
+
+def test_a_layer_moves_loads_and_is_copied(rng):
+    here, x = fastbn.BatchNorm1d(3), rng.normal(size=(6, 3)).astype(np.float32)
+    here(x)
+    there = fastbn.BatchNorm1d(3, device="cuda")
+    there.load_state_dict(here.state_dict())
+    moved = copy.deepcopy(here).to("cuda")
+    expected = here.eval()(x)
+    for layer in (there, moved, pickle.loads(pickle.dumps(there)), copy.deepcopy(moved)):
+        assert "device='cuda'" in repr(layer)
+        np.testing.assert_allclose(got(layer.eval()(put(x))), expected, atol=1e-6)
+    assert moved.to("cpu").eval()(x).tobytes() == expected.tobytes()
+    there.reset_running_stats()
+    assert there.state_dict()["running_var"].tolist() == [1, 1, 1]
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+
+def test_arrays_of_one_call_lie_in_one_place(rng):
+    x = rng.normal(size=(6, 3)).astype(np.float32)
+    with pytest.raises(TypeError, match="x lies on a device, and weight is in host memory"):
+        fastbn.batch_norm(put(x), weight=np.ones(3, np.float32), training=True)
+    with pytest.raises(TypeError, match=r"weight must be a numpy\.ndarray.*all arrays of a call"):
+        fastbn.batch_norm(x, weight=put(np.ones(3, np.float32)), training=True)
+    with pytest.raises(TypeError, match="x lies on a device, and weight is in host memory"):
+        fastbn.BatchNorm1d(3)(put(x))
+    with pytest.raises(TypeError, match=r"weight must be a numpy\.ndarray"):
+        fastbn.BatchNorm1d(3, device="cuda")(x)
+    _, cache = fastbn.batch_norm_forward(put(x), training=True)
+    with pytest.raises(TypeError, match="x lies on a device, and dy is in host memory"):
+        fastbn.batch_norm_backward(x, cache)
+    layer = fastbn.BatchNorm1d(3, device="cuda")
+    with pytest.raises(TypeError, match="the layer is on 'cuda', and weight of type ndarray"):
+        layer.weight = np.ones(3, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"x": np.ones((6, 3), int)}, TypeError, "float16, bfloat16, float32 or float64"),
+        ({"x": np.ones((6, 4), np.float32)}, ValueError, "weight has shape"),
+        ({"weight": np.ones(3)}, TypeError, "weight has dtype float64, expected float32"),
+        ({"out": np.ones((6, 2), np.float32)}, ValueError, "out has shape"),
+        ({"running_var": None}, ValueError, "running_mean was given without running_var"),
+        ({"x": np.ones((1, 3), np.float32)}, ValueError, "more than 1 value per channel"),
+    ],
+)
+def test_what_does_not_fit(change, error, says):
+    arguments = {"x": np.ones((6, 3), np.float32), "weight": np.ones(3, np.float32),
+                 "running_mean": np.ones(3, np.float32), "running_var": np.ones(3, np.float32),
+                 "out": None}  # fmt: skip
+    arguments = {name: put(value) for name, value in {**arguments, **change}.items()}
+    with pytest.raises(error, match=says):
+        fastbn.batch_norm(**arguments, training=True)
+
+
+def test_a_policy_that_would_wait_for_the_device():
+    with pytest.raises(NotImplementedError, match="would wait for the device"):
+        fastbn.batch_norm(put(np.ones((6, 3), np.float32)), training=True, on_nonfinite="skip")
