@@ -322,15 +322,49 @@ def simulated_device():
 
 
 def cut_on_device(monkeypatch, parts=None):
-    """Let so many blocks share each tile, or one do it alone."""
+    """Let so many blocks share each tile, in two launches; or one block read each value once."""
     device = backend.device()
     original = device.cut_of
 
     def cut_of(*arguments):
         cut = original(*arguments)
-        return cut._replace(single=parts is None, parts=parts or 1)
+        if parts is None:
+            assert cut.once, "too large for a block that waits for none"
+            return cut
+        return cut._replace(once=False, parts=parts)
 
     monkeypatch.setattr(device, "cut_of", cut_of)
 
 
 on_device = backend.on_device
+
+
+def device_cut():
+    """The cut of a tensor, how many groups a thread keeps, and threads of a block."""
+    device = backend.device()
+    return device.cut_of, device.held_groups, device.THREADS
+
+
+def forward_by_two_blocks(x):
+    """``x``, one channel, normalized by two blocks that each find the other's sums there.
+
+    Returns it, the counters of arrivals, and the statistics.
+    """
+    device = backend.device()
+    cuda, threads = device.cuda, device.THREADS
+    half = x.size // 2
+    assert half % 4 == 0
+    d = x.astype(np.float64) - np.float64(x[0])
+    partial = np.array([f(part) for part in (d[:half], d[half:]) for f in (np.sum, sum_of_squares)])
+    out, statistics = cuda.to_device(np.zeros_like(x)), cuda.to_device(np.zeros(3))
+    arrivals = cuda.to_device(np.array([1, 0, 0], np.int32))  # as if one were there already
+    absent = cuda.to_device(np.zeros(0, np.float32))
+    device.once_kernels_of(False, 4, 1).forward[2, threads](
+        cuda.to_device(x), out, absent, absent, statistics, absent, absent,
+        cuda.to_device(partial), arrivals, 1e-5, 0.1, 1, 1, x.size, 1, 2,
+    )  # fmt: skip
+    return out.copy_to_host(), arrivals.copy_to_host(), statistics.copy_to_host()
+
+
+def sum_of_squares(values):
+    return (values * values).sum()

@@ -25,9 +25,9 @@ SHAPES = [((3, 2, 8), 1), ((3, 2, 5), 1), ((7, 3), 1), ((2, 2, 2, 11), -1), ((5,
 TOLERANCE = {"float16": 2e-3, "float32": 2e-6, "float64": 1e-14}
 
 
-@pytest.fixture(params=["one launch", "parts"])
+@pytest.fixture(params=["once", "parts"])
 def cut(request, monkeypatch):
-    """A tile in one block, and shared by several blocks."""
+    """Each value read once, by one block a tile; or twice, by several blocks."""
     internals.cut_on_device(monkeypatch, parts=3 if request.param == "parts" else None)
     return request.param
 
@@ -233,3 +233,45 @@ def test_what_does_not_fit(change, error, says):
 def test_a_policy_that_would_wait_for_the_device():
     with pytest.raises(NotImplementedError, match="would wait for the device"):
         fastbn.batch_norm(put(np.ones((6, 3), np.float32)), training=True, on_nonfinite="skip")
+
+
+# --- how work is cut ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("item", [2, 4, 8])
+@pytest.mark.parametrize("arrays", [1, 2])
+def test_a_cut_follows_from_the_shape(item, arrays):
+    """In blocks as they are on a device; which design is taken is a matter of size alone."""
+    cut_of, held, threads = internals.device_cut()
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        samples, channels = int(rng.integers(1, 5000)), int(rng.integers(1, 3000))
+        length = int(rng.choice([1, 1, 49, 64, 3136, 12544, 7]))
+        together = int(rng.choice([1, 16, 132]))
+        cut = cut_of(samples, channels, length, item, arrays, together)
+        assert cut.tiles * cut.width >= channels > (cut.tiles - 1) * cut.width
+        assert length % cut.lanes == 0
+        assert cut.lanes * item in (item, 16)
+        room = cut.parts * (threads // cut.width) * held(cut.lanes, item == 8, arrays)
+        fits = samples * length // cut.lanes <= room
+        assert fits or not cut.once  # what is read once is kept
+        assert cut.parts <= together or not cut.once  # and nobody waits for who cannot come
+        assert cut.parts >= 1
+
+
+def test_which_design_a_tensor_of_a_network_takes():
+    cut_of, _, threads = internals.device_cut()
+    if threads == 256:  # as on a device: with 132 multiprocessors
+        assert cut_of(256, 64, 3136, 4, 1, 132).once
+        assert not cut_of(1, 1, 2**26, 4, 1, 132).once
+    assert cut_of(2, 3, 4, 4, 1, 1).parts == 1
+
+
+def test_blocks_that_read_once_add_what_the_others_have_published(rng):
+    """The simulator's blocks run one after the other: what is waited for is put there before."""
+    x = rng.normal(size=64).astype(np.float32)
+    y, arrivals, statistics = internals.forward_by_two_blocks(x)
+    expected = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(statistics[:2], [x.mean(dtype=float), x.var(dtype=float)], rtol=1e-6)
+    assert not arrivals.any()  # ready for the next launch

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from fastbn._call import arguments
+from fastbn._call import arguments, backend
 from fastbn._call.device_arrays import DeviceArray, described, empty_like, vector_like
 from fastbn._call.operations import ForwardCache
 from fastbn.kernels.cuda.kernels import Kernels, kernels_of
+from fastbn.kernels.cuda.once import OnceKernels, held_groups, once_kernels_of
 from fastbn.kernels.cuda.sums import ALONG, THREADS
 
 _PARAMETERS = {"float16": "float32", "bfloat16": "float32", "float32": "float32",
@@ -30,30 +31,45 @@ class Cut(NamedTuple):
     width: int
     lanes: int
     tiles: int
-    #: That share the values of a tile, in sums and in elementwise passes.
+    #: Blocks that share the values of a tile.
     parts: int
-    #: All of a tile in one block, and everything in one launch.
-    single: bool
+    #: Each value is read once, and kept in registers; else sums and the rest are two launches.
+    once: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What kernels are told of the tensor."""
+        return self.samples, self.channels, self.length
 
 
-#: A block takes at least so many groups for each of its threads.
+#: A block of two launches has at least so many groups for each of its threads.
 _GROUPS = 4
 #: So many blocks keep a device busy.
 _BLOCKS = 1024
-#: Groups for each thread up to which one block does a tile alone.
-_ALONE = 16
 
 
-def cut_of(samples: int, channels: int, length: int, item: int, aligned: bool) -> Cut:
-    """The cut of a tensor, by its shape alone (and whether 16 bytes can be read at once)."""
+def cut_of(samples: int, channels: int, length: int, item: int, arrays: int, together: int) -> Cut:
+    """The cut of a tensor, by its shape, and by how many blocks of a tile may be ``together``.
+
+    Blocks that read once wait for each other, so all of a tile must be on the device.
+    """
     width = ALONG if length == 1 else 1
-    lanes = 16 // item if aligned and length % (16 // item) == 0 else 1
+    lanes = 16 // item if length % (16 // item) == 0 else 1
     tiles = -(-channels // width)
-    groups = samples * length // lanes
-    per_thread = -(-groups * width // THREADS)
-    single = per_thread <= _ALONE
-    parts = max(1, min(per_thread // _GROUPS, -(-_BLOCKS // tiles)))
-    return Cut(samples, channels, length, width, lanes, tiles, 1 if single else parts, single)
+    per_thread = -(-samples * (length // lanes) * width // THREADS)
+    parts = -(-per_thread // held_groups(lanes, item == 8, arrays))
+    once = parts <= together
+    if not once:
+        parts = max(1, min(per_thread // _GROUPS, -(-_BLOCKS // tiles)))
+    return Cut(samples, channels, length, width, lanes, tiles, parts, once)
+
+
+@lru_cache(maxsize=16)
+def _together(device: int) -> int:
+    """Blocks that surely fit on a device: one on each of its multiprocessors."""
+    if backend.simulated():  # whose blocks run one after the other
+        return 1
+    return int(cuda.gpus[device].MULTIPROCESSOR_COUNT)
 
 
 def available() -> bool:
@@ -63,9 +79,12 @@ def available() -> bool:
 
 @lru_cache(maxsize=256)
 def _scratch(device: int, stream: int, parts: int, channels: int) -> tuple[Any, Any]:
-    """Partial sums and tickets, kept: the calls of a stream run one after the other."""
+    """Partial sums and tickets, kept: the calls of a stream run one after the other.
+
+    Two launches and one that reads once may use the same: both leave zeros.
+    """
     partial = cuda.device_array(max(1, 2 * parts * channels), np.float64)
-    return partial, cuda.to_device(np.zeros(max(1, channels), np.int32))
+    return partial, cuda.to_device(np.zeros(2 * channels + 1, np.int32))
 
 
 @lru_cache(maxsize=16)
@@ -78,12 +97,13 @@ class _Tensor(NamedTuple):
     axis: int
     cut: Cut
     kernels: Kernels
+    once: OnceKernels
     parameters: str
     #: Where kernels are launched: that of the owner of x.
     stream: Any
 
 
-def _tensor(x: DeviceArray, axis: Any) -> _Tensor:
+def _tensor(x: DeviceArray, axis: Any, arrays: int = 1) -> _Tensor:
     if x.dtype not in _PARAMETERS:
         raise TypeError(
             f"x must be float16, bfloat16, float32 or float64 on a device, got dtype {x.dtype}"
@@ -93,10 +113,12 @@ def _tensor(x: DeviceArray, axis: Any) -> _Tensor:
     place = x.order.index(position)
     samples = int(np.prod([x.shape[k] for k in x.order[:place]], dtype=np.int64))
     length = int(np.prod([x.shape[k] for k in x.order[place + 1 :]], dtype=np.int64))
-    cut = cut_of(samples, channels, length, _BYTES[x.dtype], True)
-    kernels = kernels_of(x.dtype == "float64", cut.lanes, cut.width)
+    cut = cut_of(samples, channels, length, _BYTES[x.dtype], arrays, _together(_current()))
+    way = x.dtype == "float64", cut.lanes, cut.width
     stream = cuda.external_stream(x.stream) if x.stream else 0
-    return _Tensor(x, position, cut, kernels, _PARAMETERS[x.dtype], stream)
+    return _Tensor(
+        x, position, cut, kernels_of(*way), once_kernels_of(*way), _PARAMETERS[x.dtype], stream
+    )
 
 
 def _scratch_of(tensor: _Tensor) -> tuple[Any, Any]:
@@ -183,14 +205,14 @@ class Forward:
         return self.returned
 
     def _train(self) -> None:
-        cut, kernels = self.tensor.cut, self.tensor.kernels
-        shape = cut.samples, cut.channels, cut.length
+        cut, stream = self.tensor.cut, self.tensor.stream
         absent = _absent(_current(), self.tensor.parameters)
         running = (self.running_mean, self.running_var) if self.update else (absent, absent)
-        if cut.single:
-            kernels.forward[cut.tiles, THREADS, self.tensor.stream](
+        if cut.once:
+            self.tensor.once.forward[cut.tiles * cut.parts, THREADS, stream](
                 self.x.flat, self.out.flat, self.weight, self.bias, self.statistics, *running,
-                self.eps, self.momentum, *shape,
+                *_scratch_of(self.tensor), self.eps, self.momentum, *cut.shape, cut.tiles,
+                cut.parts,
             )  # fmt: skip
             return
         _sum_moments(self.tensor, self.statistics, running, self.eps, self.momentum)
@@ -200,7 +222,7 @@ class Forward:
         cut = self.tensor.cut
         self.tensor.kernels.normalize[cut.tiles * cut.parts, THREADS, self.tensor.stream](
             self.x.flat, self.out.flat, mean, var, self.weight, self.bias, self.eps,
-            cut.samples, cut.channels, cut.length, cut.parts, back,
+            *cut.shape, cut.parts, back,
         )  # fmt: skip
 
     def cache(self) -> ForwardCache:
@@ -240,14 +262,14 @@ def _sum_moments(tensor: _Tensor, statistics, running, eps: float, momentum: flo
     scratch = _scratch_of(tensor)
     tensor.kernels.moments[cut.tiles * cut.parts, THREADS, tensor.stream](
         tensor.x.flat, statistics, *running, *scratch, eps, momentum,
-        cut.samples, cut.channels, cut.length, cut.parts,
+        *cut.shape, cut.parts,
     )  # fmt: skip
 
 
 def backward(dy: Any, cache: ForwardCache, out: Any) -> tuple[Any, Any, Any]:
     """Gradients in x, weight and bias, on the device."""
     x = described("x", cache.x)
-    tensor = _tensor(x, cache.axis)
+    tensor = _tensor(x, cache.axis, arrays=2)
     gradient = described("dy", dy)
     if cache.overwritten:
         raise RuntimeError(
@@ -272,20 +294,21 @@ def backward(dy: Any, cache: ForwardCache, out: Any) -> tuple[Any, Any, Any]:
         return returned, d_weight, d_bias
     absent = _absent(_current(), tensor.parameters)
     weight = absent if cache.weight is None else cache.weight
-    sums = cuda.device_array(2 * channels, np.float64)
-    shape, frozen = (cut.samples, channels, cut.length), not cache.batch_statistics
-    if cut.single:
-        kernels.backward[cut.tiles, THREADS, tensor.stream](
-            gradient.flat, x.flat, dx.flat, cache.statistics, sums, weight, *flat, frozen, *shape
-        )
+    frozen, stream, blocks = not cache.batch_statistics, tensor.stream, cut.tiles * cut.parts
+    if cut.once:
+        tensor.once.backward[blocks, THREADS, stream](
+            gradient.flat, x.flat, dx.flat, cache.statistics, weight, *flat, *_scratch_of(tensor),
+            frozen, *cut.shape, cut.tiles, cut.parts,
+        )  # fmt: skip
         return returned, d_weight, d_bias
-    scratch = _scratch_of(tensor)
-    kernels.products[cut.tiles * cut.parts, THREADS, tensor.stream](
-        gradient.flat, x.flat, cache.statistics, sums, *flat, *scratch, *shape, cut.parts
-    )
-    kernels.gradient[cut.tiles * cut.parts, THREADS, tensor.stream](
-        gradient.flat, x.flat, dx.flat, cache.statistics, sums, weight, frozen, *shape, cut.parts,
-        True,
+    sums = cuda.device_array(2 * channels, np.float64)
+    kernels.products[blocks, THREADS, stream](
+        gradient.flat, x.flat, cache.statistics, sums, *flat, *_scratch_of(tensor), *cut.shape,
+        cut.parts,
+    )  # fmt: skip
+    kernels.gradient[blocks, THREADS, stream](
+        gradient.flat, x.flat, dx.flat, cache.statistics, sums, weight, frozen, *cut.shape,
+        cut.parts, True,
     )  # fmt: skip
     return returned, d_weight, d_bias
 

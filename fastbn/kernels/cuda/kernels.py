@@ -36,29 +36,28 @@ from fastbn.kernels.cuda.terms import finish_moments, terms_of, update_running, 
 _normalize = device_formula(formulas.normalize)
 _input_gradient = device_formula(formulas.input_gradient)
 _reciprocal_std = device_formula(formulas.reciprocal_std)
+_moments_from_sums = device_formula(formulas.moments_from_sums)
 
 
-class Kernels(NamedTuple):
-    """Kernels for one way of reading and computing."""
+class Helpers(NamedTuple):
+    """Device functions that all kernels need, for one way of reading and computing."""
 
-    normalize: Any
-    moments: Any
-    products: Any
+    my_part: Any
+    first_value: Any
+    place: Any
+    normalizing: Any
     gradient: Any
-    forward: Any
-    backward: Any
+    center: Any
+    finish_products: Any
+    value_or: Any
 
 
 @lru_cache
-def kernels_of(wide: bool, lanes: int, width: int) -> Kernels:
-    """Kernels that compute in float64 if ``wide``, read so many values at once, and so on."""
+def helpers_of(wide: bool, lanes: int, width: int) -> Helpers:
+    """Which values are a thread's, where they are, and what they are multiplied with."""
     kind = float64 if wide else float32
-    load, store = load_of(lanes), store_of(lanes)
-    terms = terms_of(kind)
-    center_of, normalizing_terms = terms.center, terms.normalizing
-    gradient_terms, finish_products = terms.gradient, terms.finish_products
-    moment_sums = sums_with(load, moment_terms, lanes, kind, 1, width)
-    product_sums = sums_with(load, product_terms, lanes, kind, 2, width)
+    load, terms = load_of(lanes), terms_of(kind)
+    normalizing_terms = terms.normalizing
 
     @device
     def my_part(block, blocks, samples, channels, length):
@@ -83,13 +82,58 @@ def kernels_of(wide: bool, lanes: int, width: int) -> Kernels:
         return value if abs(value) < 1e300 else float64(0.0)
 
     @device
+    def place(group, channel, channels, length):
+        """Where a group of a channel begins."""
+        per_row = length // lanes
+        sample = group // per_row
+        return (sample * channels + channel) * length + (group - sample * per_row) * lanes
+
+    @device
+    def normalizing(u, v, shift, count, weight, bias, eps, channel, channels):
+        """Center, scale and shift from the sums of a channel."""
+        if channel >= channels:
+            return kind(0.0), kind(0.0), kind(0.0)
+        mean, m2 = _moments_from_sums(float64(count), shift, u, v)
+        return normalizing_terms(
+            mean, _reciprocal_std(m2 / count, eps), value_or(weight, channel, 1.0),
+            value_or(bias, channel, 0.0),
+        )  # fmt: skip
+
+    return Helpers(
+        my_part, first_value, place, normalizing, terms.gradient, terms.center,
+        terms.finish_products, value_or,
+    )  # fmt: skip
+
+
+class Kernels(NamedTuple):
+    """Kernels for one way of reading and computing."""
+
+    normalize: Any
+    moments: Any
+    products: Any
+    gradient: Any
+
+
+@lru_cache
+def kernels_of(wide: bool, lanes: int, width: int) -> Kernels:
+    """Kernels that compute in float64 if ``wide``, read so many values at once, and so on."""
+    kind = float64 if wide else float32
+    load, store = load_of(lanes), store_of(lanes)
+    terms = terms_of(kind)
+    center_of, normalizing_terms = terms.center, terms.normalizing
+    gradient_terms, finish_products = terms.gradient, terms.finish_products
+    moment_sums = sums_with(load, moment_terms, lanes, kind, 1, width)
+    product_sums = sums_with(load, product_terms, lanes, kind, 2, width)
+
+    helpers = helpers_of(wide, lanes, width)
+    my_part, first_value, place = helpers.my_part, helpers.first_value, helpers.place
+
+    @device
     def normalize_part(x, out, channel, channels, length, begin, end, center, scale, shift):
         buffer = cuda.local.array(lanes, kind)
-        per_row = length // lanes
         group = begin
         while group < end:
-            sample = group // per_row
-            at = (sample * channels + channel) * length + (group - sample * per_row) * lanes
+            at = place(group, channel, channels, length)
             load(buffer, x, at)
             for k in range(lanes):
                 buffer[k] = _normalize(buffer[k], center, scale, shift)
@@ -102,11 +146,9 @@ def kernels_of(wide: bool, lanes: int, width: int) -> Kernels:
     ):
         gradient = cuda.local.array(lanes, kind)
         buffer = cuda.local.array(lanes, kind)
-        per_row = length // lanes
         group = begin
         while group < end:
-            sample = group // per_row
-            at = (sample * channels + channel) * length + (group - sample * per_row) * lanes
+            at = place(group, channel, channels, length)
             load(gradient, dy, at)
             load(buffer, x, at)
             for k in range(lanes):
@@ -202,49 +244,4 @@ def kernels_of(wide: bool, lanes: int, width: int) -> Kernels:
             dy, x, out, frozen, channel, channels, length, begin, end, center, scale, slope, offset
         )
 
-    @kernel
-    def forward(
-        x, out, weight, bias, statistics, running_mean, running_var, eps, momentum,
-        samples, channels, length,
-    ):  # fmt: skip
-        """`moments` and `normalize` in one launch: a block has its tile to itself."""
-        _, _, channel, begin, end = my_part(cuda.blockIdx.x, 1, samples, channels, length)
-        shift = first_value(x, channel, channels, length)
-        u, v = moment_sums(x, x, channel, channels, length, begin, end, shift)
-        _, u, v = sum_of_blocks(u, v, statistics, weight, channel, channels, 0, 0, 1, width)
-        if cuda.threadIdx.x < width and channel < channels:
-            count = samples * length
-            finish_moments(u, v, shift, channel, channels, count, eps, statistics)
-            update_running(
-                channel, channels, count, momentum, statistics, running_mean, running_var
-            )
-        cuda.syncthreads()
-        center, scale, move = terms_at(
-            statistics, statistics[channels:], weight, bias, eps, channel, channels
-        )
-        normalize_part(x, out, channel, channels, length, begin, end, center, scale, move)
-
-    @kernel
-    def backward(
-        dy, x, out, statistics, sums, weight, d_weight, d_bias, frozen, samples, channels, length
-    ):
-        """`products` and `gradient` in one launch: a block has its tile to itself."""
-        _, _, channel, begin, end = my_part(cuda.blockIdx.x, 1, samples, channels, length)
-        shift = float64(center_of(statistics[channel])) if channel < channels else float64(0.0)
-        u, v = product_sums(dy, x, channel, channels, length, begin, end, shift)
-        _, u, v = sum_of_blocks(u, v, sums, weight, channel, channels, 0, 0, 1, width)
-        if cuda.threadIdx.x < width and channel < channels:
-            sums[channel], sums[channels + channel] = u, v
-            finish_products(
-                u, v, channel, statistics[channel], statistics[2 * channels + channel],
-                d_weight, d_bias,
-            )  # fmt: skip
-        cuda.syncthreads()
-        center, scale, slope, offset = gradient_terms_at(
-            statistics, sums, weight, channel, channels, samples * length
-        )
-        gradient_part(
-            dy, x, out, frozen, channel, channels, length, begin, end, center, scale, slope, offset
-        )
-
-    return Kernels(normalize, moments, products, gradient, forward, backward)
+    return Kernels(normalize, moments, products, gradient)

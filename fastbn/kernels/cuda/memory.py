@@ -91,6 +91,32 @@ def store_of(lanes):
     return store
 
 
+if config.ENABLE_CUDASIM:
+
+    @device
+    def fresh(array, index):
+        """A number that another block may just have written."""
+        return array[index]
+
+else:
+
+    @intrinsic
+    def fresh(typingctx, array, index):
+        """A number that another block may just have written: not from this one's own cache."""
+        integral = str(array.dtype) == "int32"
+
+        def codegen(context, builder, signature, args):
+            struct = context.make_array(signature.args[0])(context, builder, args[0])
+            kind = _I32 if integral else ir.DoubleType()
+            call = ir.FunctionType(kind, [struct.data.type])
+            words = ("u32", "=r") if integral else ("f64", "=d")
+            text = f"ld.volatile.{words[0]} $0, [$1];"
+            pointer = builder.gep(struct.data, [args[1]])
+            return builder.asm(call, text, f"{words[1]},l", [pointer], True)
+
+        return array.dtype(array, index), codegen
+
+
 # --- LLVM -----------------------------------------------------------------------------------------
 
 

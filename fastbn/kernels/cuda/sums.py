@@ -10,6 +10,7 @@ the number of values times 1e-16).
 from numba import config, cuda, float64, int32
 
 from fastbn.kernels.cuda.compile import device
+from fastbn.kernels.cuda.memory import fresh
 
 #: Threads of a block, and how many of them lie side by side where channels are last. The simulator
 #: starts a thread of Python for each.
@@ -110,8 +111,8 @@ def sum_of_blocks(u, v, partial, tickets, channel, channels, tile, part, blocks,
     if channel < channels:
         other = thread // width
         while other < blocks:
-            u += partial[(2 * other) * channels + channel]
-            v += partial[(2 * other + 1) * channels + channel]
+            u += fresh(partial, (2 * other) * channels + channel)
+            v += fresh(partial, (2 * other + 1) * channels + channel)
             other += THREADS // width
     u, v = tree_sums(u, v, width)
     return True, u, v
