@@ -4,6 +4,7 @@
 ``python -m benchmarks compare REF``       is the working tree slower than the commit REF?
 ``python -m benchmarks cold [REF]``        what do the first calls cost, which compile?
 ``python -m benchmarks sharing``           how do several processes share the processors?
+``python -m benchmarks device``            is the CUDA path right and fast on this GPU?
 ``pytest benchmarks``                      fastbn beside a copy, by pytest-benchmark, whose
                                            ``--benchmark-autosave`` and ``--benchmark-compare``
                                            keep a history on one machine
@@ -19,6 +20,8 @@
   shape, dtype), ``providers.py`` (who computes it), ``copies.py`` (copies of the same bytes) and
   ``measure.py`` (calls timed in turn).
 - ``conftest.py``, ``estimate.py``: options, the table, and how long it takes.
+- ``device.py`` (the command; ``device.sh`` installs what it needs), ``device_checks.py`` (results),
+  ``device_times.py`` (times), ``device_peers.py`` (torch and CuPy), ``device_report.py`` (bars).
 - ``results.py`` (what is kept), ``bars.py`` (what is asked of it), ``report.py`` and
   ``roofline.py`` (the page and the picture).
 

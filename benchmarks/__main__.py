@@ -10,7 +10,7 @@ from benchmarks.results import RESULTS, ROOT, Unusable
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m benchmarks", description="How fast fastbn is.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_compare, _add_cold, _add_sharing, _add_record, _add_report):
+    for add in (_add_compare, _add_cold, _add_sharing, _add_device, _add_record, _add_report):
         add(commands)
     return top
 
@@ -85,6 +85,33 @@ def _add_sharing(commands) -> None:
     )  # fmt: skip
 
 
+def _add_device(commands) -> None:
+    from benchmarks import device
+
+    command = _add_command(
+        commands, "device", _device, "Check and measure the CUDA path on an NVIDIA GPU",
+        "Beside the float64 reference, a device-to-device copy, torch and CuPy; what is missing "
+        "is named and left out. `benchmarks/device.sh` takes the same arguments and installs all "
+        "it needs first: pip install '.[cuda]' 'numba-cuda[cu13]' tabulate torch cupy-cuda13x, "
+        "or cu12 and cupy-cuda12x. With NUMBA_ENABLE_CUDASIM=1 it runs without a GPU, on a few "
+        "numbers. Exit status: 1 if a result is wrong or compute-sanitizer finds an error.",
+    )  # fmt: skip
+    command.add_argument(
+        "--quick", action="store_true", help="float32 and bfloat16 alone, few shapes, few samples"
+    )
+    command.add_argument(
+        "--only", choices=device.PARTS, action="append", metavar="PART",
+        help=f"one of {', '.join(device.PARTS)}; may be given again (default: all, in this order)",
+    )  # fmt: skip
+    command.add_argument(
+        "--alone", action="store_true", help="without torch and CuPy, even if they are there"
+    )
+    command.add_argument(
+        "--to", type=Path, default=device.RESULTS, metavar="FILE",
+        help="write this file (default: benchmarks/device.json)",
+    )  # fmt: skip
+
+
 def _add_record(commands) -> None:
     command = _add_command(
         commands, "record", _record, "Keep measured runs in benchmarks/results.json",
@@ -144,6 +171,13 @@ def _sharing(arguments) -> int:
 
     sharing.sharing(arguments.seconds)
     return 0
+
+
+def _device(arguments) -> int:
+    from benchmarks import device
+
+    parts = tuple(arguments.only or device.PARTS)
+    return device.measure(parts, arguments.quick, arguments.alone, arguments.to)
 
 
 def _record(arguments) -> int:

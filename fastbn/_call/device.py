@@ -4,6 +4,7 @@ Arrays are dense, in any order of memory. With 16-bit data, parameters and runni
 float32; else they have the dtype of x.
 """
 
+import warnings
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -99,8 +100,6 @@ class _Tensor(NamedTuple):
     kernels: Kernels
     once: OnceKernels
     parameters: str
-    #: Where kernels are launched: that of the owner of x.
-    stream: Any
 
 
 def _tensor(x: DeviceArray, axis: Any, arrays: int = 1) -> _Tensor:
@@ -115,10 +114,27 @@ def _tensor(x: DeviceArray, axis: Any, arrays: int = 1) -> _Tensor:
     length = int(np.prod([x.shape[k] for k in x.order[place + 1 :]], dtype=np.int64))
     cut = cut_of(samples, channels, length, _BYTES[x.dtype], arrays, _together(_current()))
     way = x.dtype == "float64", cut.lanes, cut.width
-    stream = cuda.external_stream(x.stream) if x.stream else 0
-    return _Tensor(
-        x, position, cut, kernels_of(*way), once_kernels_of(*way), _PARAMETERS[x.dtype], stream
-    )
+    kernels = kernels_of(*way), once_kernels_of(*way)
+    return _Tensor(x, position, cut, *kernels, _PARAMETERS[x.dtype])
+
+
+def _launcher(kernel: Any, blocks: int, stream: int) -> Any:
+    """A kernel on so many blocks, in the stream that the owner of x works on."""
+    if backend.simulated():  # whose launchers are one and the same object
+        return kernel[blocks, THREADS]
+    return _configured(kernel, blocks, stream)
+
+
+@lru_cache(maxsize=4096)
+def _configured(kernel: Any, blocks: int, stream: int) -> Any:
+    with warnings.catch_warnings():  # Numba warns of grids that cannot fill a device
+        warnings.simplefilter("ignore")
+        return kernel[blocks, THREADS, cuda.external_stream(stream) if stream else 0]
+
+
+def _numbers(tensor: _Tensor, count: int) -> Any:
+    """New float64 numbers, from whoever allocates for the owner of x."""
+    return described("numbers", vector_like(tensor.x, count, "float64")).flat
 
 
 def _scratch_of(tensor: _Tensor) -> tuple[Any, Any]:
@@ -195,7 +211,7 @@ class Forward:
             self.statistics = cuda.to_device(np.zeros(3 * channels))
             return self.returned
         if self.batch_statistics:
-            self.statistics = cuda.device_array(3 * channels, np.float64)
+            self.statistics = _numbers(self.tensor, 3 * channels)
             self._train()
             if self.update and self.counter is not None:
                 self.counter += 1
@@ -205,11 +221,11 @@ class Forward:
         return self.returned
 
     def _train(self) -> None:
-        cut, stream = self.tensor.cut, self.tensor.stream
+        cut, stream = self.tensor.cut, self.x.stream
         absent = _absent(_current(), self.tensor.parameters)
         running = (self.running_mean, self.running_var) if self.update else (absent, absent)
         if cut.once:
-            self.tensor.once.forward[cut.tiles * cut.parts, THREADS, stream](
+            _launcher(self.tensor.once.forward, cut.tiles * cut.parts, stream)(
                 self.x.flat, self.out.flat, self.weight, self.bias, self.statistics, *running,
                 *_scratch_of(self.tensor), self.eps, self.momentum, *cut.shape, cut.tiles,
                 cut.parts,
@@ -220,7 +236,7 @@ class Forward:
 
     def _normalize(self, mean: Any, var: Any, back: bool) -> None:
         cut = self.tensor.cut
-        self.tensor.kernels.normalize[cut.tiles * cut.parts, THREADS, self.tensor.stream](
+        _launcher(self.tensor.kernels.normalize, cut.tiles * cut.parts, self.tensor.x.stream)(
             self.x.flat, self.out.flat, mean, var, self.weight, self.bias, self.eps,
             *cut.shape, cut.parts, back,
         )  # fmt: skip
@@ -250,7 +266,7 @@ def moments(x: Any, axis: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     count = size // channels if size else 0
     statistics = np.zeros((3, channels))
     if size:
-        flat = cuda.device_array(3 * channels, np.float64)
+        flat = _numbers(tensor, 3 * channels)
         absent = _absent(_current(), tensor.parameters)
         _sum_moments(tensor, flat, (absent, absent), 1.0, 0.0)
         statistics = flat.copy_to_host().reshape(3, channels)
@@ -260,7 +276,7 @@ def moments(x: Any, axis: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _sum_moments(tensor: _Tensor, statistics, running, eps: float, momentum: float) -> None:
     cut = tensor.cut
     scratch = _scratch_of(tensor)
-    tensor.kernels.moments[cut.tiles * cut.parts, THREADS, tensor.stream](
+    _launcher(tensor.kernels.moments, cut.tiles * cut.parts, tensor.x.stream)(
         tensor.x.flat, statistics, *running, *scratch, eps, momentum,
         *cut.shape, cut.parts,
     )  # fmt: skip
@@ -294,19 +310,19 @@ def backward(dy: Any, cache: ForwardCache, out: Any) -> tuple[Any, Any, Any]:
         return returned, d_weight, d_bias
     absent = _absent(_current(), tensor.parameters)
     weight = absent if cache.weight is None else cache.weight
-    frozen, stream, blocks = not cache.batch_statistics, tensor.stream, cut.tiles * cut.parts
+    frozen, stream, blocks = not cache.batch_statistics, x.stream, cut.tiles * cut.parts
     if cut.once:
-        tensor.once.backward[blocks, THREADS, stream](
+        _launcher(tensor.once.backward, blocks, stream)(
             gradient.flat, x.flat, dx.flat, cache.statistics, weight, *flat, *_scratch_of(tensor),
             frozen, *cut.shape, cut.tiles, cut.parts,
         )  # fmt: skip
         return returned, d_weight, d_bias
-    sums = cuda.device_array(2 * channels, np.float64)
-    kernels.products[blocks, THREADS, stream](
+    sums = _numbers(tensor, 2 * channels)
+    _launcher(kernels.products, blocks, stream)(
         gradient.flat, x.flat, cache.statistics, sums, *flat, *_scratch_of(tensor), *cut.shape,
         cut.parts,
     )  # fmt: skip
-    kernels.gradient[blocks, THREADS, stream](
+    _launcher(kernels.gradient, blocks, stream)(
         gradient.flat, x.flat, dx.flat, cache.statistics, sums, weight, frozen, *cut.shape,
         cut.parts, True,
     )  # fmt: skip

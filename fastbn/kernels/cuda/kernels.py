@@ -26,6 +26,7 @@ from fastbn.kernels.cuda.compile import device, device_formula, kernel
 from fastbn.kernels.cuda.memory import load_of, store_of
 from fastbn.kernels.cuda.sums import (
     THREADS,
+    first_steps,
     moment_terms,
     product_terms,
     sum_of_blocks,
@@ -126,19 +127,26 @@ def kernels_of(wide: bool, lanes: int, width: int) -> Kernels:
     product_sums = sums_with(load, product_terms, lanes, kind, 2, width)
 
     helpers = helpers_of(wide, lanes, width)
-    my_part, first_value, place = helpers.my_part, helpers.first_value, helpers.place
+    my_part, first_value = helpers.my_part, helpers.first_value
+    step = THREADS // width
 
     @device
     def normalize_part(x, out, channel, channels, length, begin, end, center, scale, shift):
         buffer = cuda.local.array(lanes, kind)
+        per_row = length // lanes
+        at, along, jump, more, over = first_steps(begin, channel, channels, length, lanes, step)
         group = begin
         while group < end:
-            at = place(group, channel, channels, length)
             load(buffer, x, at)
             for k in range(lanes):
                 buffer[k] = _normalize(buffer[k], center, scale, shift)
             store(out, at, buffer)
-            group += THREADS // width
+            group += step
+            at += jump
+            along += more
+            if along >= per_row:
+                along -= per_row
+                at += over
 
     @device
     def gradient_part(
@@ -146,9 +154,10 @@ def kernels_of(wide: bool, lanes: int, width: int) -> Kernels:
     ):
         gradient = cuda.local.array(lanes, kind)
         buffer = cuda.local.array(lanes, kind)
+        per_row = length // lanes
+        at, along, jump, more, over = first_steps(begin, channel, channels, length, lanes, step)
         group = begin
         while group < end:
-            at = place(group, channel, channels, length)
             load(gradient, dy, at)
             load(buffer, x, at)
             for k in range(lanes):
@@ -159,7 +168,12 @@ def kernels_of(wide: bool, lanes: int, width: int) -> Kernels:
                         gradient[k], buffer[k], center, scale, slope, offset
                     )
             store(out, at, gradient)
-            group += THREADS // width
+            group += step
+            at += jump
+            along += more
+            if along >= per_row:
+                along -= per_row
+                at += over
 
     @device
     def terms_at(mean, var, weight, bias, eps, channel, channels):

@@ -46,10 +46,14 @@ def load_of(lanes):
             pointer, kind = _vector_pointer(context, builder, array_type, args[1], args[2], lanes)
             loaded = builder.load(pointer)
             loaded.align = lanes * array_type.dtype.bitwidth // 8
-            loaded = builder.bitcast(loaded, kind)
+            values = [
+                loaded if lanes == 1 else builder.extract_element(loaded, _I32(k))
+                for k in range(1 if lanes == 1 else loaded.type.count)
+            ]
+            if loaded.type != kind:
+                values = _unpaired(builder, values)
             local = context.make_array(buffer_type)(context, builder, args[0]).data
-            for k in range(lanes):
-                value = loaded if lanes == 1 else builder.extract_element(loaded, _I32(k))
+            for k, value in enumerate(values):
                 builder.store(_widened(builder, value, array_type), builder.gep(local, [_I64(k)]))
             return context.get_dummy_value()
 
@@ -77,12 +81,16 @@ def store_of(lanes):
             array_type, _, buffer_type = signature.args
             pointer, kind = _vector_pointer(context, builder, array_type, args[0], args[1], lanes)
             local = context.make_array(buffer_type)(context, builder, args[2]).data
-            whole = ir.Constant(kind, ir.Undefined)
-            for k in range(lanes):
-                value = builder.load(builder.gep(local, [_I64(k)]))
-                value = _narrowed(builder, value, array_type)
+            values = [
+                _narrowed(builder, builder.load(builder.gep(local, [_I64(k)])), array_type)
+                for k in range(lanes)
+            ]
+            if pointer.type.pointee != kind:
+                values = _paired(builder, values)
+            whole = ir.Constant(pointer.type.pointee, ir.Undefined)
+            for k, value in enumerate(values):
                 whole = value if lanes == 1 else builder.insert_element(whole, value, _I32(k))
-            stored = builder.store(builder.bitcast(whole, pointer.type.pointee), pointer)
+            stored = builder.store(whole, pointer)
             stored.align = lanes * array_type.dtype.bitwidth // 8
             return context.get_dummy_value()
 
@@ -138,6 +146,21 @@ def _widened(builder, value, array_type):
     if str(array_type.dtype) == "float16":
         return builder.fpext(builder.bitcast(value, ir.HalfType()), _F32)
     return value
+
+
+def _unpaired(builder, words):
+    """The two 16-bit values of each word; a bitcast would let the compiler read in pieces."""
+    halves = [(word, builder.lshr(word, _I32(16))) for word in words]
+    return [builder.trunc(half, _I16) for pair in halves for half in pair]
+
+
+def _paired(builder, values):
+    """Words of two 16-bit values each; with a bitcast the store would be two."""
+    words = [builder.zext(value, _I32) for value in values]
+    return [
+        builder.or_(low, builder.shl(high, _I32(16)))
+        for low, high in zip(words[::2], words[1::2], strict=True)
+    ]
 
 
 def _narrowed(builder, value, array_type):

@@ -69,6 +69,22 @@ def arrives_last(tickets, place, blocks):
     return flag[0] == 1
 
 
+@device
+def first_steps(begin, channel, channels, length, lanes, step):
+    """How a thread walks over its groups, ``step`` further each time, without a division.
+
+    Index and place in its row of the first group; what is added to both each time; and what is
+    added to the index if the place then lies beyond the row.
+    """
+    per_row = length // lanes
+    sample = begin // per_row
+    place = begin - sample * per_row
+    at = (sample * channels + channel) * length + place * lanes
+    rows = step // per_row
+    along = step - rows * per_row
+    return at, place, rows * channels * length + along * lanes, along, (channels - 1) * length
+
+
 def sums_with(load, term, lanes, kind, reads, width):
     """Sums of a part of one channel by one thread; a loop over groups of ``lanes`` values."""
 
@@ -77,11 +93,10 @@ def sums_with(load, term, lanes, kind, reads, width):
         first = cuda.local.array(lanes, kind)
         second = cuda.local.array(lanes, kind)
         u, v = float64(0.0), float64(0.0)
-        per_row = length // lanes
+        step, per_row = THREADS // width, length // lanes
+        at, place, jump, along, over = first_steps(begin, channel, channels, length, lanes, step)
         group = begin
         while group < end:
-            sample = group // per_row
-            at = (sample * channels + channel) * length + (group - sample * per_row) * lanes
             load(first, a, at)
             if reads == 2:
                 load(second, b, at)
@@ -89,7 +104,12 @@ def sums_with(load, term, lanes, kind, reads, width):
                 du, dv = term(first[k], second[k], shift)
                 u += du
                 v += dv
-            group += THREADS // width
+            group += step
+            at += jump
+            place += along
+            if place >= per_row:
+                place -= per_row
+                at += over
         return u, v
 
     return sums

@@ -1,0 +1,98 @@
+"""What NVIDIA's compilers make of every kernel, seen without a GPU."""
+
+import importlib.util
+import re
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+from numba import config
+
+
+def missing():
+    """What there is not, of all that compiling takes."""
+    if config.ENABLE_CUDASIM:
+        return "a target other than the simulator (NUMBA_ENABLE_CUDASIM)"
+    for package in "numba_cuda", "nvidia.cu13", "cuda.bindings.nvjitlink":
+        try:
+            found = importlib.util.find_spec(package)
+        except ModuleNotFoundError:  # not even the package that it is in
+            found = None
+        if found is None:
+            return package
+    return None
+
+
+# before anything is collected: pytest then fails where these are the only tests, as with tox
+if missing():
+    pytest.skip(f"needs {missing()}: tox -e cuda-compile", allow_module_level=True)
+
+from tests.cuda_compile import compiling  # noqa: E402
+
+ALL = compiling.variants()
+#: Registers of a multiprocessor.
+REGISTERS = 65536
+LOADS = {"float32": r"v4\.[fbu]32", "float64": r"v2\.[fbu]64"}
+
+every_variant = pytest.mark.parametrize("variant", ALL, ids=str)
+
+
+@pytest.fixture(scope="module")
+def codes(request):
+    """Results to come, by variant: those that are asked for, compiled on all processors."""
+    asked = {i.callspec.params["variant"] for i in request.session.items if "[" in i.name}
+    # threads of the compilers would not live through a fork
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        yield {v: pool.submit(compiling.compiled, v) for v in ALL if v in asked}
+
+
+@pytest.fixture
+def code(codes, variant):
+    return codes[variant].result()
+
+
+@every_variant
+def test_a_thread_has_registers_for_everything(code):
+    assert {name: (one.stack, one.spilled) for name, one in code.items()} == dict.fromkeys(
+        code, (0, 0)
+    )
+    for one in code.values():
+        assert not re.search(r"\b(ld|st)\.local\b", one.ptx)
+        assert 2 * compiling.THREADS * one.registers <= REGISTERS  # two blocks at a time
+
+
+@every_variant
+def test_registers_are_those_recorded(code, variant):
+    """Or fewer. Where more are meant to be: ``python -m tests.cuda_compile``, and say why."""
+    for name, one in code.items():
+        assert one.registers <= compiling.recorded()[str(variant)][name]
+
+
+def test_the_table_has_every_variant():
+    assert list(compiling.recorded()) == list(map(str, ALL))
+
+
+@pytest.mark.parametrize("variant", [v for v in ALL if v.lanes > 1], ids=str)
+def test_sixteen_bytes_are_read_and_written_at_once(code, variant):
+    arguments = compiling.arguments_of(variant.design, variant.kernel)
+    kind = LOADS.get(variant.dtype, r"v4\.[bu]32")
+    for one in code.values():
+        reads = re.findall(rf"\bld\.global\.(?:[\w:]+\.)*{kind}", one.ptx)
+        assert len(reads) >= len({"x", "dy"} & set(arguments))
+        assert bool(re.search(rf"\bst\.global\.(?:\w+\.)*{kind}", one.ptx)) == ("out" in arguments)
+        # parameters are wider, so this is of x; the shift of its sums is a single value
+        assert len(re.findall(r"\bld\.global\.[\w.:]*[fbu]16\b", one.ptx)) <= 1
+        assert not re.search(r"\bst\.global\.[\w.:]*[fbu]16\b", one.ptx)
+
+
+@every_variant
+def test_results_are_the_same_from_run_to_run(code):
+    for one in code.values():
+        assert not re.search(r"\b(atom|red)\.[\w.]*f(16|32|64)", one.ptx)
+
+
+@every_variant
+def test_arithmetic_is_that_of_the_cpu(code):
+    """Tiny numbers are not zero, and quotients and roots are rounded correctly."""
+    for one in code.values():
+        assert not re.search(r"\w+\.[\w.]*(ftz|approx|full)\b", one.ptx)
