@@ -30,8 +30,11 @@ _input_gradient = device_formula(formulas.input_gradient)
 
 
 def held_groups(lanes: int, wide: bool, arrays: int) -> int:
-    """How many groups a thread keeps of each of its arrays."""
-    return (KEPT if arrays == 1 else KEPT_OF_TWO) // (lanes * (2 if wide else 1))
+    """How many groups a thread keeps of each of its arrays.
+
+    Loops over more than 16 are not unrolled for every GPU, and what is not is kept in memory.
+    """
+    return min(16, (KEPT if arrays == 1 else KEPT_OF_TWO) // (lanes * (2 if wide else 1)))
 
 
 @device
