@@ -339,6 +339,14 @@ def cut_on_device(monkeypatch, parts=None):
 on_device = backend.on_device
 
 
+def device_array(array):
+    """What is known of an array on a device."""
+    backend.device()
+    from fastbn._call import device_arrays
+
+    return device_arrays.described("x", array)
+
+
 def device_cut():
     """The cut of a tensor, how many groups a thread keeps, and threads of a block."""
     device = backend.device()

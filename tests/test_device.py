@@ -141,6 +141,41 @@ def test_in_place_and_into_an_array(cut, rng):
         fastbn.batch_norm_backward(put(x), cache)
 
 
+def test_memory_that_is_not_aligned_is_read_value_by_value(cut, rng):
+    flat = put(rng.normal(size=49).astype(np.float32))
+    x = flat[1:].reshape(2, 3, 8)  # four bytes further
+    aligned = internals.device_array(x).aligned, internals.device_array(flat[:48]).aligned
+    assert aligned.count(False) >= 1  # 4 bytes apart, they cannot both be
+    y = got(fastbn.batch_norm(x, training=True))
+    assert_close(y, fastbn.batch_norm(got(x), training=True), "float32")
+
+
+def test_an_out_that_overlaps_in_part(cut, rng):
+    flat = put(rng.normal(size=60).astype(np.float32))
+    x, out = flat[:48].reshape(2, 3, 8), flat[4:52].reshape(2, 3, 8)
+    before, other = got(flat), put(np.ones(60, np.float32))
+    with pytest.raises(ValueError, match="out overlaps x without being the same array"):
+        fastbn.batch_norm(x, training=True, out=out)
+    _, cache = fastbn.batch_norm_forward(x, training=True)
+    with pytest.raises(ValueError, match="out overlaps dy"):
+        fastbn.batch_norm_backward(
+            other[4:52].reshape(2, 3, 8), cache, out=other[:48].reshape(2, 3, 8)
+        )
+    np.testing.assert_array_equal(got(flat), before)
+    y, cache = fastbn.batch_norm_forward(x, training=True, out=flat[:48].reshape(2, 3, 8))
+    with pytest.raises(RuntimeError, match="out=x"):  # the same memory, by another object
+        fastbn.batch_norm_backward(y, cache)
+
+
+def test_a_cache_keeps_the_weight_of_its_forward(rng):
+    x, dy = rng.normal(size=(2, 6, 3)).astype(np.float32)
+    weight = put(np.full(3, 2, np.float32))
+    _, cache = fastbn.batch_norm_forward(put(x), weight=weight, training=True)
+    expected = got(fastbn.batch_norm_backward(put(dy), cache).x)
+    weight.copy_to_device(np.zeros(3, np.float32))
+    np.testing.assert_array_equal(got(fastbn.batch_norm_backward(put(dy), cache).x), expected)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_an_empty_batch(training):
     x = put(np.empty((0, 3, 4), np.float32))
@@ -248,7 +283,9 @@ def test_a_cut_follows_from_the_shape(item, arrays):
         samples, channels = int(rng.integers(1, 5000)), int(rng.integers(1, 3000))
         length = int(rng.choice([1, 1, 49, 64, 3136, 12544, 7]))
         together = int(rng.choice([1, 16, 132]))
-        cut = cut_of(samples, channels, length, item, arrays, together)
+        cut = cut_of(samples, channels, length, item, True, arrays, together)
+        unaligned = cut_of(samples, channels, length, item, False, arrays, together)
+        assert unaligned.lanes == 1
         assert cut.tiles * cut.width >= channels > (cut.tiles - 1) * cut.width
         assert length % cut.lanes == 0
         assert cut.lanes * item in (item, 16)
@@ -262,9 +299,9 @@ def test_a_cut_follows_from_the_shape(item, arrays):
 def test_which_design_a_tensor_of_a_network_takes():
     cut_of, _, threads = internals.device_cut()
     if threads == 256:  # as on a device: with 132 multiprocessors
-        assert cut_of(256, 64, 3136, 4, 1, 132).once
-        assert not cut_of(1, 1, 2**26, 4, 1, 132).once
-    assert cut_of(2, 3, 4, 4, 1, 1).parts == 1
+        assert cut_of(256, 64, 3136, 4, True, 1, 132).once
+        assert not cut_of(1, 1, 2**26, 4, True, 1, 132).once
+    assert cut_of(2, 3, 4, 4, True, 1, 1).parts == 1
 
 
 def test_blocks_that_read_once_add_what_the_others_have_published(rng):

@@ -49,13 +49,16 @@ _GROUPS = 4
 _BLOCKS = 1024
 
 
-def cut_of(samples: int, channels: int, length: int, item: int, arrays: int, together: int) -> Cut:
+def cut_of(
+    samples: int, channels: int, length: int, item: int, aligned: bool, arrays: int, together: int
+) -> Cut:
     """The cut of a tensor, by its shape, and by how many blocks of a tile may be ``together``.
 
-    Blocks that read once wait for each other, so all of a tile must be on the device.
+    Blocks that read once wait for each other, so all of a tile must be on the device. 16 bytes are
+    read at once where memory is ``aligned`` to them.
     """
     width = ALONG if length == 1 else 1
-    lanes = 16 // item if length % (16 // item) == 0 else 1
+    lanes = 16 // item if aligned and length % (16 // item) == 0 else 1
     tiles = -(-channels // width)
     per_thread = -(-samples * (length // lanes) * width // THREADS)
     parts = -(-per_thread // held_groups(lanes, item == 8, arrays))
@@ -102,7 +105,8 @@ class _Tensor(NamedTuple):
     parameters: str
 
 
-def _tensor(x: DeviceArray, axis: Any, arrays: int = 1) -> _Tensor:
+def _tensor(x: DeviceArray, axis: Any, *others: DeviceArray) -> _Tensor:
+    """What is known of a call before it is launched; ``others`` are walked together with x."""
     if x.dtype not in _PARAMETERS:
         raise TypeError(
             f"x must be float16, bfloat16, float32 or float64 on a device, got dtype {x.dtype}"
@@ -112,7 +116,10 @@ def _tensor(x: DeviceArray, axis: Any, arrays: int = 1) -> _Tensor:
     place = x.order.index(position)
     samples = int(np.prod([x.shape[k] for k in x.order[:place]], dtype=np.int64))
     length = int(np.prod([x.shape[k] for k in x.order[place + 1 :]], dtype=np.int64))
-    cut = cut_of(samples, channels, length, _BYTES[x.dtype], arrays, _together(_current()))
+    aligned = x.aligned and all(other.aligned for other in others)
+    arrays = 2 if len(others) > 1 else 1  # that are read
+    together = _together(_current())
+    cut = cut_of(samples, channels, length, _BYTES[x.dtype], aligned, arrays, together)
     way = x.dtype == "float64", cut.lanes, cut.width
     kernels = kernels_of(*way), once_kernels_of(*way)
     return _Tensor(x, position, cut, *kernels, _PARAMETERS[x.dtype])
@@ -129,7 +136,7 @@ def _launcher(kernel: Any, blocks: int, stream: int) -> Any:
 def _configured(kernel: Any, blocks: int, stream: int) -> Any:
     with warnings.catch_warnings():  # Numba warns of grids that cannot fill a device
         warnings.simplefilter("ignore")
-        return kernel[blocks, THREADS, cuda.external_stream(stream) if stream else 0]
+        return kernel[blocks, THREADS, _stream(stream)]
 
 
 def _numbers(tensor: _Tensor, count: int) -> Any:
@@ -149,7 +156,9 @@ class Forward:
         on_nonfinite="propagate", counter=None,
     ):  # fmt: skip
         self.x = described("x", x)
-        self.tensor = _tensor(self.x, axis)
+        self.returned = empty_like(self.x) if out is None else out
+        self.out = described("out", self.returned)
+        self.tensor = _tensor(self.x, axis, self.out)
         self.weight, self.bias = self._vector("weight", weight), self._vector("bias", bias)
         self.tracked = arguments.check_running(running_mean, running_var)
         self.running_mean = self._vector("running_mean", running_mean)
@@ -170,9 +179,7 @@ class Forward:
         if self.batch_statistics and not self.empty:
             count = size // self.tensor.cut.channels
             arguments.check_batch_count(self.x.shape, count)
-        self.returned = empty_like(self.x) if out is None else out
-        self.out = described("out", self.returned)
-        self._check_out()
+        _check_out(self.out, self.x)
 
     def _vector(self, name: str, value: Any) -> Any:
         if value is None:
@@ -194,15 +201,6 @@ class Forward:
         if momentum is None and self.counter is not None:
             return 1.0 / (int(self.counter) + 1)
         return arguments.check_momentum(momentum)
-
-    def _check_out(self) -> None:
-        if (self.out.shape, self.out.dtype) != (self.x.shape, self.x.dtype):
-            raise ValueError(
-                f"out has shape {self.out.shape} and dtype {self.out.dtype}, expected those of x, "
-                f"{self.x.shape} and {self.x.dtype}"
-            )
-        if self.out.order != self.x.order:
-            raise ValueError("out lies in another order of memory than x; expected the same")
 
     def run(self) -> Any:
         """Launch the kernels; the output is there when the device has come to it."""
@@ -246,10 +244,15 @@ class Forward:
         statistics = self.statistics
         if statistics is None:
             statistics = self._running_statistics()
+        weight = None
+        if self.weight.size:  # as it is now, whatever an optimizer does to it later
+            vector = vector_like(self.x, self.weight.size, self.tensor.parameters)
+            weight = described("weight", vector).flat
+            weight.copy_to_device(self.weight, stream=_stream(self.x.stream))
+        overwritten = not self.empty and self.out.same_memory(self.x)
         return ForwardCache(
-            self.x.given, self.tensor.axis, statistics,
-            None if self.weight.size == 0 else self.weight, self.bias.size > 0,
-            self.batch_statistics, self.returned is self.x.given,
+            self.x.given, self.tensor.axis, statistics, weight, self.bias.size > 0,
+            self.batch_statistics, overwritten,
         )  # fmt: skip
 
     def _running_statistics(self) -> Any:
@@ -284,9 +287,7 @@ def _sum_moments(tensor: _Tensor, statistics, running, eps: float, momentum: flo
 
 def backward(dy: Any, cache: ForwardCache, out: Any) -> tuple[Any, Any, Any]:
     """Gradients in x, weight and bias, on the device."""
-    x = described("x", cache.x)
-    tensor = _tensor(x, cache.axis, arrays=2)
-    gradient = described("dy", dy)
+    x, gradient = described("x", cache.x), described("dy", dy)
     if cache.overwritten:
         raise RuntimeError(
             "the forward wrote its output over x (out=x), so there is nothing left to "
@@ -299,8 +300,8 @@ def backward(dy: Any, cache: ForwardCache, out: Any) -> tuple[Any, Any, Any]:
         )
     returned = empty_like(x) if out is None else out
     dx = described("out", returned)
-    if (dx.shape, dx.dtype, dx.order) != (x.shape, x.dtype, x.order):
-        raise ValueError(f"out must lie as x does, of shape {x.shape} and dtype {x.dtype}")
+    _check_out(dx, x, gradient)
+    tensor = _tensor(x, cache.axis, gradient, dx)
     cut, kernels, channels = tensor.cut, tensor.kernels, tensor.cut.channels
     d_weight, d_bias = (vector_like(x, channels, tensor.parameters) for _ in range(2))
     flat = [described("d", v).flat for v in (d_weight, d_bias)]
@@ -327,6 +328,24 @@ def backward(dy: Any, cache: ForwardCache, out: Any) -> tuple[Any, Any, Any]:
         cut.parts, True,
     )  # fmt: skip
     return returned, d_weight, d_bias
+
+
+def _check_out(out: DeviceArray, x: DeviceArray, *inputs: DeviceArray) -> None:
+    if (out.shape, out.dtype, out.order) != (x.shape, x.dtype, x.order):
+        raise ValueError(
+            f"out has shape {out.shape}, dtype {out.dtype} and axes {out.order} in memory, "
+            f"expected those of x: {x.shape}, {x.dtype} and {x.order}"
+        )
+    for array in (x, *inputs):
+        if out.overlaps(array):
+            raise ValueError(
+                f"out overlaps {array.name} without being the same array; expected {array.name} "
+                "itself (in place), or an array of its own"
+            )
+
+
+def _stream(pointer: int) -> Any:
+    return cuda.external_stream(pointer) if pointer else 0
 
 
 def _current() -> int:

@@ -27,6 +27,26 @@ class DeviceArray(NamedTuple):
     order: tuple[int, ...]
     #: The stream that its owner works on: a pointer, 0 for the default one.
     stream: int
+    #: Where its memory begins, and how many bytes it is.
+    pointer: int
+    nbytes: int
+
+    @property
+    def aligned(self) -> bool:
+        """Whether 16 bytes can be read at once."""
+        return self.pointer % 16 == 0
+
+    def same_memory(self, other: "DeviceArray") -> bool:
+        """Whether both are the same values, in one place."""
+        return (self.pointer, self.nbytes) == (other.pointer, other.nbytes)
+
+    def overlaps(self, other: "DeviceArray") -> bool:
+        """Whether they share a part of their memory, and are not the same values."""
+        apart = (
+            self.pointer + self.nbytes <= other.pointer
+            or other.pointer + other.nbytes <= self.pointer
+        )
+        return not apart and not self.same_memory(other)
 
 
 def described(name: str, array: Any) -> DeviceArray:
@@ -48,10 +68,11 @@ def described(name: str, array: Any) -> DeviceArray:
         strides = tuple(s // np.dtype(array.dtype).itemsize for s in array.strides)
     shape = tuple(array.shape)
     order = _memory_order(name, shape, strides)
-    flat, stream = _flat(view, dtype, order)
+    flat, stream, pointer = _flat(view, dtype, order)
     if library == "torch":
         stream = sys.modules["torch"].cuda.current_stream(array.device).cuda_stream
-    return DeviceArray(name, array, flat, dtype, shape, order, stream)
+    nbytes = flat.size * flat.dtype.itemsize
+    return DeviceArray(name, array, flat, dtype, shape, order, stream, pointer, nbytes)
 
 
 def _memory_order(name: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
@@ -67,17 +88,19 @@ def _memory_order(name: str, shape: tuple[int, ...], strides: tuple[int, ...]) -
     return order
 
 
-def _flat(view: Any, dtype: str, order: tuple[int, ...]) -> tuple[Any, int]:
-    """All values in the order of memory, as a Numba array, and the owner's stream."""
+def _flat(view: Any, dtype: str, order: tuple[int, ...]) -> tuple[Any, int, int]:
+    """All values in the order of memory, as a Numba array; the owner's stream; where they are."""
     if backend.simulated():
-        return view.transpose(order).reshape(-1), 0
+        flat = view.transpose(order).reshape(-1)
+        return flat, 0, flat._ary.__array_interface__["data"][0]
     interface = dict(view.__cuda_array_interface__)
     size = int(np.prod(interface["shape"], dtype=np.int64))
     typestr = _BFLOAT16.str if dtype == "bfloat16" else interface["typestr"]
     stream = interface.get("stream") or 0
     interface.update(shape=(size,), strides=None, typestr=typestr)
     # what follows goes to the same stream, so there is nothing to wait for
-    return cuda.from_cuda_array_interface(interface, owner=view, sync=False), stream
+    flat = cuda.from_cuda_array_interface(interface, owner=view, sync=False)
+    return flat, stream, interface["data"][0]
 
 
 def empty_like(array: DeviceArray) -> Any:

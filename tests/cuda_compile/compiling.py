@@ -72,8 +72,9 @@ def variants():
     found = []
     for dtype, bytes_each in device._BYTES.items():
         cuts = [
-            device.cut_of(4, 40, length, bytes_each, arrays, 1)
+            device.cut_of(4, 40, length, bytes_each, aligned, arrays, 1)
             for length in range(1, 33)
+            for aligned in (False, True)
             for arrays in (1, 2)
         ]
         for lanes, width in sorted({(cut.lanes, cut.width) for cut in cuts}):
