@@ -64,7 +64,18 @@ def test_an_array_on_a_device_without_a_driver():
             call(OnDevice())
 
 
+class OnCpu:
+    """Its class has the interface, and it refuses to give it."""
+
+    @property
+    def __cuda_array_interface__(self):
+        raise AttributeError("lies on the CPU")
+
+
 def test_what_lies_on_a_device():
+    assert not internals.on_device(OnCpu())
+    subclass = type("Own", (type("Tensor", (), {"__module__": "torch"}),), {"is_cuda": True})()
+    assert internals.on_device(subclass)
     assert internals.on_device(OnDevice())
     for array in (np.ones(3), None, [1.0], type("Tensor", (), {"__module__": "torch"})()):
         assert not internals.on_device(array)

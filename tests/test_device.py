@@ -167,6 +167,36 @@ def test_an_out_that_overlaps_in_part(cut, rng):
         fastbn.batch_norm_backward(y, cache)
 
 
+def test_axes_with_one_value_and_turned_axes(cut, rng):
+    """Their steps mean nothing; the output lies as the input does."""
+    for shape, order in (((2, 3, 4, 1), (0, 3, 1, 2)), ((4, 1, 1, 3), (0, 3, 1, 2)),
+                         ((5, 4, 3), (2, 1, 0))):  # fmt: skip
+        x = rng.normal(size=shape).astype(np.float32)
+        there = put(x).transpose(order)
+        y = fastbn.batch_norm(there, training=True)
+        assert_close(got(y), fastbn.batch_norm(x.transpose(order), training=True), "float32")
+        assert internals.device_array(y).order == internals.device_array(there).order
+        dy = put(np.ascontiguousarray(x.transpose(order)))
+        if shape[1:3] == (1, 1):  # the same memory, by other steps
+            _, cache = fastbn.batch_norm_forward(there, training=True)
+            assert fastbn.batch_norm_backward(dy, cache).x.shape == there.shape
+
+
+def test_no_channels():
+    x = put(np.empty((4, 0, 3), np.float32))
+    assert fastbn.batch_norm(x, training=True).shape == (4, 0, 3)
+
+
+def test_running_statistics_in_memory_of_their_own(rng):
+    x = put(rng.normal(size=(6, 3)).astype(np.float32))
+    both = put(np.ones(3, np.float32))
+    with pytest.raises(ValueError, match="running_mean and running_var share memory"):
+        fastbn.batch_norm(x, both, both, training=True)
+    with pytest.raises(ValueError, match="running_mean and weight share memory"):
+        fastbn.batch_norm(x, both, put(np.ones(3, np.float32)), both, training=True)
+    assert got(both).tolist() == [1, 1, 1]
+
+
 def test_a_cache_keeps_the_weight_of_its_forward(rng):
     x, dy = rng.normal(size=(2, 6, 3)).astype(np.float32)
     weight = put(np.full(3, 2, np.float32))

@@ -22,11 +22,23 @@ _EXTRA = (
 def on_device(array: Any) -> bool:
     """Whether an array lies on an NVIDIA GPU."""
     kind = type(array)
+    if kind is np.ndarray:
+        return False
     if kind.__module__.startswith("numba.cuda"):  # the simulator's say so in no other way
         return hasattr(array, "copy_to_host")
-    if kind.__module__.partition(".")[0] == "torch":
+    if is_tensor(array):
         return bool(getattr(array, "is_cuda", False))
-    return hasattr(kind, "__cuda_array_interface__")
+    if not hasattr(kind, "__cuda_array_interface__"):
+        return False
+    try:  # some have it wherever they are, and refuse it on the CPU
+        return array.__cuda_array_interface__ is not None
+    except Exception:
+        return False
+
+
+def is_tensor(array: Any) -> bool:
+    """Whether it is one of torch's, or of a class that is made of them."""
+    return any(kind.__module__.partition(".")[0] == "torch" for kind in type(array).__mro__)
 
 
 def device() -> Any:
@@ -60,8 +72,11 @@ def zeros(size: int, dtype: np.dtype, place: str) -> Any:
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """A copy in host memory."""
-    return array.copy_to_host() if on_device(array) else array.copy()
+    """A copy in host memory, when all that was launched before is done."""
+    if not on_device(array):
+        return array.copy()
+    device().cuda.synchronize()
+    return array.copy_to_host()
 
 
 def moved(array: Any, place: str) -> Any:
@@ -70,14 +85,22 @@ def moved(array: Any, place: str) -> Any:
     return host if place == "cpu" else device().cuda.to_device(host)
 
 
+def as_numba(array: Any) -> Any:
+    """An array on a device as Numba's, without a copy."""
+    return array if simulated() else device().cuda.as_cuda_array(array)
+
+
 def assign_all(arrays: Sequence[Any], values: Iterable[Any]) -> None:
     """As `views.assign_all`, to arrays that lie anywhere."""
     pairs = [(a, np.array(v, a.dtype)) for a, v in zip(arrays, values, strict=True)]
     host = [pair for pair in pairs if not on_device(pair[0])]
     views.assign_all([a for a, _ in host], [v for _, v in host])
-    for array, value in pairs:
-        if on_device(array):
-            array.copy_to_device(np.broadcast_to(value, array.shape).copy())
+    there = [pair for pair in pairs if on_device(pair[0])]
+    for array, value in there:
+        device().cuda.synchronize()  # no kernel on any stream may still read it
+        array.copy_to_device(np.broadcast_to(value, array.shape).copy())
+    if there:
+        device().cuda.synchronize()
 
 
 def simulated() -> bool:

@@ -4,6 +4,7 @@ Arrays are dense, in any order of memory. With 16-bit data, parameters and runni
 float32; else they have the dtype of x.
 """
 
+import threading
 import warnings
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -12,7 +13,14 @@ import numpy as np
 from numba import cuda
 
 from fastbn._call import arguments, backend
-from fastbn._call.device_arrays import DeviceArray, described, empty_like, vector_like
+from fastbn._call.device_arrays import (
+    DeviceArray,
+    current,
+    described,
+    empty_like,
+    stream_of,
+    vector_like,
+)
 from fastbn._call.operations import ForwardCache
 from fastbn.kernels.cuda.kernels import Kernels, kernels_of
 from fastbn.kernels.cuda.once import OnceKernels, held_groups, once_kernels_of
@@ -59,7 +67,7 @@ def cut_of(
     """
     width = ALONG if length == 1 else 1
     lanes = 16 // item if aligned and length % (16 // item) == 0 else 1
-    tiles = -(-channels // width)
+    tiles = max(1, -(-channels // width))
     per_thread = -(-samples * (length // lanes) * width // THREADS)
     parts = -(-per_thread // held_groups(lanes, item == 8, arrays))
     once = parts <= together
@@ -70,10 +78,13 @@ def cut_of(
 
 @lru_cache(maxsize=16)
 def _together(device: int) -> int:
-    """Blocks that surely fit on a device: one on each of its multiprocessors."""
+    """Blocks of a tile that surely are on a device together.
+
+    Two fit on each multiprocessor; a quarter of those, so that four such kernels may run at once.
+    """
     if backend.simulated():  # whose blocks run one after the other
         return 1
-    return int(cuda.gpus[device].MULTIPROCESSOR_COUNT)
+    return max(1, int(cuda.gpus[device].MULTIPROCESSOR_COUNT) // 2)
 
 
 def available() -> bool:
@@ -82,13 +93,15 @@ def available() -> bool:
 
 
 @lru_cache(maxsize=256)
-def _scratch(device: int, stream: int, parts: int, channels: int) -> tuple[Any, Any]:
-    """Partial sums and tickets, kept: the calls of a stream run one after the other.
+def _scratch(device: int, thread: int, stream: int, parts: int, channels: int) -> tuple[Any, Any]:
+    """Partial sums and tickets, kept: what a thread launches on a stream runs in that order.
 
     Two launches and one that reads once may use the same: both leave zeros.
     """
     partial = cuda.device_array(max(1, 2 * parts * channels), np.float64)
-    return partial, cuda.to_device(np.zeros(2 * channels + 1, np.int32))
+    tickets = cuda.to_device(np.zeros(2 * channels + 1, np.int32))
+    cuda.synchronize()  # the zeros are there, for kernels of any stream
+    return partial, tickets
 
 
 @lru_cache(maxsize=16)
@@ -118,7 +131,7 @@ def _tensor(x: DeviceArray, axis: Any, *others: DeviceArray) -> _Tensor:
     length = int(np.prod([x.shape[k] for k in x.order[place + 1 :]], dtype=np.int64))
     aligned = x.aligned and all(other.aligned for other in others)
     arrays = 2 if len(others) > 1 else 1  # that are read
-    together = _together(_current())
+    together = _together(current())
     cut = cut_of(samples, channels, length, _BYTES[x.dtype], aligned, arrays, together)
     way = x.dtype == "float64", cut.lanes, cut.width
     kernels = kernels_of(*way), once_kernels_of(*way)
@@ -136,7 +149,7 @@ def _launcher(kernel: Any, blocks: int, stream: int) -> Any:
 def _configured(kernel: Any, blocks: int, stream: int) -> Any:
     with warnings.catch_warnings():  # Numba warns of grids that cannot fill a device
         warnings.simplefilter("ignore")
-        return kernel[blocks, THREADS, _stream(stream)]
+        return kernel[blocks, THREADS, cuda.external_stream(stream) if stream else 0]
 
 
 def _numbers(tensor: _Tensor, count: int) -> Any:
@@ -145,7 +158,8 @@ def _numbers(tensor: _Tensor, count: int) -> Any:
 
 
 def _scratch_of(tensor: _Tensor) -> tuple[Any, Any]:
-    return _scratch(_current(), tensor.x.stream, tensor.cut.parts, tensor.cut.channels)
+    thread = threading.get_ident()
+    return _scratch(current(), thread, tensor.x.stream, tensor.cut.parts, tensor.cut.channels)
 
 
 class Forward:
@@ -174,6 +188,7 @@ class Forward:
             )
         if self.update:
             self.momentum = self._momentum(momentum)
+            self._check_updatable({"weight": weight, "bias": bias}, running_mean, running_var)
         size = int(np.prod(self.x.shape, dtype=np.int64))
         self.empty = size == 0
         if self.batch_statistics and not self.empty:
@@ -183,7 +198,7 @@ class Forward:
 
     def _vector(self, name: str, value: Any) -> Any:
         if value is None:
-            return _absent(_current(), self.tensor.parameters)
+            return _absent(current(), self.tensor.parameters)
         array = described(name, value)
         channels, dtype = self.tensor.cut.channels, self.tensor.parameters
         if array.shape != (channels,):
@@ -196,6 +211,18 @@ class Forward:
                 f"{name} has dtype {array.dtype}, expected {dtype} with x of {self.x.dtype}"
             )
         return array.flat
+
+    def _check_updatable(self, vectors: dict[str, Any], running_mean: Any, running_var: Any):
+        """Running statistics are moved in place, so they lie in memory of their own."""
+        found = {name: v for name, v in vectors.items() if v is not None}
+        others = [self.x, self.out, *(described(name, v) for name, v in found.items())]
+        mean, var = described("running_mean", running_mean), described("running_var", running_var)
+        for one, other in [(mean, var), *((v, o) for v in (mean, var) for o in others)]:
+            if one.overlaps(other) or one.same_memory(other):
+                raise ValueError(
+                    f"{one.name} and {other.name} share memory, but training updates {one.name} "
+                    "in place; pass an array of its own"
+                )
 
     def _momentum(self, momentum: Any) -> float:
         if momentum is None and self.counter is not None:
@@ -220,7 +247,7 @@ class Forward:
 
     def _train(self) -> None:
         cut, stream = self.tensor.cut, self.x.stream
-        absent = _absent(_current(), self.tensor.parameters)
+        absent = _absent(current(), self.tensor.parameters)
         running = (self.running_mean, self.running_var) if self.update else (absent, absent)
         if cut.once:
             _launcher(self.tensor.once.forward, cut.tiles * cut.parts, stream)(
@@ -248,7 +275,7 @@ class Forward:
         if self.weight.size:  # as it is now, whatever an optimizer does to it later
             vector = vector_like(self.x, self.weight.size, self.tensor.parameters)
             weight = described("weight", vector).flat
-            weight.copy_to_device(self.weight, stream=_stream(self.x.stream))
+            weight.copy_to_device(self.weight, stream=stream_of(self.x))
         overwritten = not self.empty and self.out.same_memory(self.x)
         return ForwardCache(
             self.x.given, self.tensor.axis, statistics, weight, self.bias.size > 0,
@@ -257,9 +284,12 @@ class Forward:
 
     def _running_statistics(self) -> Any:
         """As a training call writes those of its batch: by a copy to the host and back."""
+        cuda.synchronize()
         mean = self.running_mean.copy_to_host().astype(np.float64)
         var = self.running_var.copy_to_host().astype(np.float64)
-        return cuda.to_device(np.concatenate([mean, var, 1.0 / np.sqrt(var + self.eps)]))
+        statistics = cuda.to_device(np.concatenate([mean, var, 1.0 / np.sqrt(var + self.eps)]))
+        cuda.synchronize()
+        return statistics
 
 
 def moments(x: Any, axis: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -270,9 +300,9 @@ def moments(x: Any, axis: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     statistics = np.zeros((3, channels))
     if size:
         flat = _numbers(tensor, 3 * channels)
-        absent = _absent(_current(), tensor.parameters)
+        absent = _absent(current(), tensor.parameters)
         _sum_moments(tensor, flat, (absent, absent), 1.0, 0.0)
-        statistics = flat.copy_to_host().reshape(3, channels)
+        statistics = flat.copy_to_host(stream=stream_of(tensor.x)).reshape(3, channels)
     return np.full(channels, float(count)), statistics[0], statistics[1] * count
 
 
@@ -309,7 +339,7 @@ def backward(dy: Any, cache: ForwardCache, out: Any) -> tuple[Any, Any, Any]:
         for vector in flat:
             vector.copy_to_device(np.zeros(channels, tensor.parameters))
         return returned, d_weight, d_bias
-    absent = _absent(_current(), tensor.parameters)
+    absent = _absent(current(), tensor.parameters)
     weight = absent if cache.weight is None else cache.weight
     frozen, stream, blocks = not cache.batch_statistics, x.stream, cut.tiles * cut.parts
     if cut.once:
@@ -342,13 +372,3 @@ def _check_out(out: DeviceArray, x: DeviceArray, *inputs: DeviceArray) -> None:
                 f"out overlaps {array.name} without being the same array; expected {array.name} "
                 "itself (in place), or an array of its own"
             )
-
-
-def _stream(pointer: int) -> Any:
-    return cuda.external_stream(pointer) if pointer else 0
-
-
-def _current() -> int:
-    return getattr(
-        cuda.current_context().device, "id", 0
-    )  # the simulator has one, without a number

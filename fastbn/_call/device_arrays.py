@@ -3,6 +3,7 @@
 A kernel takes flat Numba arrays. The output is of the kind that came in.
 """
 
+import math
 import sys
 from typing import Any, NamedTuple
 
@@ -57,8 +58,8 @@ def described(name: str, array: Any) -> DeviceArray:
             f"x lies on a device, and {name} is {where}; copy one of them: arrays of one call lie "
             "in one place"
         )
-    library = type(array).__module__.partition(".")[0]
-    if library == "torch":
+    _check_place(name, array)
+    if backend.is_tensor(array):
         if array.requires_grad:
             raise TypeError(f"{name} requires a gradient, which nobody would take; {name}.detach()")
         dtype, strides = str(array.dtype).removeprefix("torch."), array.stride()
@@ -69,14 +70,17 @@ def described(name: str, array: Any) -> DeviceArray:
     shape = tuple(array.shape)
     order = _memory_order(name, shape, strides)
     flat, stream, pointer = _flat(view, dtype, order)
-    if library == "torch":
+    if backend.is_tensor(array):
         stream = sys.modules["torch"].cuda.current_stream(array.device).cuda_stream
     nbytes = flat.size * flat.dtype.itemsize
     return DeviceArray(name, array, flat, dtype, shape, order, stream, pointer, nbytes)
 
 
 def _memory_order(name: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
-    order = tuple(sorted(range(len(shape)), key=lambda k: (-strides[k], k)))
+    # the steps of an axis with one value mean nothing; such axes come first
+    order = tuple(
+        sorted(range(len(shape)), key=lambda k: (-strides[k] if shape[k] != 1 else -math.inf, k))
+    )
     step = 1
     for k in reversed(order):
         if shape[k] != 1 and strides[k] != step and 0 not in shape:
@@ -106,22 +110,48 @@ def _flat(view: Any, dtype: str, order: tuple[int, ...]) -> tuple[Any, int, int]
 def empty_like(array: DeviceArray) -> Any:
     """A new array of the same kind, shape, dtype and memory order."""
     library = type(array.given).__module__.partition(".")[0]
-    if library == "torch":
+    if backend.is_tensor(array.given):
         return sys.modules["torch"].empty_like(array.given)
-    shape = tuple(array.shape[k] for k in array.order)
-    back = tuple(np.argsort(array.order))
-    made = sys.modules["cupy"].empty(shape, array.dtype) if library == "cupy" else (
-        cuda.device_array(shape, array.dtype)
-    )  # fmt: skip
-    return made if back == tuple(range(len(back))) else made.transpose(back)
+    if library == "cupy":
+        shape = tuple(array.shape[k] for k in array.order)
+        return sys.modules["cupy"].empty(shape, array.dtype).transpose(np.argsort(array.order))
+    if backend.simulated():
+        shape = tuple(array.shape[k] for k in array.order)
+        return cuda.device_array(shape, array.dtype).transpose(tuple(np.argsort(array.order)))
+    strides, step = [0] * len(array.shape), np.dtype(array.dtype).itemsize
+    for k in reversed(array.order):
+        strides[k] = step
+        step *= max(array.shape[k], 1)
+    return cuda.device_array(array.shape, array.dtype, tuple(strides), stream=stream_of(array))
 
 
 def vector_like(array: DeviceArray, channels: int, dtype: str) -> Any:
     """A new array of one number per channel, of the same kind."""
     library = type(array.given).__module__.partition(".")[0]
-    if library == "torch":
+    if backend.is_tensor(array.given):
         torch = sys.modules["torch"]
         return torch.empty(channels, dtype=getattr(torch, dtype), device=array.given.device)
     if library == "cupy":
         return sys.modules["cupy"].empty(channels, dtype)
-    return cuda.device_array(channels, dtype)
+    return cuda.device_array(channels, dtype, stream=stream_of(array))
+
+
+def stream_of(array: DeviceArray) -> Any:
+    """The stream that an array's owner works on, as Numba takes it."""
+    return cuda.external_stream(array.stream) if array.stream else 0
+
+
+def current() -> int:
+    """The number of the device that kernels are launched on."""
+    return getattr(cuda.current_context().device, "id", 0)  # the simulator has one without
+
+
+def _check_place(name: str, array: Any) -> None:
+    """Refuse what lies on another device than kernels are launched on."""
+    place = getattr(array, "device", None)
+    number = getattr(place, "index" if backend.is_tensor(array) else "id", None)
+    if isinstance(number, int) and number != current():
+        raise ValueError(
+            f"{name} lies on GPU {number}, and Numba works on GPU {current()}; "
+            f"numba.cuda.select_device({number})"
+        )

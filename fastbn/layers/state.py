@@ -161,6 +161,7 @@ class LayerState(Attributes):
                 f"the layer is on {self._device!r}, and {name} of type {type(value).__name__} is "
                 "not; copy it there, or move the layer: bn.to('cpu'), bn.to('cuda')"
             )
+        value = backend.as_numba(value)
         if (value.shape, value.dtype) != ((self.num_features,), had.dtype):
             raise ValueError(
                 f"{name} has shape {value.shape} and dtype {value.dtype}, expected "

@@ -69,7 +69,11 @@ def helpers_of(wide: bool, lanes: int, width: int) -> Helpers:
         groups = samples * (length // lanes)
         each = (groups + blocks - 1) // blocks
         begin = part * each + cuda.threadIdx.x // width
-        end = min((part + 1) * each, groups) if channel < channels else 0
+        end = (part + 1) * each
+        if end > groups:
+            end = groups
+        if channel >= channels:
+            end = 0
         return tile, part, channel, begin, end
 
     @device

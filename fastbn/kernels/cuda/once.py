@@ -65,6 +65,7 @@ def shared_sums(u, v, partial, arrivals, tile, tiles, part, blocks, channel, cha
         cuda.atomic.add(arrivals, tile, 1)
         while fresh(arrivals, tile) < blocks:
             pass
+        cuda.threadfence()  # what they have published is read after that
     cuda.syncthreads()
     u, v = float64(0.0), float64(0.0)
     if channel < channels:

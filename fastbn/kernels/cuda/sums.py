@@ -65,6 +65,7 @@ def arrives_last(tickets, place, blocks):
         if last:
             tickets[place] = 0
         flag[0] = 1 if last else 0
+        cuda.threadfence()  # what the others have written is read after that
     cuda.syncthreads()
     return flag[0] == 1
 
