@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import arguments, backend, pieces, prepared
+from fastbn._call import arguments, backend, pieces, places, prepared
 
 __all__ = ["ChannelStats"]
 
@@ -83,7 +83,7 @@ class ChannelStats:
             count, statistics = found
             mean, m2 = statistics.reshape(2, -1)
             return cls(np.full(mean.size, float(count)), mean, m2)
-        if backend.on_device(x):
+        if places.on_device(x):
             return cls(*backend.device().moments(x, axis))
         x = arguments.as_array("x", x)
         position, channels, _ = arguments.describe(x.shape, x.dtype, arguments.as_axis(axis))

@@ -10,7 +10,7 @@ import time
 import numba
 import numpy as np
 
-from fastbn._call import backend, known, plan, prepared, work
+from fastbn._call import backend, known, places, plan, prepared, work
 from fastbn._call import pieces as _pieces
 from fastbn._call import views as _views
 from fastbn._system import outputs, oversubscription, processor, progress, threads
@@ -336,7 +336,7 @@ def cut_on_device(monkeypatch, parts=None):
     monkeypatch.setattr(device, "cut_of", cut_of)
 
 
-on_device = backend.on_device
+on_device = places.on_device
 
 
 def device_array(array):

@@ -243,7 +243,7 @@ def check_finite(x: np.ndarray, axis: int, not_finite: Mapping[str, np.ndarray])
             if not holds.size:
                 why, way = (
                     f"is finite, but its statistics overflow in channel {_some(bad)}",
-                    ("scale x"),
+                    "scale x",
                 )
         raise ValueError(
             f"x of shape {x.shape} {why}, and on_nonfinite is 'raise'; {way}, or leave such "

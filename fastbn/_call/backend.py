@@ -4,7 +4,6 @@ Only a call that nothing is known of comes here, and CUDA is imported when the f
 device does.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,33 +11,12 @@ import numpy as np
 
 from fastbn._call import operations, views
 from fastbn._call.operations import ForwardCache
+from fastbn._call.places import on_device, simulated
 
 _EXTRA = (
     "arrays on a GPU need the extra cuda (pip install 'fastbn[cuda]') and NVIDIA's driver; or copy "
     "the array to NumPy"
 )
-
-
-def on_device(array: Any) -> bool:
-    """Whether an array lies on an NVIDIA GPU."""
-    kind = type(array)
-    if kind is np.ndarray:
-        return False
-    if kind.__module__.startswith("numba.cuda"):  # the simulator's say so in no other way
-        return hasattr(array, "copy_to_host")
-    if is_tensor(array):
-        return bool(getattr(array, "is_cuda", False))
-    if not hasattr(kind, "__cuda_array_interface__"):
-        return False
-    try:  # some have it wherever they are, and refuse it on the CPU
-        return array.__cuda_array_interface__ is not None
-    except Exception:
-        return False
-
-
-def is_tensor(array: Any) -> bool:
-    """Whether it is one of torch's, or of a class that is made of them."""
-    return any(kind.__module__.partition(".")[0] == "torch" for kind in type(array).__mro__)
 
 
 def device() -> Any:
@@ -101,8 +79,3 @@ def assign_all(arrays: Sequence[Any], values: Iterable[Any]) -> None:
         array.copy_to_device(np.broadcast_to(value, array.shape).copy())
     if there:
         device().cuda.synchronize()
-
-
-def simulated() -> bool:
-    """Whether Numba simulates a device."""
-    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"

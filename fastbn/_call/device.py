@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from fastbn._call import arguments, backend
+from fastbn._call import arguments, places
 from fastbn._call.device_arrays import (
     DeviceArray,
     current,
@@ -82,7 +82,7 @@ def _together(device: int) -> int:
 
     Two fit on each multiprocessor; a quarter of those, so that four such kernels may run at once.
     """
-    if backend.simulated():  # whose blocks run one after the other
+    if places.simulated():  # whose blocks run one after the other
         return 1
     return max(1, int(cuda.gpus[device].MULTIPROCESSOR_COUNT) // 2)
 
@@ -140,7 +140,7 @@ def _tensor(x: DeviceArray, axis: Any, *others: DeviceArray) -> _Tensor:
 
 def _launcher(kernel: Any, blocks: int, stream: int) -> Any:
     """A kernel on so many blocks, in the stream that the owner of x works on."""
-    if backend.simulated():  # whose launchers are one and the same object
+    if places.simulated():  # whose launchers are one and the same object
         return kernel[blocks, THREADS]
     return _configured(kernel, blocks, stream)
 

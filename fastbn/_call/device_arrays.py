@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from fastbn._call import backend
+from fastbn._call import places
 
 #: What a kernel takes bfloat16 as.
 _BFLOAT16 = np.dtype(np.uint16)
@@ -52,14 +52,14 @@ class DeviceArray(NamedTuple):
 
 def described(name: str, array: Any) -> DeviceArray:
     """An array of a caller; TypeError if it is in host memory, ValueError if it has gaps."""
-    if not backend.on_device(array):
+    if not places.on_device(array):
         where = "in host memory" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
         raise TypeError(
             f"x lies on a device, and {name} is {where}; copy one of them: arrays of one call lie "
             "in one place"
         )
     _check_place(name, array)
-    if backend.is_tensor(array):
+    if places.is_tensor(array):
         if array.requires_grad:
             raise TypeError(f"{name} requires a gradient, which nobody would take; {name}.detach()")
         dtype, strides = str(array.dtype).removeprefix("torch."), array.stride()
@@ -70,7 +70,7 @@ def described(name: str, array: Any) -> DeviceArray:
     shape = tuple(array.shape)
     order = _memory_order(name, shape, strides)
     flat, stream, pointer = _flat(view, dtype, order)
-    if backend.is_tensor(array):
+    if places.is_tensor(array):
         stream = sys.modules["torch"].cuda.current_stream(array.device).cuda_stream
     nbytes = flat.size * flat.dtype.itemsize
     return DeviceArray(name, array, flat, dtype, shape, order, stream, pointer, nbytes)
@@ -94,7 +94,7 @@ def _memory_order(name: str, shape: tuple[int, ...], strides: tuple[int, ...]) -
 
 def _flat(view: Any, dtype: str, order: tuple[int, ...]) -> tuple[Any, int, int]:
     """All values in the order of memory, as a Numba array; the owner's stream; where they are."""
-    if backend.simulated():
+    if places.simulated():
         flat = view.transpose(order).reshape(-1)
         return flat, 0, flat._ary.__array_interface__["data"][0]
     interface = dict(view.__cuda_array_interface__)
@@ -110,12 +110,12 @@ def _flat(view: Any, dtype: str, order: tuple[int, ...]) -> tuple[Any, int, int]
 def empty_like(array: DeviceArray) -> Any:
     """A new array of the same kind, shape, dtype and memory order."""
     library = type(array.given).__module__.partition(".")[0]
-    if backend.is_tensor(array.given):
+    if places.is_tensor(array.given):
         return sys.modules["torch"].empty_like(array.given)
     if library == "cupy":
         shape = tuple(array.shape[k] for k in array.order)
         return sys.modules["cupy"].empty(shape, array.dtype).transpose(np.argsort(array.order))
-    if backend.simulated():
+    if places.simulated():
         shape = tuple(array.shape[k] for k in array.order)
         return cuda.device_array(shape, array.dtype).transpose(tuple(np.argsort(array.order)))
     strides, step = [0] * len(array.shape), np.dtype(array.dtype).itemsize
@@ -128,7 +128,7 @@ def empty_like(array: DeviceArray) -> Any:
 def vector_like(array: DeviceArray, channels: int, dtype: str) -> Any:
     """A new array of one number per channel, of the same kind."""
     library = type(array.given).__module__.partition(".")[0]
-    if backend.is_tensor(array.given):
+    if places.is_tensor(array.given):
         torch = sys.modules["torch"]
         return torch.empty(channels, dtype=getattr(torch, dtype), device=array.given.device)
     if library == "cupy":
@@ -149,7 +149,7 @@ def current() -> int:
 def _check_place(name: str, array: Any) -> None:
     """Refuse what lies on another device than kernels are launched on."""
     place = getattr(array, "device", None)
-    number = getattr(place, "index" if backend.is_tensor(array) else "id", None)
+    number = getattr(place, "index" if places.is_tensor(array) else "id", None)
     if isinstance(number, int) and number != current():
         raise ValueError(
             f"{name} lies on GPU {number}, and Numba works on GPU {current()}; "

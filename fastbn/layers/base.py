@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import arguments, backend, prepared
+from fastbn._call import arguments, backend, places, prepared
 from fastbn._call.operations import Forward, ForwardCache, cache_of
 from fastbn.functional import Gradients, batch_norm_backward
 from fastbn.layers.inputs import does_not_fit
@@ -114,7 +114,7 @@ class BatchNorm(LayerState):
 
     def _checked_call(self, x: Any, out: Any) -> Forward:
         """The call with all its checks."""
-        if not backend.on_device(x):
+        if not places.on_device(x):
             x = arguments.as_array("x", x)
         axis = self._axis_of(len(x.shape)) if len(x.shape) in self._takes else None
         if axis is None or x.shape[axis] != self.num_features:

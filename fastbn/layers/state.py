@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastbn._call import arguments, backend
+from fastbn._call import arguments, backend, places
 from fastbn._call.arguments import Device, OnNonfinite
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import ForwardCache
@@ -143,7 +143,7 @@ class LayerState(Attributes):
             return None
         if name == "num_batches_tracked":
             return arguments.check_counter(value)
-        if backend.on_device(value) or self._device != "cpu":
+        if places.on_device(value) or self._device != "cpu":
             return self._checked_device_array(name, value, had)
         of = f"the layer has num_features={self.num_features}"
         array = arguments.check_vector(name, value, self.num_features, of)
@@ -156,7 +156,7 @@ class LayerState(Attributes):
 
     def _checked_device_array(self, name: str, value: Any, had: Any) -> Any:
         """On a device no value is looked at: that would wait for it."""
-        if self._device == "cpu" or not backend.on_device(value):
+        if self._device == "cpu" or not places.on_device(value):
             raise TypeError(
                 f"the layer is on {self._device!r}, and {name} of type {type(value).__name__} is "
                 "not; copy it there, or move the layer: bn.to('cpu'), bn.to('cuda')"

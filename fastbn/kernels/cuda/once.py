@@ -3,7 +3,7 @@
 Where a tile has more values than a block can keep, several blocks share it. Each publishes its sums
 and waits for the others of its tile, so all of these must be on the device at the same time. Blocks
 therefore take their numbers from a ticket: those that wait began before those that they do not
-wait for, and `held_blocks` bounds how many share a tile.
+wait for, and `_call.device` bounds how many share a tile.
 
 ``arrivals`` is int32, zeros, of shape (2 * tiles + 1,): how many blocks of each tile have published
 their sums, how many have read those of the others, and how many have begun. It is zeros again
