@@ -10,7 +10,7 @@ import time
 import numba
 import numpy as np
 
-from fastbn._call import backend, known, places, plan, prepared, work
+from fastbn._call import backend, dlpack, known, places, plan, prepared, work
 from fastbn._call import pieces as _pieces
 from fastbn._call import views as _views
 from fastbn._system import outputs, oversubscription, processor, progress, threads
@@ -337,6 +337,19 @@ def cut_on_device(monkeypatch, parts=None):
 
 
 on_device = places.on_device
+borrowed = dlpack.Borrowed
+
+
+def as_dtype(array, code):
+    """What lends an array's memory by DLPack, and says that its values are of another kind."""
+
+    class Lender:
+        def __dlpack__(self, **how):
+            capsule = array.__dlpack__()
+            dlpack.tensor_of(capsule).dtype.code = code
+            return capsule
+
+    return Lender()
 
 
 def device_array(array):
@@ -345,6 +358,31 @@ def device_array(array):
     from fastbn._call import device_arrays
 
     return device_arrays.described("x", array)
+
+
+def two_gpus(monkeypatch, where):
+    """As if the simulator had two; ``where`` an array lies. The numbers that are worked on."""
+    device = backend.device()
+    from fastbn._call import device_arrays
+
+    current, worked_on = [0], []
+
+    class Gpu:
+        def __init__(self, number):
+            self.number = number
+
+        def __enter__(self):
+            worked_on.append(self.number)
+            current.append(self.number)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    monkeypatch.setattr(device_arrays.cuda.gpus, "lst", (Gpu(0), Gpu(1)))
+    for module in (device, device_arrays):
+        monkeypatch.setattr(module, "current", lambda: current[-1])
+        monkeypatch.setattr(module, "gpu_of", where if callable(where) else lambda array: where)
+    return worked_on
 
 
 def device_cut():

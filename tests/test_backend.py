@@ -1,5 +1,8 @@
 """Where a call is done. Here there may be no device: what is then said, and what is left alone."""
 
+import gc
+import sys
+
 import numpy as np
 import pytest
 from numba import config
@@ -70,6 +73,71 @@ class OnCpu:
     @property
     def __cuda_array_interface__(self):
         raise AttributeError("lies on the CPU")
+
+
+class ByDlpack:
+    """An array that lends its memory by DLPack alone, and says that a GPU has it."""
+
+    def __init__(self, array, device):
+        self.array, self.device = array, device
+
+    def __dlpack_device__(self):
+        if self.device is None:
+            raise BufferError("is lent to nobody")
+        return self.device
+
+    def __dlpack__(self, **how):
+        return self.array.__dlpack__(**how)
+
+
+@pytest.mark.parametrize("device", [(2, 0), (13, 1)], ids=["its own memory", "managed memory"])
+def test_what_lies_on_a_device_by_dlpack(device):
+    assert internals.on_device(ByDlpack(np.ones(3), device))
+
+
+@pytest.mark.parametrize("device", [(1, 0), (10, 0), None], ids=["CPU", "ROCm", "refused"])
+def test_what_does_not_lie_on_a_device_by_dlpack(device):
+    array = ByDlpack(np.ones(3), device)
+    assert not internals.on_device(array)
+    with pytest.raises(TypeError, match="must be a numpy"):
+        fastbn.batch_norm(array)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "uint16", "int64", "bool"])
+def test_memory_that_is_lent_by_dlpack(dtype):
+    base = np.arange(48).reshape(2, 4, 6).astype(dtype)
+    for array in (base, base.transpose(2, 0, 1), base[:, 1:], base[:0], base[0, 0, 0, ...]):
+        borrowed = internals.borrowed(ByDlpack(array, (2, 3)))
+        interface = borrowed.__cuda_array_interface__
+        assert borrowed.shape == array.shape == interface["shape"]
+        assert str(borrowed.dtype) == dtype
+        assert borrowed.__dlpack_device__() == (1, 0)  # what the memory itself says
+        if array.size:
+            assert interface["data"][0] == array.ctypes.data
+            steps = interface["strides"]
+            assert all(
+                one == other
+                for one, other, n in zip(steps, array.strides, array.shape, strict=True)
+                if n > 1
+            )
+
+
+def test_kinds_of_values_that_numpy_lacks():
+    bits = np.arange(6, dtype=np.uint16)
+    borrowed = internals.borrowed(internals.as_dtype(bits, code=4))
+    assert borrowed.dtype == "bfloat16"
+    assert borrowed.__cuda_array_interface__["typestr"] == "<u2"
+    with pytest.raises(TypeError, match="DLPack says dtype 3 of 16 bits"):
+        internals.borrowed(internals.as_dtype(bits, code=3))
+
+
+def test_memory_is_lent_for_as_long_as_somebody_has_it():
+    array = np.ones(1000)
+    borrowed = internals.borrowed(array)
+    before = sys.getrefcount(array)
+    del borrowed
+    gc.collect()
+    assert sys.getrefcount(array) < before
 
 
 def test_what_lies_on_a_device():

@@ -254,6 +254,38 @@ def test_a_layer_moves_loads_and_is_copied(rng):
     assert there.state_dict()["running_var"].tolist() == [1, 1, 1]
 
 
+def test_a_layer_on_a_gpu_by_its_number(monkeypatch, rng):
+    first = fastbn.BatchNorm1d(3, device="cuda:0")
+    assert "device='cuda:0'" in repr(first)
+    x = put(rng.normal(size=(6, 3)).astype(np.float32))
+    assert got(first(x)).shape == (6, 3)
+    before = first.state_dict()
+    for call in (lambda: fastbn.BatchNorm1d(3, device="cuda:5"), lambda: first.to("cuda:5")):
+        with pytest.raises(RuntimeError, match=r"device='cuda:5': NVIDIA GPUs found: 1"):
+            call()
+    for name, array in first.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    # the simulator has one; as if there were two, and the arrays on the second
+    worked_on = internals.two_gpus(monkeypatch, where=1)
+    second = fastbn.BatchNorm1d(3, device="cuda:1")
+    y, cache = second.forward_with_cache(x)
+    second.backward(y, cache)
+    second.state_dict()
+    fastbn.channel_stats(x)
+    assert worked_on.count(1) >= 7
+    assert set(worked_on) == {1}
+
+
+def test_arrays_of_one_call_lie_on_one_gpu(monkeypatch, rng):
+    x, weight = put(rng.normal(size=(6, 3)).astype(np.float32)), put(np.ones(3, np.float32))
+    internals.two_gpus(monkeypatch, where=lambda array: 1 if array is weight else 0)
+    with pytest.raises(ValueError, match="weight lies on GPU 1, and x on GPU 0"):
+        fastbn.batch_norm(x, weight=weight, training=True)
+    layer = fastbn.BatchNorm1d(3, device="cuda:0")
+    with pytest.raises(ValueError, match="lies on GPU 1, and the layer's arrays on 0"):
+        layer.weight = weight
+
+
 # --- errors ---------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ argument, what came, what was expected, and the way out. No check changes anythi
 import math
 import numbers
 import operator
+import re
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
@@ -18,8 +19,12 @@ from fastbn._call import overlap
 
 #: What a batch with NaN or infinity does to running statistics.
 OnNonfinite = Literal["propagate", "skip", "raise"]
-#: Where a layer is.
-Device = Literal["cpu", "cuda"] | None
+#: Where a layer is: on the CPU, on the current NVIDIA GPU, or on one by its number.
+Device = (
+    Literal["cpu", "cuda", "cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    | Literal["cuda:4", "cuda:5", "cuda:6", "cuda:7"]
+    | None
+)
 
 # --- x --------------------------------------------------------------------------------------------
 
@@ -206,14 +211,14 @@ def parameter_dtype(dtype: Any) -> np.dtype:
 
 
 def check_device(device: Any) -> str:
-    """``device`` as "cpu" or "cuda"; whether there is one is not asked here."""
+    """Where a layer is to be, as a string; whether there is such a device is not asked here."""
     if device is None:
         return "cpu"
-    if isinstance(device, str) and device in get_args(get_args(Device)[0]):
+    if isinstance(device, str) and re.fullmatch(r"cpu|cuda(:\d+)?", device):
         return device
     raise ValueError(
-        f"device must be None, 'cpu' or 'cuda', the current NVIDIA GPU, got {device!r}; leave it "
-        "out to compute on the CPU"
+        "device must be None, 'cpu', 'cuda' (the current NVIDIA GPU) or 'cuda:0', 'cuda:1' and so "
+        f"on, got {device!r}; leave it out to compute on the CPU"
     )
 
 

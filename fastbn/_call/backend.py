@@ -11,7 +11,7 @@ import numpy as np
 
 from fastbn._call import operations, views
 from fastbn._call.operations import ForwardCache
-from fastbn._call.places import on_device, simulated
+from fastbn._call.places import on_device
 
 _EXTRA = (
     "arrays on a GPU need the extra cuda (pip install 'fastbn[cuda]') and NVIDIA's driver; or copy "
@@ -30,6 +30,14 @@ def device() -> Any:
     return device
 
 
+def _arrays() -> Any:
+    """The module of arrays on a device."""
+    device()  # which says so if there is none
+    from fastbn._call import device_arrays
+
+    return device_arrays
+
+
 def forward(x: Any, *arguments: Any) -> Any:
     """One forward call, with all its checks; see `operations.Forward`."""
     kind = device().Forward if on_device(x) else operations.Forward
@@ -44,28 +52,44 @@ def backward(dy: Any, cache: Any, out: Any) -> tuple[Any, Any, Any]:
 
 
 def zeros(size: int, dtype: np.dtype, place: str) -> Any:
-    """A new array on the CPU or on the current GPU; an explicit request never falls back."""
-    host = np.zeros(size, dtype)
-    return host if place == "cpu" else device().cuda.to_device(host)
+    """A new array on the CPU or on a GPU; an explicit request never falls back."""
+    return _put(np.zeros(size, dtype), place)
 
 
 def to_numpy(array: Any) -> np.ndarray:
     """A copy in host memory, when all that was launched before is done."""
     if not on_device(array):
         return array.copy()
-    device().cuda.synchronize()
-    return array.copy_to_host()
+    gpu = _arrays()
+    with gpu.working_on(gpu.gpu_of(array)):
+        gpu.cuda.synchronize()
+        return array.copy_to_host()
 
 
 def moved(array: Any, place: str) -> Any:
-    """A copy on the CPU or on the current GPU."""
-    host = to_numpy(array)
-    return host if place == "cpu" else device().cuda.to_device(host)
+    """A copy on the CPU or on a GPU."""
+    return _put(to_numpy(array), place)
 
 
-def as_numba(array: Any) -> Any:
-    """An array on a device as Numba's, without a copy."""
-    return array if simulated() else device().cuda.as_cuda_array(array)
+def _put(host: np.ndarray, place: str) -> Any:
+    if place == "cpu":
+        return host
+    gpu, number = _arrays(), place.partition(":")[2]
+    there = len(gpu.cuda.gpus)
+    if number and int(number) >= there:
+        raise RuntimeError(f"device={place!r}: NVIDIA GPUs found: {there}; 'cuda:0' is the first")
+    with gpu.working_on(int(number) if number else None):
+        return gpu.cuda.to_device(host)
+
+
+def as_numba(array: Any, like: Any) -> Any:
+    """An array on a device as Numba's, without a copy; ValueError if it is not where another is."""
+    gpu = _arrays()
+    number, expected = gpu.gpu_of(array), gpu.gpu_of(like)
+    if None not in (number, expected) and number != expected:
+        raise ValueError(f"the array lies on GPU {number}, and the layer's arrays on {expected}")
+    with gpu.working_on(expected):
+        return gpu.as_numba(array)
 
 
 def assign_all(arrays: Sequence[Any], values: Iterable[Any]) -> None:
@@ -74,8 +98,10 @@ def assign_all(arrays: Sequence[Any], values: Iterable[Any]) -> None:
     host = [pair for pair in pairs if not on_device(pair[0])]
     views.assign_all([a for a, _ in host], [v for _, v in host])
     there = [pair for pair in pairs if on_device(pair[0])]
-    for array, value in there:
-        device().cuda.synchronize()  # no kernel on any stream may still read it
-        array.copy_to_device(np.broadcast_to(value, array.shape).copy())
     if there:
-        device().cuda.synchronize()
+        gpu = _arrays()
+        with gpu.working_on(gpu.gpu_of(there[0][0])):
+            gpu.cuda.synchronize()  # no kernel on any stream may still read them
+            for array, value in there:
+                array.copy_to_device(np.broadcast_to(value, array.shape).copy())
+            gpu.cuda.synchronize()

@@ -18,8 +18,10 @@ from fastbn._call.device_arrays import (
     current,
     described,
     empty_like,
+    gpu_of,
     stream_of,
     vector_like,
+    working_on,
 )
 from fastbn._call.operations import ForwardCache
 from fastbn.kernels.cuda.kernels import Kernels, kernels_of
@@ -169,6 +171,17 @@ class Forward:
         self, x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
         on_nonfinite="propagate", counter=None,
     ):  # fmt: skip
+        self.gpu = gpu_of(x)
+        with working_on(self.gpu):
+            self._check(
+                x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
+                on_nonfinite, counter,
+            )  # fmt: skip
+
+    def _check(
+        self, x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
+        on_nonfinite, counter,
+    ):  # fmt: skip
         self.x = described("x", x)
         self.returned = empty_like(self.x) if out is None else out
         self.out = described("out", self.returned)
@@ -231,6 +244,10 @@ class Forward:
 
     def run(self) -> Any:
         """Launch the kernels; the output is there when the device has come to it."""
+        with working_on(self.gpu):
+            return self._run()
+
+    def _run(self) -> Any:
         channels = self.tensor.cut.channels
         if self.empty:
             self.statistics = cuda.to_device(np.zeros(3 * channels))
@@ -268,6 +285,10 @@ class Forward:
 
     def cache(self) -> ForwardCache:
         """For `backward`."""
+        with working_on(self.gpu):
+            return self._cache()
+
+    def _cache(self) -> ForwardCache:
         statistics = self.statistics
         if statistics is None:
             statistics = self._running_statistics()
@@ -294,6 +315,11 @@ class Forward:
 
 def moments(x: Any, axis: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count, mean and m2 of every channel, in host memory: this waits for the device."""
+    with working_on(gpu_of(x)):
+        return _moments(x, axis)
+
+
+def _moments(x: Any, axis: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     tensor = _tensor(described("x", x), axis)
     channels, size = tensor.cut.channels, int(np.prod(tensor.x.shape, dtype=np.int64))
     count = size // channels if size else 0
@@ -317,6 +343,11 @@ def _sum_moments(tensor: _Tensor, statistics, running, eps: float, momentum: flo
 
 def backward(dy: Any, cache: ForwardCache, out: Any) -> tuple[Any, Any, Any]:
     """Gradients in x, weight and bias, on the device."""
+    with working_on(gpu_of(cache.x)):
+        return _backward(dy, cache, out)
+
+
+def _backward(dy: Any, cache: ForwardCache, out: Any) -> tuple[Any, Any, Any]:
     x, gradient = described("x", cache.x), described("dy", dy)
     if cache.overwritten:
         raise RuntimeError(

@@ -1,16 +1,19 @@
 """Arrays on an NVIDIA GPU, whoever made them: Numba, CuPy, PyTorch, anybody with their interface.
 
-A kernel takes flat Numba arrays. The output is of the kind that came in.
+A kernel takes flat Numba arrays. The output is of the kind that came in: Numba's, CuPy's or
+torch's, and Numba's for all others, who take that by its interface or DLPack.
 """
 
 import math
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda
 
 from fastbn._call import places
+from fastbn._call.dlpack import Borrowed, dense
 
 #: What a kernel takes bfloat16 as.
 _BFLOAT16 = np.dtype(np.uint16)
@@ -58,22 +61,51 @@ def described(name: str, array: Any) -> DeviceArray:
             f"x lies on a device, and {name} is {where}; copy one of them: arrays of one call lie "
             "in one place"
         )
-    _check_place(name, array)
-    if places.is_tensor(array):
-        if array.requires_grad:
-            raise TypeError(f"{name} requires a gradient, which nobody would take; {name}.detach()")
-        dtype, strides = str(array.dtype).removeprefix("torch."), array.stride()
-        view = array.view(sys.modules["torch"].int16) if dtype == "bfloat16" else array
-    else:
-        dtype, view = np.dtype(array.dtype).name, array
-        strides = tuple(s // np.dtype(array.dtype).itemsize for s in array.strides)
+    view = _viewed(name, array)
+    _check_gpu(name, view)
+    dtype = str(array.dtype if places.is_tensor(array) else view.dtype).removeprefix("torch.")
     shape = tuple(array.shape)
-    order = _memory_order(name, shape, strides)
+    order = _memory_order(name, shape, _strides(view, shape))
     flat, stream, pointer = _flat(view, dtype, order)
     if places.is_tensor(array):
         stream = sys.modules["torch"].cuda.current_stream(array.device).cuda_stream
     nbytes = flat.size * flat.dtype.itemsize
     return DeviceArray(name, array, flat, dtype, shape, order, stream, pointer, nbytes)
+
+
+def as_numba(array: Any) -> Any:
+    """An array on a device as Numba's, without a copy."""
+    if places.simulated():
+        return array
+    return cuda.as_cuda_array(with_interface(array))
+
+
+def with_interface(array: Any) -> Any:
+    """The array, or what has Numba's interface instead of it."""
+    if places.simulated() or hasattr(array, "__cuda_array_interface__"):
+        return array
+    # what its owner has launched comes before what follows in the default stream
+    return Borrowed(array, stream=1)
+
+
+def _viewed(name: str, array: Any) -> Any:
+    """Without a copy: values that kernels know, with Numba's interface."""
+    if not places.is_tensor(array):
+        return with_interface(array)
+    if array.requires_grad:
+        raise TypeError(f"{name} requires a gradient, which nobody would take; {name}.detach()")
+    torch = sys.modules["torch"]
+    return array.view(torch.int16) if array.dtype == torch.bfloat16 else array
+
+
+def _strides(view: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Steps of the axes, in values."""
+    if places.simulated():
+        steps, size = view.strides, view.dtype.itemsize
+    else:
+        interface = view.__cuda_array_interface__
+        steps, size = interface.get("strides"), np.dtype(interface["typestr"]).itemsize
+    return dense(shape) if steps is None else tuple(step // size for step in steps)
 
 
 def _memory_order(name: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
@@ -114,7 +146,9 @@ def empty_like(array: DeviceArray) -> Any:
         return sys.modules["torch"].empty_like(array.given)
     if library == "cupy":
         shape = tuple(array.shape[k] for k in array.order)
-        return sys.modules["cupy"].empty(shape, array.dtype).transpose(np.argsort(array.order))
+        with array.given.device:
+            empty = sys.modules["cupy"].empty(shape, array.given.dtype)
+        return empty.transpose(np.argsort(array.order))
     if places.simulated():
         shape = tuple(array.shape[k] for k in array.order)
         return cuda.device_array(shape, array.dtype).transpose(tuple(np.argsort(array.order)))
@@ -132,7 +166,8 @@ def vector_like(array: DeviceArray, channels: int, dtype: str) -> Any:
         torch = sys.modules["torch"]
         return torch.empty(channels, dtype=getattr(torch, dtype), device=array.given.device)
     if library == "cupy":
-        return sys.modules["cupy"].empty(channels, dtype)
+        with array.given.device:
+            return sys.modules["cupy"].empty(channels, dtype)
     return cuda.device_array(channels, dtype, stream=stream_of(array))
 
 
@@ -146,12 +181,23 @@ def current() -> int:
     return getattr(cuda.current_context().device, "id", 0)  # the simulator has one without
 
 
-def _check_place(name: str, array: Any) -> None:
-    """Refuse what lies on another device than kernels are launched on."""
-    place = getattr(array, "device", None)
-    number = getattr(place, "index" if places.is_tensor(array) else "id", None)
-    if isinstance(number, int) and number != current():
+def gpu_of(array: Any) -> int | None:
+    """The number of the GPU that an array lies on; None where its owner does not say."""
+    if hasattr(array, "gpu_data"):  # Numba's
+        return int(array.gpu_data.context.device.id)
+    return int(array.__dlpack_device__()[1]) if hasattr(array, "__dlpack_device__") else None
+
+
+def working_on(number: int | None) -> AbstractContextManager[Any]:
+    """Launches and allocations go to the GPU of this number, or to the current one."""
+    return nullcontext() if number in (None, current()) else cuda.gpus[number]
+
+
+def _check_gpu(name: str, array: Any) -> None:
+    """Refuse what lies on another GPU than x."""
+    number = gpu_of(array)
+    if number not in (None, current()):
         raise ValueError(
-            f"{name} lies on GPU {number}, and Numba works on GPU {current()}; "
-            f"numba.cuda.select_device({number})"
+            f"{name} lies on GPU {number}, and x on GPU {current()}; copy one of them: arrays of "
+            "one call lie in one place"
         )

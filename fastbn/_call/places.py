@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from fastbn._call import dlpack
+
 
 def on_device(array: Any) -> bool:
     """Whether an array lies on an NVIDIA GPU."""
@@ -16,7 +18,7 @@ def on_device(array: Any) -> bool:
     if is_tensor(array):
         return bool(getattr(array, "is_cuda", False))
     if not hasattr(kind, "__cuda_array_interface__"):
-        return False
+        return hasattr(kind, "__dlpack_device__") and dlpack.on_gpu(array)
     try:  # some have it wherever they are, and refuse it on the CPU
         return array.__cuda_array_interface__ is not None
     except Exception:

@@ -24,7 +24,9 @@ _PARAMETERS = """
     track_running_stats : bool
         Keep running statistics (mean 0, variance 1 at the start) for evaluation;
         otherwise batch statistics serve in both modes.
-    device : None or "cpu"
+    device : None, "cpu", "cuda" or "cuda:1"
+        Where parameters and running statistics are, and input is expected: on the CPU
+        (default), on the current NVIDIA GPU, or on the one of that number.
     dtype : float32 (default) or float64
         Of parameters and running statistics. Input of either dtype is taken, and
         the output has the input's.

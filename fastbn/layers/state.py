@@ -36,7 +36,7 @@ class LayerState(Attributes):
         "running_var": "What evaluation divides by the root of, shape (C,), or None.",
         "num_batches_tracked": "Batches in the running statistics: an int64 array of shape ().",
         "_cache": "The last training forward.",
-        "_device": "Where the arrays are: cpu or cuda.",
+        "_device": "Where the arrays are: cpu, cuda or cuda:1.",
         "_frozen": "Whether `training` is False whatever `train` says.",
         "_in_training": "`_training` and not `_frozen`, kept because every call asks.",
         "_training": "What `train` and `eval` said.",
@@ -161,7 +161,7 @@ class LayerState(Attributes):
                 f"the layer is on {self._device!r}, and {name} of type {type(value).__name__} is "
                 "not; copy it there, or move the layer: bn.to('cpu'), bn.to('cuda')"
             )
-        value = backend.as_numba(value)
+        value = backend.as_numba(value, had)
         if (value.shape, value.dtype) != ((self.num_features,), had.dtype):
             raise ValueError(
                 f"{name} has shape {value.shape} and dtype {value.dtype}, expected "
@@ -244,7 +244,7 @@ class LayerState(Attributes):
         self._cache = None
 
     def to(self: _Layer, device: Device) -> _Layer:
-        """Move parameters and running statistics to "cpu" or "cuda"; returns the layer.
+        """Move parameters and statistics to "cpu", "cuda" or "cuda:1"; returns the layer.
 
         The layer then takes arrays that lie there, and gives such.
         """
