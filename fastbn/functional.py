@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from fastbn._call import backend, prepared
-from fastbn._call.arguments import OnNonfinite
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import ForwardCache, cache_of
+from fastbn._call.settings import OnNonfinite
 from fastbn.stats import ChannelStats
 
 __all__ = [

@@ -5,26 +5,14 @@ argument, what came, what was expected, and the way out. No check changes anythi
 """
 
 import math
-import numbers
 import operator
-import re
-import sys
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from fastbn._call import overlap
-
-#: What a batch with NaN or infinity does to running statistics.
-OnNonfinite = Literal["propagate", "skip", "raise"]
-#: Where a layer is: on the CPU, on the current NVIDIA GPU, or on one by its number.
-Device = (
-    Literal["cpu", "cuda", "cuda:0", "cuda:1", "cuda:2", "cuda:3"]
-    | Literal["cuda:4", "cuda:5", "cuda:6", "cuda:7"]
-    | None
-)
 
 # --- x --------------------------------------------------------------------------------------------
 
@@ -132,101 +120,24 @@ def describe(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> tuple[int, i
     return position, channels, count
 
 
-# --- numbers and names ----------------------------------------------------------------------------
-
-
-def check_eps(eps: Any) -> float:
-    """``eps`` as a float; it must be positive, or 1 / sqrt(var + eps) has no bound."""
-    if type(eps) is float and 0.0 < eps < math.inf:
-        return eps
-    if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
-        raise TypeError(f"eps must be a positive number, got {eps!r} ({type(eps).__name__})")
-    value = _float(eps)
-    if not 0.0 < value < math.inf:
-        raise ValueError(f"eps must be positive and finite, got {eps!r}; the usual value is 1e-5")
-    return value
-
-
-def _float(number: Any) -> float:
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf
-
-
-def check_momentum(momentum: Any) -> float:
-    """``momentum`` as a float from 0 to 1."""
-    if type(momentum) is float and 0.0 <= momentum <= 1.0:
-        return momentum
-    if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real):
-        raise TypeError(
-            f"momentum must be a number, got {momentum!r} ({type(momentum).__name__}); "
-            "a cumulative average (None) needs a layer, which counts its batches"
-        )
-    value = _float(momentum)
-    if not 0.0 <= value <= 1.0:
+def check_gradient(dy: np.ndarray, x: np.ndarray, overwritten: bool) -> None:
+    """Refuse a gradient that is not one of an output of ``x``, or an ``x`` that is gone."""
+    check_dtype("dy", dy.dtype)
+    if dy.shape != x.shape:
+        raise ValueError(f"dy has shape {dy.shape}, expected the shape of x, {x.shape}")
+    if native(dy.dtype) != native(x.dtype):
         raise ValueError(
-            f"momentum must be 0 to 1, the weight of the new batch, got {momentum!r}; "
-            "the usual value is 0.1"
+            f"dy has dtype {dy.dtype}, expected the dtype of x, {x.dtype}; "
+            f"dy.astype(np.{x.dtype.name})"
         )
-    return value
+    if overwritten:
+        raise RuntimeError(
+            "the forward wrote its output over x (out=x), so there is nothing left to "
+            "differentiate; run the forward with another out, or without one"
+        )
 
 
-def check_bool(name: str, value: Any) -> bool:
-    """``value`` as a bool: a number in its place is an argument gone astray."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return bool(value)
-
-
-def check_num_features(value: Any) -> int:
-    """``num_features`` as a positive int."""
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"num_features must be a positive integer, got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        if isinstance(value, np.ndarray):
-            raise TypeError(
-                "num_features must be a positive integer, the number of channels, got an array of "
-                f"shape {value.shape}; make the layer first, then call it: layer(num_features)(x)"
-            ) from None
-        raise TypeError(
-            f"num_features must be a positive integer, got {value!r} ({type(value).__name__})"
-        ) from None
-    if not 1 <= number <= sys.maxsize // 8:  # bytes of float64
-        raise ValueError(f"num_features must be a positive integer, got {value!r}")
-    return number
-
-
-def parameter_dtype(dtype: Any) -> np.dtype:
-    """The dtype of a layer's parameters and statistics; None is float32."""
-    try:
-        found = np.dtype(np.float32 if dtype is None else dtype)
-    except Exception:  # strings are parsed, and fail in many ways
-        raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from None
-    if found not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
-    return native(found)
-
-
-def check_device(device: Any) -> str:
-    """Where a layer is to be, as a string; whether there is such a device is not asked here."""
-    if device is None:
-        return "cpu"
-    if isinstance(device, str) and re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        return device
-    raise ValueError(
-        "device must be None, 'cpu', 'cuda' (the current NVIDIA GPU) or 'cuda:0', 'cuda:1' and so "
-        f"on, got {device!r}; leave it out to compute on the CPU"
-    )
-
-
-def check_on_nonfinite(value: Any) -> str:
-    """One of the three policies."""
-    if not (isinstance(value, str) and value in get_args(OnNonfinite)):
-        raise ValueError(f"on_nonfinite must be 'propagate', 'skip' or 'raise', got {value!r}")
-    return value
+# --- vectors --------------------------------------------------------------------------------------
 
 
 def check_finite(x: np.ndarray, axis: int, not_finite: Mapping[str, np.ndarray]) -> None:
@@ -270,6 +181,15 @@ def check_vector(name: str, value: Any, channels: int, of: str) -> np.ndarray:
     if value.shape != (channels,):
         came = f"length {value.shape[0]}" if value.ndim == 1 else f"shape {value.shape}"
         raise ValueError(f"{name} has {came}, but {of}; expected {name} of shape ({channels},)")
+    return value
+
+
+def check_parameter(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """``value`` as a plain array of floating-point numbers of the shape that is normalized."""
+    value = as_array(name, value)
+    check_dtype(name, value.dtype)
+    if value.shape != shape:
+        raise ValueError(f"{name} has shape {value.shape}, expected normalized_shape, {shape}")
     return value
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from fastbn._call import arguments, places
+from fastbn._call import arguments, places, settings
 from fastbn._call.device_arrays import (
     DeviceArray,
     current,
@@ -190,12 +190,12 @@ class Forward:
         self.tracked = arguments.check_running(running_mean, running_var)
         self.running_mean = self._vector("running_mean", running_mean)
         self.running_var = self._vector("running_var", running_var)
-        self.eps = arguments.check_eps(eps)
-        training = arguments.check_bool("training", training)
+        self.eps = settings.check_eps(eps)
+        training = settings.check_bool("training", training)
         self.update = training and self.tracked
         self.batch_statistics = training or not self.tracked
         self.counter, self.momentum = counter, 0.0
-        if arguments.check_on_nonfinite(on_nonfinite) != "propagate":
+        if settings.check_on_nonfinite(on_nonfinite) != "propagate":
             raise NotImplementedError(
                 f"on_nonfinite={on_nonfinite!r} would wait for the device; use 'propagate' there"
             )
@@ -240,7 +240,7 @@ class Forward:
     def _momentum(self, momentum: Any) -> float:
         if momentum is None and self.counter is not None:
             return 1.0 / (int(self.counter) + 1)
-        return arguments.check_momentum(momentum)
+        return settings.check_momentum(momentum)
 
     def run(self) -> Any:
         """Launch the kernels; the output is there when the device has come to it."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import arguments, overlap, pieces, work
+from fastbn._call import arguments, overlap, pieces, settings, work
 from fastbn._system import outputs
 from fastbn.kernels import formulas
 
@@ -54,15 +54,15 @@ class Forward:
         self.tracked = arguments.check_running(running_mean, running_var)
         self.running_mean = self._vector("running_mean", running_mean)
         self.running_var = self._vector("running_var", running_var)
-        self.eps = arguments.check_eps(eps)
-        training = arguments.check_bool("training", training)
+        self.eps = settings.check_eps(eps)
+        training = settings.check_bool("training", training)
         self.update = training and self.tracked
         self.batch_statistics = training or not self.tracked
         self.counter = counter
-        self.on_nonfinite = arguments.check_on_nonfinite(on_nonfinite)
+        self.on_nonfinite = settings.check_on_nonfinite(on_nonfinite)
         if self.update:
             cumulative = momentum is None and counter is not None
-            self.momentum = None if cumulative else arguments.check_momentum(momentum)
+            self.momentum = None if cumulative else settings.check_momentum(momentum)
             inputs = {"x": x, "weight": self.weight, "bias": self.bias}
             arguments.check_updatable(self.running_mean, self.running_var, counter, inputs)
         if self.batch_statistics and x.size:
@@ -155,8 +155,9 @@ def backward(dy: Any, cache: Any, out: Any) -> tuple[np.ndarray, np.ndarray, np.
         returned, dx = out, arguments.check_out(out, x.shape, dtype, inputs)
     if x.size == 0:
         return returned, *np.zeros((2, cache.statistics.size // 3), dtype)
+    operation = "backward" if cache.batch_statistics else "frozen_backward"
     d_weight, d_bias = work.backward(
-        dy, x, dx, cache.axis, cache.statistics, cache.weight, cache.batch_statistics
+        dy, x, dx, cache.axis, cache.statistics, cache.weight, operation
     )
     return returned, d_weight, d_bias
 
@@ -174,22 +175,10 @@ def _checked_gradient(dy: Any, cache: Any) -> np.ndarray:
     if cache.x.dtype.type not in (np.float32, np.float64):
         raise RuntimeError(f"x has been given another dtype since the forward, {cache.x.dtype}")
     dy = arguments.as_array("dy", dy)
-    arguments.check_dtype("dy", dy.dtype)
-    if dy.shape != cache.x.shape:
-        raise ValueError(f"dy has shape {dy.shape}, expected the shape of x, {cache.x.shape}")
-    if arguments.native(dy.dtype) != arguments.native(cache.x.dtype):
-        raise ValueError(
-            f"dy has dtype {dy.dtype}, expected the dtype of x, {cache.x.dtype}; "
-            f"dy.astype(np.{cache.x.dtype.name})"
-        )
+    arguments.check_gradient(dy, cache.x, cache.overwritten)
     if cache.x.shape[cache.axis : cache.axis + 1] != (cache.statistics.size // 3,):
         raise RuntimeError(
             f"x has been given another shape since the forward, {cache.x.shape}; "
             "reshape a view of it (x.reshape), or run the forward again"
-        )
-    if cache.overwritten:
-        raise RuntimeError(
-            "the forward wrote its output over x (out=x), so there is nothing left to "
-            "differentiate; run the forward with another out, or without one"
         )
     return dy

@@ -223,7 +223,7 @@ class Plan:
             **fields, **addresses, rows=walk.rows, length=walk.length, channels=walk.channels,
             all_channels=walk.channels, count=walk.count, item_bytes=self.dtype.itemsize,
             tile=tile, tiles=tiles, scratch_bytes=fields["tile_bytes"] * tiles,
-            frozen=self._operation.frozen,
+            frozen=self._operation.frozen, uncentered=self._operation.uncentered,
         )  # fmt: skip
 
     def add_wide_parts(self) -> None:

@@ -26,7 +26,7 @@ _Name = TypeVar("_Name", bound=str)
 _T = TypeVar("_T")
 
 Layout = Literal["channels_first", "channels_last"]
-Mode = Literal["evaluation", "training", "statistics"]
+Mode = Literal["evaluation", "training", "statistics", "norms"]
 
 _DTYPES = ("float32", "float64")
 _LAYOUTS: dict[Layout, str] = {"channels_first": "first", "channels_last": "last"}
@@ -34,9 +34,12 @@ _LAYOUTS: dict[Layout, str] = {"channels_first": "first", "channels_last": "last
 #: takes its statistics and then normalizes.
 _MODES: dict[Mode, tuple[str, ...]] = {
     "evaluation": ("normalize",),
-    "training": tuple(parts.OPERATIONS),
+    "training": ("normalize", "forward", "backward", "frozen_backward", "moments"),
     "statistics": ("moments",),
+    "norms": tuple(name for name in parts.OPERATIONS if name != "frozen_backward"),
 }
+#: Those that are meant if none are named.
+_OF_BATCH_NORM: tuple[Mode, ...] = ("evaluation", "training", "statistics")
 #: Units that are worth a process of their own, which takes a second to start.
 _WORTH = 4
 _WORKER = "from fastbn._call.warmup import compile_as_told; compile_as_told()"
@@ -45,7 +48,7 @@ _WORKER = "from fastbn._call.warmup import compile_as_told; compile_as_told()"
 def warmup(
     dtypes: Iterable[DTypeLike] = _DTYPES,
     layouts: Iterable[Layout] = tuple(_LAYOUTS),
-    modes: Iterable[Mode] = tuple(_MODES),
+    modes: Iterable[Mode] = _OF_BATCH_NORM,
     *,
     progress: bool = True,
 ) -> None:
@@ -68,10 +71,11 @@ def warmup(
         Of the arrays to come.
     layouts : iterable of "channels_first", "channels_last"
         Tables ``(N, C)`` count as channels last.
-    modes : iterable of "evaluation", "training", "statistics"
+    modes : iterable of "evaluation", "training", "statistics", "norms"
         What will be called: layers in evaluation mode, which is all that a server needs; layers in
         training mode and their gradients, and layers without running statistics in either mode;
-        `channel_stats`. Training includes the others.
+        `channel_stats`; group, layer, instance and RMS norm. Training includes evaluation and
+        statistics. The default is all of batch normalization.
     progress : bool
         Show a progress bar on stderr.
 

@@ -7,13 +7,14 @@ goes over the output in place. So there is no temporary of the size of x, but fo
 ``out`` that no kernel can walk.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from fastbn._call import arguments, overlap
 from fastbn._call.known import remember
-from fastbn._call.plan import Walk, walk_of
+from fastbn._call.plan import KEPT, Walk, walk_of
 from fastbn._call.run import ABSENT, launch
 from fastbn._call.views import assign_all, flat
 from fastbn._system import outputs, threads
@@ -77,10 +78,11 @@ def normalize(x, out, axis, mean, var, weight, bias, eps) -> None:
         remember("normalize", axis, plan, entry, x, out)
 
 
-def forward(x, out, axis, weight, bias, eps) -> np.ndarray:
+def forward(x, out, axis, weight, bias, eps, operation="forward") -> np.ndarray:
     """Write ``x`` normalized with its own statistics to ``out``.
 
     Returns the statistics: all means, all variances and all ``1 / sqrt(variance + eps)``.
+    ``operation`` "uncentered_forward" subtracts no mean; ``x`` and ``out`` are then contiguous.
     """
     if walked(axis, x) is None:  # in the memory order of an output of its own
         target = out
@@ -88,14 +90,14 @@ def forward(x, out, axis, weight, bias, eps) -> np.ndarray:
             target = outputs.new_output(x, out.dtype)
         if not overlap.same_elements(x, target):
             np.copyto(target, x)
-        statistics = forward(target, target, axis, weight, bias, eps)
+        statistics = forward(target, target, axis, weight, bias, eps, operation)
         if target is not out:
             np.copyto(out, target)
         return statistics
     together = _summed_alike(axis, x, 1, x, out)
     if together is None:
         return _forward_in_two(x, out, axis, weight, bias, eps)
-    plan = together.walk.plan("forward", out.dtype)
+    plan = together.walk.plan(operation, out.dtype)
     dtype = plan.dtype
     entry = plan.entry.of(dtype, dtype)
     absent, statistics = ABSENT[dtype], np.empty(3 * plan.walk.channels)
@@ -103,8 +105,49 @@ def forward(x, out, axis, weight, bias, eps) -> np.ndarray:
         plan, entry, overlap.same_elements(x, out), *together.views,
         absent if weight is None else weight, absent if bias is None else bias, statistics, eps,
     )  # fmt: skip
-    remember("forward", axis, plan, entry, x, out)
+    remember(operation, axis, plan, entry, x, out)
     return statistics
+
+
+def forward_each(x, out, weight, bias, eps, uncentered) -> np.ndarray:
+    """`forward` of each row of a contiguous table, with a weight and a bias for each column."""
+    plan = _walk_of_rows(*x.shape).plan(f"{'uncentered_' * uncentered}forward_each", x.dtype)
+    statistics = np.empty(3 * x.shape[0])
+    launch(
+        plan, plan.entry.of(plan.dtype, plan.dtype), overlap.same_elements(x, out), x.reshape(-1),
+        weight, bias, out.reshape(-1), statistics, eps,
+    )  # fmt: skip
+    return statistics
+
+
+@lru_cache(maxsize=KEPT)
+def _walk_of_rows(rows: int, length: int) -> Walk:
+    """Each row a channel; and two vectors that go with every row."""
+    steps = ((0, length), (0, 0), (0, 0), (0, length))
+    return Walk("first", 1, rows, length, steps, (rows * length, length, length, rows * length))
+
+
+def products(dy, x, axis, statistics) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients of weight and bias alone."""
+    together = walked(axis, dy, x)
+    assert together
+    plan = together.walk.plan("products", x.dtype)
+    d_weight, d_bias = np.empty((2, plan.walk.channels), plan.dtype)
+    absent = ABSENT[plan.dtype]
+    launch(
+        plan, plan.entry.of(plan.dtype, plan.dtype), False, *together.views, absent, statistics,
+        absent, d_weight, d_bias,
+    )  # fmt: skip
+    return d_weight, d_bias
+
+
+def given_gradient(dy, x, dx, axis, terms) -> None:
+    """Write ``(dy * scale) + (x - mean) * slope + offset``; ``terms`` has them in this order."""
+    together = walked(axis, dy, x, dx)
+    assert together
+    plan = together.walk.plan("given_gradient", dx.dtype)
+    in_place = any(overlap.same_elements(dx, array) for array in (dy, x))
+    launch(plan, plan.entry.of(plan.dtype, plan.dtype), in_place, *together.views, terms)
 
 
 def _forward_in_two(x, out, axis, weight, bias, eps) -> np.ndarray:
@@ -119,8 +162,12 @@ def _forward_in_two(x, out, axis, weight, bias, eps) -> np.ndarray:
     return statistics
 
 
-def backward(dy, x, dx, axis, statistics, weight, batch_statistics):
-    """Write the gradient of ``x`` to ``dx``; return those of weight and bias."""
+def backward(dy, x, dx, axis, statistics, weight, operation="backward"):
+    """Write the gradient of ``x`` to ``dx``; return those of weight and bias.
+
+    ``operation`` "frozen_backward" takes the statistics for constants, "uncentered_backward" is
+    that of "uncentered_forward".
+    """
     if walked(axis, x) is None:
         x = _copy_of(x, x)
     target = dx
@@ -137,7 +184,6 @@ def backward(dy, x, dx, axis, statistics, weight, batch_statistics):
         dy = gradient
         together = _summed_alike(axis, x, 2, dy, x, target)
         assert together  # the gradient now lies as x does
-    operation = "backward" if batch_statistics else "frozen_backward"
     plan = together.walk.plan(operation, dx.dtype)
     dtype, channels = plan.dtype, plan.walk.channels
     entry = plan.entry.of(dtype, dtype)

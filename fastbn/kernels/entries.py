@@ -86,6 +86,32 @@ def forward(template, x, out, weight, bias, statistics, eps):
     return run(address)
 
 
+@entry(lambda x, running: (_INT64, x, x, x, x, _FLOAT64, float))
+def forward_each(template, x, weight, bias, out, statistics, eps):
+    """`forward` with a weight and a bias for each value of a row."""
+    address = begin(template)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.second, f.third = address_of(x), address_of(weight), address_of(bias)
+    f.out, f.eps = address_of(out), eps
+    f.statistics, f.mean_bytes = address_of(statistics), 8
+    f.mean, f.var = f.statistics, f.statistics + 8 * f.all_channels
+    return run(address)
+
+
+@entry(lambda x, running: (_INT64, x, x, x, _FLOAT64))
+def given_gradient(template, dy, x, dx, terms):
+    """The gradient of x from rows of mean, scale, slope and offset."""
+    address = begin(template)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.second, f.out = address_of(dy), address_of(x), address_of(dx)
+    f.statistics = address_of(terms)
+    return run(address)
+
+
 @entry(lambda x, running: (_INT64, x, x, x, _FLOAT64, x, x, x))
 def backward(template, dy, x, dx, statistics, weight, d_weight, d_bias):
     """Gradients of x, weight and bias; ``statistics`` as `forward` writes them."""

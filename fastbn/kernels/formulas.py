@@ -36,6 +36,11 @@ def reciprocal_std(var, eps):
     return 1.0 / np.sqrt(var + eps)
 
 
+def mean_square(mean, var):
+    """The mean of ``x * x`` from mean and variance of x."""
+    return mean * mean + var
+
+
 def is_finite(value):
     """Neither infinite nor NaN."""
     return abs(value) < np.inf
@@ -65,6 +70,11 @@ def affine_terms(residual, rstd, weight, bias):
 def normalize(x, center, scale, shift):
     """``y = (x - center) * scale + shift``."""
     return (x - center) * scale + shift
+
+
+def normalize_each(x, weight, bias, center, scale, shift):
+    """`normalize`, with a weight and a bias for each value along a row: as layer norm has them."""
+    return normalize(x, center, scale, shift) * weight + bias
 
 
 def centered_product_sum(sum_dy, sum_dy_xc, residual):

@@ -26,6 +26,7 @@ FIELDS = (
     # arrays: where they begin, distance of samples (rows), distance of channels
     "first", "first_row", "first_channel",  # x of a forward, dy of a backward
     "second", "second_row", "second_channel",  # x of a backward
+    "third", "third_row", "third_channel",
     "out", "out_row", "out_channel",
     "item_bytes",
     # sizes
@@ -44,6 +45,7 @@ FIELDS = (
     "statistics",  # rows of mean, variance (or m2) and 1 / std, float64
     "d_weight", "d_bias",
     "frozen",  # whether the statistics are constants to a backward
+    "uncentered",  # whether no mean is subtracted, and var is the mean of squares
     # memory for what lies between the steps: where it begins; then where in it, in bytes, until
     # `passes` makes them addresses; and sizes in columns
     "scratch", "tile_bytes",

@@ -20,8 +20,9 @@ from fastbn.kernels.compile import Part, Unit, loop_address, loop_unit
 _SUMS: dict[str, ModuleType] = {"first": first_sums, "last": last_sums}
 _ELEMENTWISE: dict[str, ModuleType] = {"first": first_elementwise, "last": last_elementwise}
 _WIDE_TERMS = {
-    "normalize": terms.wide_normalizing_terms,
-    "gradient": terms.wide_gradient_terms,
+    terms.normalizing_terms: terms.wide_normalizing_terms,
+    terms.gradient_terms: terms.wide_gradient_terms,
+    terms.given_gradient_terms: terms.wide_given_gradient_terms,
 }
 #: The dtype of parts that know float64 alone, whatever x is.
 _ANY = np.dtype(np.float64)
@@ -38,6 +39,7 @@ class Operation(NamedTuple):
     finish: Part | None
     apply: str | None
     frozen: bool = False  # the statistics are constants to a backward
+    uncentered: bool = False  # no mean is subtracted: root mean square
     #: Additions in x's precision that one sum may go through: along a row, which has 64 sums side
     #: by side, and down a column, which has one and none to average with. Equal squares round in
     #: one direction: 64 of them cost up to 1.3e-6 of a variance, 32 half of that.
@@ -66,7 +68,22 @@ OPERATIONS = {
         ("moments",), ("first",), slice(1), "moments", merge.merge_moments, None, None,
         row_chain=32, column_chain=16,
     ),
+    "forward_each": Operation(
+        ("forward_each",), ("first", "second", "third", "out"), slice(1),
+        "moments", merge.merge_moments, terms.normalizing_terms, "normalize_each",
+        row_chain=32, column_chain=16,
+    ),
+    "products": Operation(
+        ("backward",), ("first", "second"), slice(2),
+        "products", merge.merge_products, terms.gradient_terms, None,
+    ),
+    "given_gradient": Operation(
+        ("given_gradient",), ("first", "second", "out"), slice(0),
+        None, None, terms.given_gradient_terms, "gradient",
+    ),
 }  # fmt: skip
+for _name in "forward", "forward_each", "backward":
+    OPERATIONS[f"uncentered_{_name}"] = OPERATIONS[_name]._replace(uncentered=True)
 
 
 def addresses(
@@ -94,9 +111,10 @@ def _parts(
     if operation.reduce is not None and operation.merge is not None:
         found["reduce"] = getattr(_SUMS[layout], operation.reduce), dtype
         found["merge"] = operation.merge, _ANY
-    if operation.apply is not None and operation.finish is not None:
-        module = _ELEMENTWISE[layout]
+    if operation.finish is not None:
         found["finish"] = operation.finish, dtype
+    if operation.apply is not None:
+        module = _ELEMENTWISE[layout]
         found["apply"] = (module.STREAMING if streaming else module.PARTS)[operation.apply], dtype
     return found
 
@@ -114,7 +132,7 @@ def _wide_parts(operation: Operation, layout: str, dtype: np.dtype) -> dict[str,
         found["wide_reduce"] = getattr(_SUMS[layout], f"wide_{operation.reduce}")
     if operation.apply and narrow and not operation.frozen:
         found["wide_apply"] = _ELEMENTWISE[layout].WIDE[operation.apply]
-        found["wide_finish"] = _WIDE_TERMS[operation.apply]
+        found["wide_finish"] = _WIDE_TERMS[operation.finish]
     return found
 
 

@@ -58,7 +58,8 @@ def all_steps(frame):
                 return
             call(f.wide_finish, frame, 0)
             apply = f.wide_apply
-        run_tasks(f, frame, apply, f.apply_tasks)
+        if apply != 0:
+            run_tasks(f, frame, apply, f.apply_tasks)
 
 
 @part("all_channels")
@@ -78,6 +79,7 @@ def each_tile(frame, tile, like):
     f.terms = f.channels
     f.first += lo * f.first_channel * f.item_bytes
     f.second += lo * f.second_channel * f.item_bytes
+    f.third += lo * f.third_channel * f.item_bytes
     f.out += lo * f.out_channel * f.item_bytes
     f.statistics += 8 * lo
     f.mean += 8 * lo

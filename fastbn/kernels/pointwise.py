@@ -60,6 +60,27 @@ def starts_of_two(steps, row, channel, value):
     )
 
 
+@inlined
+def pointers_of_three(f, like):
+    return values_at(f.first, like), values_at(f.second, like), values_at(f.third, like)
+
+
+@inlined
+def steps_of_three(f):
+    return (
+        f.first_row, f.first_channel, f.second_row, f.second_channel, f.third_row, f.third_channel
+    )  # fmt: skip
+
+
+@inlined
+def starts_of_three(steps, row, channel, value):
+    return (
+        row * steps[0] + channel * steps[1] + value,
+        row * steps[2] + channel * steps[3] + value,
+        row * steps[4] + channel * steps[5] + value,
+    )
+
+
 class Elementwise(NamedTuple):
     """An elementwise pass: what it reads, what it computes, from which terms."""
 
@@ -159,6 +180,7 @@ def wide_elementwise(operands: int, formula: Callable, rows: int) -> Elementwise
 _OPERANDS = {
     1: (pointers_of_one, steps_of_one, starts_of_one),
     2: (pointers_of_two, steps_of_two, starts_of_two),
+    3: (pointers_of_three, steps_of_three, starts_of_three),
 }
 
 
@@ -171,4 +193,5 @@ def _both(operands: int, formula: Callable, rows: int) -> tuple[Elementwise, Ele
 EVERY = {
     "normalize": _both(1, formulas.normalize, 3),
     "gradient": _both(2, formulas.input_gradient, 4),
+    "normalize_each": _both(3, formulas.normalize_each, 3),
 }

@@ -13,6 +13,7 @@ from fastbn.kernels.simd import (
 )
 
 reciprocal_std = compiled_formula(formulas.reciprocal_std)
+mean_square = compiled_formula(formulas.mean_square)
 residual = compiled_formula(formulas.residual)
 center_of = compiled_formula(formulas.center_of)
 affine_terms = compiled_formula(formulas.affine_terms)
@@ -90,9 +91,12 @@ def normalizing_terms(frame, task, like):
     channels, eps = f.channels, f.eps
     mean, var, weight, bias = four_rows(f.parameters, 8 * channels, like)
     if f.statistics != 0:
-        _, batch_var, batch_rstd = three_rows(f.statistics, 8 * f.all_channels, like)
+        batch_mean, batch_var, batch_rstd = three_rows(f.statistics, 8 * f.all_channels, like)
         for c in range(channels):
             batch_var[c] /= f.count
+            if f.uncentered != 0:
+                batch_var[c] = mean_square(batch_mean[c], batch_var[c])
+                batch_mean[c] = 0.0
             batch_rstd[c] = reciprocal_std(batch_var[c], eps)
     widen(f.mean, f.mean_bytes, 0.0, channels, mean)
     widen(f.var, f.mean_bytes, 0.0, channels, var)
@@ -155,6 +159,7 @@ def gradient_terms(frame, task, like):
         products[c] = products[c] if marks[c] > 0.0 else around_mean
         d_weight[c] = weight_gradient(products[c], rstd[c])
         d_bias[c] = sums[c]
+        sums[c] = 0.0 if f.uncentered != 0 else sums[c]  # a change of the mean changes nothing
         terms = input_gradient_terms(f.count, sums[c], products[c], left, rstd[c], weight[c])
         scale[c], slope[c], offset[c] = terms
         marked += not holds_two(mean[c], rstd[c], terms[0], terms[1])
@@ -182,5 +187,42 @@ def wide_gradient_terms(frame, task, like):
             f.count, sums[c], products[c], 0.0, rstd[c], weight[c]
         )
         marks[c] = 0.0 if holds_two(mean[c], rstd[c], scale[c], slope[c]) else 1.0
+    repeat_columns(rows, channels, f.terms)
+    repeat_columns((marks,), channels, f.terms)
+
+
+# --- gradient with given terms --------------------------------------------------------------------
+# ``statistics`` holds them: float64 rows of mean, scale, slope and offset.
+
+
+@part("given_gradient_terms")
+def given_gradient_terms(frame, task, like):
+    """Center, scale, slope and offset of each channel, as the caller has worked them out."""
+    f = frame_at(frame)
+    channels, largest, marked = f.channels, largest_of(f.item_bytes), 0
+    mean, given_scale, given_slope, given_offset = four_rows(f.statistics, 8 * f.all_channels, like)
+    rows = four_of_table(f.table, f.terms * f.item_bytes, like)
+    center, scale, slope, offset = rows
+    for c in range(channels):
+        center[c] = center_of(mean[c], largest)
+        scale[c], slope[c] = given_scale[c], given_slope[c]
+        offset[c] = given_offset[c] - given_slope[c] * residual(mean[c], center[c])
+        marked += not holds_two(mean[c], 1.0, given_scale[c], given_slope[c])
+    f.marked = marked if f.item_bytes == 4 else 0
+    repeat_columns(rows, channels, f.terms)
+
+
+@part("wide_given_gradient_terms")
+def wide_given_gradient_terms(frame, task, like):
+    """A row of marks, and in ``wide_table`` the terms as they are."""
+    f = frame_at(frame)
+    channels = f.channels
+    given = four_rows(f.statistics, 8 * f.all_channels, like)
+    _, _, _, _, marks = five_of_table(f.table, f.terms * f.item_bytes, like)
+    rows = four_rows(f.wide_table, 8 * f.terms, like)
+    for c in range(channels):
+        for k in range(4):
+            rows[k][c] = given[k][c]
+        marks[c] = 0.0 if holds_two(given[0][c], 1.0, given[1][c], given[2][c]) else 1.0
     repeat_columns(rows, channels, f.terms)
     repeat_columns((marks,), channels, f.terms)

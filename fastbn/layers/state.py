@@ -8,10 +8,10 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastbn._call import arguments, backend, places
-from fastbn._call.arguments import Device, OnNonfinite
+from fastbn._call import arguments, backend, places, settings
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import ForwardCache
+from fastbn._call.settings import Device, OnNonfinite
 from fastbn.kernels import formulas
 from fastbn.layers.attributes import Attributes
 from fastbn.layers.state_dict import IncompatibleKeys, read_state
@@ -94,11 +94,11 @@ class LayerState(Attributes):
         self.momentum = momentum
         self.affine = affine
         self.track_running_stats = track_running_stats
-        bias = arguments.check_bool("bias", bias)
+        bias = settings.check_bool("bias", bias)
         self.axis = axis
         self.on_nonfinite = on_nonfinite
-        self._device = arguments.check_device(device)
-        kind = arguments.parameter_dtype(dtype)
+        self._device = settings.check_device(device)
+        kind = settings.parameter_dtype(dtype)
         size = self.num_features
         self.weight = backend.zeros(size, kind, self._device) if self.affine else None
         self.bias = backend.zeros(size, kind, self._device) if self.affine and bias else None
@@ -115,17 +115,17 @@ class LayerState(Attributes):
     def _checked(self, name: str, value: Any) -> Any:
         match name:
             case "num_features":
-                return arguments.check_num_features(value)
+                return settings.check_num_features(value)
             case "eps":
-                return arguments.check_eps(value)
+                return settings.check_eps(value)
             case "momentum":
-                return None if value is None else arguments.check_momentum(value)
+                return None if value is None else settings.check_momentum(value)
             case "affine" | "track_running_stats":
-                return arguments.check_bool(name, value)
+                return settings.check_bool(name, value)
             case "axis":
                 return self._checked_axis(value)
             case "on_nonfinite":
-                return arguments.check_on_nonfinite(value)
+                return settings.check_on_nonfinite(value)
             case "weight" | "bias" | "running_mean" | "running_var" | "num_batches_tracked":
                 return self._checked_array(name, value)
         return value
@@ -202,7 +202,7 @@ class LayerState(Attributes):
 
         ``train(False)`` is `eval`.
         """
-        return self._set_mode(arguments.check_bool("mode", mode), self._frozen)
+        return self._set_mode(settings.check_bool("mode", mode), self._frozen)
 
     def eval(self: _Layer) -> _Layer:
         """Use the running statistics from now on: before a trained layer serves; returns it."""
@@ -248,7 +248,7 @@ class LayerState(Attributes):
 
         The layer then takes arrays that lie there, and gives such.
         """
-        place = arguments.check_device(device)
+        place = settings.check_device(device)
         new = {
             name: backend.moved(array, place)
             for name, array in self._arrays().items()

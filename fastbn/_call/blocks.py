@@ -1,0 +1,78 @@
+"""Samples one block after the other, contiguous: for norms whose statistics are each sample's own.
+
+A block that lies in one piece is taken as it is, another is copied: no temporary is larger.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastbn._call import arguments, overlap
+from fastbn._system import outputs
+
+#: Bytes of a block that goes through several operations, each of which finds it in cache.
+BLOCK_BYTES = 2 * 1024 * 1024
+
+
+def checked_input(x: Any) -> np.ndarray:
+    """``x`` as a plain array of float32 or float64."""
+    x = arguments.as_array("x", x)
+    arguments.check_dtype("x", x.dtype)
+    return x
+
+
+def checked_output(out: Any, like: np.ndarray, inputs: dict[str, Any]) -> tuple[Any, np.ndarray]:
+    """What the caller gets, and the plain array that is written; a new one without ``out``."""
+    dtype = arguments.native(like.dtype)
+    if out is None:
+        new = outputs.new_output(like, dtype)
+        return new, new
+    return out, arguments.check_out(out, like.shape, dtype, inputs)
+
+
+class Gradient(NamedTuple):
+    """A gradient that has been checked, and where that of x goes."""
+
+    dy: np.ndarray
+    returned: Any
+    dx: np.ndarray
+
+
+def checked_gradient(dy: Any, x: np.ndarray, overwritten: bool, out: Any) -> Gradient:
+    """``dy`` and ``out`` of a backward whose forward had ``x``."""
+    dy = arguments.as_array("dy", dy)
+    arguments.check_gradient(dy, x, overwritten)
+    returned, dx = checked_output(out, x, {"dy": dy, "x": x})
+    return Gradient(dy, returned, dx)
+
+
+def blocks(
+    size: int | None, written: np.ndarray, *read: np.ndarray
+) -> Iterator[tuple[slice, list[np.ndarray]]]:
+    """Which samples, and their part of each array: those that are read, then the one written.
+
+    In blocks of about ``size`` bytes, or all at once where all arrays are contiguous and ``size``
+    is None.
+    """
+    arrays = (*read, written)
+    whole = all(_plain(array) for array in arrays)
+    samples, each = len(written), written.nbytes // max(1, len(written))
+    step = samples if size is None and whole else max(1, (size or BLOCK_BYTES) // max(1, each))
+    for start in range(0, samples, max(1, step)):
+        some = slice(start, min(samples, start + step))
+        given = [array[some] for array in arrays]
+        block = [a if _plain(a) else np.array(a, written.dtype, order="C") for a in given[:-1]]
+        target = given[-1] if _plain(given[-1]) else np.empty(given[-1].shape, written.dtype)
+        yield some, [*block, target]
+        if target is not given[-1]:
+            np.copyto(given[-1], target)
+
+
+def _plain(array: np.ndarray) -> bool:
+    return array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative
+
+
+def overwrites(out: np.ndarray, x: np.ndarray) -> bool:
+    """Whether ``out`` is ``x`` itself."""
+    return x.size > 0 and overlap.same_elements(out, x)

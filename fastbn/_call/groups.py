@@ -1,0 +1,200 @@
+"""Group norm and instance norm of arrays on the CPU: batch norm over another view.
+
+A group of channels of one sample is contiguous, and so a channel of its own to the kernels: one
+sample with ``N * G`` channels. Weight and bias belong to the channels within.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastbn._call import arguments, settings, work
+from fastbn._call.blocks import (
+    BLOCK_BYTES,
+    blocks,
+    checked_gradient,
+    checked_input,
+    checked_output,
+    overwrites,
+)
+from fastbn.kernels import formulas
+
+#: Values of a row from which on each has terms of its own, of its sample and channel. Rows that
+#: are shorter are normalized without weight and bias, which are applied in a second pass.
+_ROW = 16
+#: Stands for an eps in ``1 / sqrt(1 + eps)``, which is then 1.
+NOTHING = 1e-300
+
+
+@dataclass(slots=True, eq=False)
+class GroupCache:
+    """What the gradients of a group or instance norm take. Opaque.
+
+    It refers to ``x`` and does not copy it: change ``x`` and the gradients are those of the
+    changed values.
+    """
+
+    x: np.ndarray
+    axis: int
+    groups: int
+    statistics: np.ndarray
+    weight: np.ndarray | None
+    has_bias: bool
+    overwritten: bool
+
+
+class GroupNorm:
+    """One forward call: every check first, then the computation."""
+
+    def __init__(self, x, num_groups, weight, bias, eps, axis, out, of="num_groups"):
+        self.x = checked_input(x)
+        self.axis = arguments.channel_axis(self.x.shape, arguments.as_axis(axis))
+        if self.axis == 0:
+            raise ValueError("axis 0 has the samples, and axis must be that of the channels")
+        self.channels = self.x.shape[self.axis]
+        self.groups = self.channels if num_groups is None else num_groups
+        if self.channels % self.groups:
+            raise ValueError(
+                f"{of}={self.groups} must divide the number of channels, and x of shape "
+                f"{self.x.shape} has {self.channels}"
+            )
+        of_x = f"x of shape {self.x.shape} has {self.channels} channels"
+        self.weight, self.bias = (
+            None if value is None else arguments.kernel_vector(
+                arguments.check_vector(name, value, self.channels, of_x),
+                arguments.native(self.x.dtype),
+            )
+            for name, value in (("weight", weight), ("bias", bias))
+        )  # fmt: skip
+        self.eps = settings.check_eps(eps)
+        if self.x.size and self.x.size // self.x.shape[0] == self.groups:
+            raise ValueError(
+                f"expected more than 1 value in each of {self.groups} groups, got x of shape "
+                f"{self.x.shape}: their variance would be 0 and the output just the bias"
+            )
+        inputs = {"x": self.x, "weight": weight, "bias": bias}
+        self.returned, self.out = checked_output(out, self.x, inputs)
+
+    def run(self) -> Any:
+        """Normalize; returns the output."""
+        samples = self.x.shape[0]
+        self.statistics = np.zeros((3, samples, self.groups))
+        if self.x.size == 0:
+            return self.returned
+        x, out = np.moveaxis(self.x, self.axis, 1), np.moveaxis(self.out, self.axis, 1)
+        way, size = self._way(x[0, 0].size)
+        for some, (x_block, out_block) in blocks(size, out, x):
+            statistics = self.statistics[:, some]
+            shape = len(x_block), self.channels, -1
+            statistics[...] = way(x_block.reshape(shape), out_block.reshape(shape))
+        return self.returned
+
+    def _way(self, length: int):
+        """How a block is done, and its bytes, if several operations go over it."""
+        if self.weight is None and self.bias is None:
+            return self._plain, None
+        if self.groups == self.channels:
+            return self._each_channel, None
+        return (self._each_row if length >= _ROW else self._in_two), BLOCK_BYTES
+
+    def _plain(self, x, out):
+        """Without weight and bias."""
+        groups = len(x) * self.groups
+        x, out = x.reshape(1, groups, -1), out.reshape(1, groups, -1)
+        statistics = work.forward(x, out, 1, None, None, self.eps)
+        return statistics.reshape(3, -1, self.groups)
+
+    def _each_channel(self, x, out):
+        """Each channel is a group."""
+        weight, bias = self._repeated(len(x))
+        x, out = x.reshape(1, len(weight), -1), out.reshape(1, len(weight), -1)
+        statistics = work.forward(x, out, 1, weight, bias, self.eps)
+        return statistics.reshape(3, -1, self.groups)
+
+    def _each_row(self, x, out):
+        """Statistics of groups, then each channel of each sample with terms of its own."""
+        samples, channels, _ = x.shape
+        found = work.moments(x.reshape(1, samples * self.groups, -1), 1)
+        assert found
+        walk, mean, m2 = found
+        var = m2 / walk.count
+        x, out = x.reshape(1, samples * channels, -1), out.reshape(1, samples * channels, -1)
+        of_rows = (np.repeat(v, channels // self.groups) for v in (mean, var))
+        work.normalize(x, out, 1, *of_rows, *self._repeated(samples), self.eps)
+        with np.errstate(invalid="ignore"):
+            rstd = formulas.reciprocal_std(var, self.eps)
+        return np.array([mean, var, rstd]).reshape(3, samples, self.groups)
+
+    def _in_two(self, x, out):
+        """`_plain`, and then weight and bias, as in an evaluation."""
+        statistics = self._plain(x, out)
+        mean, var = np.zeros(self.channels, x.dtype), np.ones(self.channels, x.dtype)
+        work.normalize(out, out, 1, mean, var, self.weight, self.bias, NOTHING)
+        return statistics
+
+    def _repeated(self, samples):
+        """Weight and bias for each channel of each sample."""
+        dtype = self.out.dtype
+        weight = np.ones(self.channels, dtype) if self.weight is None else self.weight
+        bias = np.zeros(self.channels, dtype) if self.bias is None else self.bias
+        return np.tile(weight, samples), np.tile(bias, samples)
+
+    def cache(self) -> GroupCache:
+        """For `backward`."""
+        return GroupCache(
+            self.x, self.axis, self.groups, self.statistics,
+            None if self.weight is None else self.weight.copy(), self.bias is not None,
+            overwrites(self.out, self.x),
+        )  # fmt: skip
+
+
+def backward(dy: Any, cache: GroupCache, out: Any) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Gradients in x, weight and bias."""
+    dy, returned, dx = checked_gradient(dy, cache.x, cache.overwritten, out)
+    channels = cache.x.shape[cache.axis]
+    sums = np.zeros((2, channels))
+    if cache.x.size:
+        arrays = (np.moveaxis(array, cache.axis, 1) for array in (dx, dy, cache.x))
+        way = _channels_backward if cache.groups == channels else _groups_backward
+        size = None if cache.groups == channels else BLOCK_BYTES
+        for some, block in blocks(size, *arrays):
+            shape = len(block[0]), channels, -1
+            sums += way(cache, cache.statistics[:, some], *(a.reshape(shape) for a in block))
+    with np.errstate(over="ignore"):
+        d_weight, d_bias = sums.astype(dx.dtype)
+    return returned, d_weight, d_bias
+
+
+def _channels_backward(cache, statistics, dy, x, dx):
+    """Each channel is a group: as a batch of one sample has it."""
+    samples, channels, _ = x.shape
+    weight = None if cache.weight is None else np.tile(cache.weight, samples)
+    dy, x, dx = (a.reshape(1, samples * channels, -1) for a in (dy, x, dx))
+    found = work.backward(dy, x, dx, 1, statistics.reshape(-1), weight)
+    return [d.reshape(samples, channels).sum(axis=0, dtype=np.float64) for d in found]
+
+
+def _groups_backward(cache, statistics, dy, x, dx):
+    """Sums of each channel of each sample, from them the terms of each group, then dx."""
+    samples, channels, length = x.shape
+    each = channels // cache.groups
+    dy, x, dx = (a.reshape(1, samples * channels, length) for a in (dy, x, dx))
+    mean, _, rstd = (np.repeat(v.reshape(-1), each) for v in statistics)
+    plain = np.concatenate([mean, np.ones(2 * mean.size)])
+    around_mean, sum_dy = (
+        v.reshape(samples, channels).astype(np.float64) for v in work.products(dy, x, 1, plain)
+    )
+    weight = np.ones(channels) if cache.weight is None else cache.weight.astype(np.float64)
+    of_group = (
+        (sums * weight).reshape(samples, cache.groups, each).sum(axis=2).reshape(-1)
+        for sums in (sum_dy, around_mean)
+    )
+    with np.errstate(invalid="ignore", over="ignore"):
+        terms = formulas.input_gradient_terms(
+            each * length, *of_group, 0.0, statistics[2].reshape(-1), 1.0
+        )
+        _, slope, offset = (np.repeat(term, each) for term in terms)
+        scale = rstd * np.tile(weight, samples)
+        work.given_gradient(dy, x, dx, 1, np.concatenate([mean, scale, slope, offset]))
+        return (around_mean * rstd.reshape(samples, channels)).sum(axis=0), sum_dy.sum(axis=0)
