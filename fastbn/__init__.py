@@ -2,7 +2,8 @@
 
 Layers with state are `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`; functions without are
 `batch_norm`, and `batch_norm_forward` with `batch_norm_backward` for gradients. `channel_stats`
-takes statistics of any array. `warmup` compiles ahead. Begin with ``help(fastbn.BatchNorm2d)``.
+takes statistics of any array. For small batches there are `GroupNorm`, `LayerNorm`, `RMSNorm` and
+`InstanceNorm2d`. `warmup` compiles ahead. Begin with ``help(fastbn.BatchNorm2d)``.
 """
 
 from fastbn._call.warmup import warmup
@@ -16,7 +17,28 @@ from fastbn.functional import (
     batch_norm_forward,
     channel_stats,
 )
-from fastbn.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from fastbn.layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    RMSNorm,
+)
+from fastbn.norms import (
+    group_norm,
+    group_norm_forward,
+    instance_norm,
+    instance_norm_forward,
+    layer_norm,
+    layer_norm_forward,
+    norm_backward,
+    rms_norm,
+    rms_norm_forward,
+)
 from fastbn.stats import ChannelStats
 
 __version__ = "0.1.0"
@@ -28,12 +50,27 @@ __all__ = [
     "ChannelStats",
     "ForwardCache",
     "Gradients",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "RMSNorm",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",
     "channel_stats",
     "get_num_threads",
     "get_reuse_limit",
+    "group_norm",
+    "group_norm_forward",
+    "instance_norm",
+    "instance_norm_forward",
+    "layer_norm",
+    "layer_norm_forward",
+    "norm_backward",
+    "rms_norm",
+    "rms_norm_forward",
     "set_num_threads",
     "set_reuse_limit",
     "warmup",

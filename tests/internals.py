@@ -10,7 +10,18 @@ import time
 import numba
 import numpy as np
 
-from fastbn._call import backend, dlpack, known, places, plan, prepared, work
+from fastbn._call import (
+    backend,
+    blocks,
+    dlpack,
+    groups,
+    known,
+    places,
+    plan,
+    prepared,
+    rows,
+    work,
+)
 from fastbn._call import pieces as _pieces
 from fastbn._call import views as _views
 from fastbn._system import outputs, oversubscription, processor, progress, threads
@@ -414,3 +425,12 @@ def forward_by_two_blocks(x):
 
 def sum_of_squares(values):
     return (values * values).sum()
+
+
+# --- norms of samples -------------------------------------------------------------------------
+
+
+def small_blocks(monkeypatch):
+    """Let samples go in blocks of few bytes."""
+    for module in (blocks, groups, rows):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 4096)

@@ -79,3 +79,26 @@ def numerical_gradient(loss, values, step=1e-6):
         values[index] = kept
         gradient[index] = (high - low) / (2 * step)
     return gradient
+
+
+# --- norms whose statistics are each sample's own -------------------------------------------------
+
+
+def norm(x, axes, weight, bias, eps, centered=True):
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` over some axes; parameters broadcast.
+
+    Not ``centered``: no mean is subtracted, and the mean of squares stands for the variance.
+    """
+    x = np.asarray(x, np.longdouble)
+    mean = x.mean(axes, keepdims=True) if centered else 0
+    var = ((x - mean) ** 2).mean(axes, keepdims=True)
+    return (x - mean) / np.sqrt(var + eps) * weight + bias
+
+
+def group_norm(x, groups, weight, bias, eps, axis=1):
+    """Wu & He 2018: channels in ``groups``, each normalized by itself in each sample."""
+    x = np.moveaxis(np.asarray(x, np.longdouble), axis, 1)
+    grouped = x.reshape(len(x), groups, -1)
+    y = norm(grouped, -1, 1, 0, eps).reshape(x.shape)
+    y = y * per_channel(weight, x.ndim, 1) + per_channel(bias, x.ndim, 1)
+    return np.moveaxis(y, 1, axis)

@@ -82,6 +82,21 @@ def process() -> None:
     fastbn.set_num_threads(fastbn.get_num_threads())
     fastbn.set_num_threads(None)
     fastbn.set_reuse_limit(fastbn.get_reuse_limit())
+    x = np.ones((4, 3), np.float32)
+    for layer in (
+        fastbn.GroupNorm(2, 4, axis=-1, bias=False), fastbn.LayerNorm((4, 5), 1e-5, bias=False),
+        fastbn.RMSNorm(5, eps=None), fastbn.InstanceNorm1d(4, affine=True),
+        fastbn.InstanceNorm2d(4, track_running_stats=True), fastbn.InstanceNorm3d(4),
+    ):
+        normed: NDArray[Any] = layer.train()(x)
+        layer.eval().backward(normed, layer.forward_with_cache(x)[1]).parameters()
+    normed = fastbn.group_norm(x, 2, x[0], x[0], out=x) + fastbn.rms_norm(x, 3, x[0], 1e-6)
+    normed = fastbn.layer_norm(x, (3,), bias=x[0]) + fastbn.instance_norm(x, momentum=0.5)
+    for y, kept in (
+        fastbn.group_norm_forward(x, 2), fastbn.instance_norm_forward(x, use_input_stats=True),
+        fastbn.layer_norm_forward(x, 3), fastbn.rms_norm_forward(x, 3),
+    ):
+        normed = fastbn.norm_backward(y, kept, out=y).x
     fastbn.warmup(["float32", np.float64], ["channels_last"], ["evaluation"], progress=False)
     print(fastbn.__version__)
 """

@@ -171,25 +171,17 @@ def _some(channels: np.ndarray) -> str:
     return ", ".join(map(str, channels[:5])) + (", ..." if channels.size > 5 else "")
 
 
-def check_vector(name: str, value: Any, channels: int, of: str) -> np.ndarray:
-    """``value`` as a plain array of one floating-point number per channel.
+def check_parameter(name: str, value: Any, shape: tuple[int, ...], of: str) -> np.ndarray:
+    """``value`` as a plain array of floating-point numbers of a shape.
 
-    ``of`` says where that number of channels comes from.
+    ``of`` says where that shape comes from.
     """
     value = as_array(name, value)
     check_dtype(name, value.dtype)
-    if value.shape != (channels,):
-        came = f"length {value.shape[0]}" if value.ndim == 1 else f"shape {value.shape}"
-        raise ValueError(f"{name} has {came}, but {of}; expected {name} of shape ({channels},)")
-    return value
-
-
-def check_parameter(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """``value`` as a plain array of floating-point numbers of the shape that is normalized."""
-    value = as_array(name, value)
-    check_dtype(name, value.dtype)
     if value.shape != shape:
-        raise ValueError(f"{name} has shape {value.shape}, expected normalized_shape, {shape}")
+        one = value.ndim == len(shape) == 1
+        came = f"length {value.shape[0]}" if one else f"shape {value.shape}"
+        raise ValueError(f"{name} has {came}, but {of}; expected {name} of shape {shape}")
     return value
 
 

@@ -38,6 +38,14 @@ def _arrays() -> Any:
     return device_arrays
 
 
+def cpu_only(x: Any, what: str) -> None:
+    """Refuse an array on a device for what there is on the CPU alone."""
+    if on_device(x):
+        raise NotImplementedError(
+            f"there is no {what} on a device yet; copy x to NumPy, or take batch norm there"
+        )
+
+
 def forward(x: Any, *arguments: Any) -> Any:
     """One forward call, with all its checks; see `operations.Forward`."""
     kind = device().Forward if on_device(x) else operations.Forward
@@ -51,9 +59,9 @@ def backward(dy: Any, cache: Any, out: Any) -> tuple[Any, Any, Any]:
     return operations.backward(dy, cache, out)
 
 
-def zeros(size: int, dtype: np.dtype, place: str) -> Any:
+def zeros(shape: tuple[int, ...], dtype: np.dtype, place: str) -> Any:
     """A new array on the CPU or on a GPU; an explicit request never falls back."""
-    return _put(np.zeros(size, dtype), place)
+    return _put(np.zeros(shape, dtype), place)
 
 
 def to_numpy(array: Any) -> np.ndarray:

@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn._call import arguments, overlap
+from fastbn._call import arguments, backend, overlap
 from fastbn._system import outputs
 
 #: Bytes of a block that goes through several operations, each of which finds it in cache.
 BLOCK_BYTES = 2 * 1024 * 1024
 
 
-def checked_input(x: Any) -> np.ndarray:
-    """``x`` as a plain array of float32 or float64."""
+def checked_input(x: Any, what: str) -> np.ndarray:
+    """``x`` as a plain array of float32 or float64, for a norm that there is on the CPU alone."""
+    backend.cpu_only(x, what)
     x = arguments.as_array("x", x)
     arguments.check_dtype("x", x.dtype)
     return x

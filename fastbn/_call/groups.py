@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import arguments, settings, work
+from fastbn._call import arguments, backend, settings, work
 from fastbn._call.blocks import (
     BLOCK_BYTES,
     blocks,
@@ -47,22 +47,22 @@ class GroupCache:
 class GroupNorm:
     """One forward call: every check first, then the computation."""
 
-    def __init__(self, x, num_groups, weight, bias, eps, axis, out, of="num_groups"):
-        self.x = checked_input(x)
+    def __init__(self, x, num_groups, weight, bias, eps, axis, out):
+        self.x = checked_input(x, "group norm or instance norm")
         self.axis = arguments.channel_axis(self.x.shape, arguments.as_axis(axis))
         if self.axis == 0:
             raise ValueError("axis 0 has the samples, and axis must be that of the channels")
         self.channels = self.x.shape[self.axis]
-        self.groups = self.channels if num_groups is None else num_groups
+        self.groups = self.channels if num_groups is None else settings.check_num_groups(num_groups)
         if self.channels % self.groups:
             raise ValueError(
-                f"{of}={self.groups} must divide the number of channels, and x of shape "
+                f"num_groups={self.groups} must divide the number of channels, and x of shape "
                 f"{self.x.shape} has {self.channels}"
             )
         of_x = f"x of shape {self.x.shape} has {self.channels} channels"
         self.weight, self.bias = (
             None if value is None else arguments.kernel_vector(
-                arguments.check_vector(name, value, self.channels, of_x),
+                arguments.check_parameter(name, value, (self.channels,), of_x),
                 arguments.native(self.x.dtype),
             )
             for name, value in (("weight", weight), ("bias", bias))
@@ -149,6 +149,52 @@ class GroupNorm:
         )  # fmt: skip
 
 
+class InstanceNorm(GroupNorm):
+    """`GroupNorm` of each channel by itself, which may move running statistics."""
+
+    def __init__(
+        self, x, running_mean, running_var, weight, bias, momentum, eps, axis, out, counter=None
+    ):
+        super().__init__(x, None, weight, bias, eps, axis, out)
+        self.update = arguments.check_running(running_mean, running_var)
+        if self.update:
+            of_x = f"x of shape {self.x.shape} has {self.channels} channels"
+            self.running = [
+                arguments.check_parameter(name, value, (self.channels,), of_x)
+                for name, value in (("running_mean", running_mean), ("running_var", running_var))
+            ]
+            cumulative = momentum is None and counter is not None
+            self.momentum = None if cumulative else settings.check_momentum(momentum)
+            inputs = {"x": self.x, "weight": weight, "bias": bias, "out": self.out}
+            arguments.check_updatable(*self.running, counter, inputs)
+            self.counter = counter
+
+    def run(self) -> Any:
+        """Normalize, then move the running statistics by the averages over samples."""
+        y = super().run()
+        if self.update and self.x.size:
+            count = self.x.size // (self.x.shape[0] * self.channels)
+            with np.errstate(invalid="ignore"):
+                means = self.statistics[:2].mean(axis=1).reshape(-1)
+            mean, var = self.running
+            work.update_running(mean, var, self.counter, means, count, self.momentum, "propagate")
+        return y
+
+
+def instance_call(
+    x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, axis, out,
+    counter=None,
+):  # fmt: skip
+    """The call that an instance norm is: of its own statistics, or a batch norm's evaluation."""
+    if settings.check_bool("use_input_stats", use_input_stats):
+        return InstanceNorm(
+            x, running_mean, running_var, weight, bias, momentum, eps, axis, out, counter
+        )
+    if running_mean is None and running_var is None:
+        raise ValueError("without use_input_stats there must be running_mean and running_var")
+    return backend.forward(x, running_mean, running_var, weight, bias, False, 0.1, eps, axis, out)
+
+
 def backward(dy: Any, cache: GroupCache, out: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     """Gradients in x, weight and bias."""
     dy, returned, dx = checked_gradient(dy, cache.x, cache.overwritten, out)
@@ -181,20 +227,19 @@ def _groups_backward(cache, statistics, dy, x, dx):
     each = channels // cache.groups
     dy, x, dx = (a.reshape(1, samples * channels, length) for a in (dy, x, dx))
     mean, _, rstd = (np.repeat(v.reshape(-1), each) for v in statistics)
-    plain = np.concatenate([mean, np.ones(2 * mean.size)])
-    around_mean, sum_dy = (
-        v.reshape(samples, channels).astype(np.float64) for v in work.products(dy, x, 1, plain)
+    of_rows = np.concatenate([mean, np.ones_like(mean), rstd])
+    sum_dy_x_hat, sum_dy = (
+        v.reshape(samples, channels).astype(np.float64) for v in work.products(dy, x, 1, of_rows)
     )
     weight = np.ones(channels) if cache.weight is None else cache.weight.astype(np.float64)
-    of_group = (
-        (sums * weight).reshape(samples, cache.groups, each).sum(axis=2).reshape(-1)
-        for sums in (sum_dy, around_mean)
-    )
-    with np.errstate(invalid="ignore", over="ignore"):
+    of_group = ((sums * weight).reshape(-1, each).sum(axis=1) for sums in (sum_dy, sum_dy_x_hat))
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        dy_of_group, x_hat_of_group = of_group
+        rstd_of_group = statistics[2].reshape(-1)
         terms = formulas.input_gradient_terms(
-            each * length, *of_group, 0.0, statistics[2].reshape(-1), 1.0
+            each * length, dy_of_group, x_hat_of_group / rstd_of_group, 0.0, rstd_of_group, 1.0
         )
         _, slope, offset = (np.repeat(term, each) for term in terms)
         scale = rstd * np.tile(weight, samples)
         work.given_gradient(dy, x, dx, 1, np.concatenate([mean, scale, slope, offset]))
-        return (around_mean * rstd.reshape(samples, channels)).sum(axis=0), sum_dy.sum(axis=0)
+    return sum_dy_x_hat.sum(axis=0), sum_dy.sum(axis=0)

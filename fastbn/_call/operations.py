@@ -75,7 +75,7 @@ class Forward:
         if value is None:
             return None
         of = f"x of shape {self.x.shape} has {self.channels} channels"
-        return arguments.check_vector(name, value, self.channels, of)
+        return arguments.check_parameter(name, value, (self.channels,), of)
 
     def _output(self, out):
         self.returned, self.given = out, out is not None

@@ -42,7 +42,7 @@ class RowNorm:
     """One forward call: every check first, then the computation."""
 
     def __init__(self, x, normalized_shape, weight, bias, eps, out, uncentered=False):
-        self.x = checked_input(x)
+        self.x = checked_input(x, "layer norm or RMS norm")
         self.shape = settings.check_normalized_shape(normalized_shape)
         if self.x.shape[-len(self.shape) :] != self.shape:
             raise ValueError(
@@ -50,11 +50,14 @@ class RowNorm:
                 f"{self.shape}"
             )
         self.weight, self.bias = (
-            None if value is None else arguments.check_parameter(name, value, self.shape)
+            None
+            if value is None
+            else arguments.check_parameter(name, value, self.shape, "normalized_shape is as long")
             for name, value in (("weight", weight), ("bias", bias))
         )
         dtype = arguments.native(self.x.dtype)
-        self.eps = settings.check_eps(float(np.finfo(dtype).eps) if eps is None else eps)
+        smallest = float(np.finfo(dtype).eps)
+        self.eps = settings.check_eps(smallest if eps is None and uncentered else eps)
         self.uncentered = uncentered
         inputs = {"x": self.x, "weight": self.weight, "bias": self.bias}
         self.returned, self.out = checked_output(out, self.x, inputs)

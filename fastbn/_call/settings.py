@@ -67,23 +67,43 @@ def check_bool(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_num_features(value: Any) -> int:
-    """``num_features`` as a positive int."""
+def check_num_features(value: Any, name: str = "num_features") -> int:
+    """A number of channels as a positive int."""
     if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"num_features must be a positive integer, got {value!r}")
+        raise TypeError(f"{name} must be a positive integer, got {value!r}")
     try:
         number = operator.index(value)
     except TypeError:
         if isinstance(value, np.ndarray):
             raise TypeError(
-                "num_features must be a positive integer, the number of channels, got an array of "
-                f"shape {value.shape}; make the layer first, then call it: layer(num_features)(x)"
+                f"{name} must be a positive integer, the number of channels, got an array of "
+                f"shape {value.shape}; make the layer first, then call it: layer({name})(x)"
             ) from None
         raise TypeError(
-            f"num_features must be a positive integer, got {value!r} ({type(value).__name__})"
+            f"{name} must be a positive integer, got {value!r} ({type(value).__name__})"
         ) from None
     if not 1 <= number <= sys.maxsize // 8:  # bytes of float64
-        raise ValueError(f"num_features must be a positive integer, got {value!r}")
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return number
+
+
+def check_num_groups(value: Any) -> int:
+    """``num_groups`` as a positive int."""
+    if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"num_groups must be a positive integer, got {value!r}")
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"num_groups must be a positive integer, got {value!r}")
+    return number
+
+
+def check_channel_axis(value: Any) -> int:
+    """``axis`` of channels of a batch of any number of dimensions: not that of the samples."""
+    if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"axis must be an integer, got {value!r}")
+    number = operator.index(value)
+    if number == 0:
+        raise ValueError("axis must be that of the channels, got 0, which has the samples")
     return number
 
 

@@ -52,7 +52,7 @@ def all_steps(frame):
         f.marked = 0
         call(f.finish, frame, 0)
         apply = f.apply
-        if f.marked > 0:
+        if f.marked > 0 and apply != 0:
             if f.wide_apply == 0 or f.wide_finish == 0:
                 f.missing = 1
                 return

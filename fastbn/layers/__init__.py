@@ -1,5 +1,17 @@
 """Layers: parameters, running statistics and modes. The arithmetic is in `functional`."""
 
 from fastbn.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from fastbn.layers.instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from fastbn.layers.sample import GroupNorm, LayerNorm, RMSNorm
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "RMSNorm",
+]

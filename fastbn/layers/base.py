@@ -8,7 +8,8 @@ from fastbn._call import arguments, backend, places, prepared
 from fastbn._call.operations import Forward, ForwardCache, cache_of
 from fastbn.functional import Gradients, batch_norm_backward
 from fastbn.layers.inputs import does_not_fit
-from fastbn.layers.state import LayerState, keep_cache
+from fastbn.layers.layer import keep_cache
+from fastbn.layers.state import LayerState
 
 
 class BatchNorm(LayerState):

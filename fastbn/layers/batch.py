@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeVar
 
 from fastbn.layers.base import BatchNorm
+from fastbn.layers.state import LayerState
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
-_Layer = TypeVar("_Layer", bound=BatchNorm)
+_Layer = TypeVar("_Layer", bound=LayerState)
 
 _PARAMETERS = """
     Parameters
@@ -60,18 +61,18 @@ _PARAMETERS = """
     """
 
 
-def _documented(shape: tuple[int, ...]) -> Callable[[type[_Layer]], type[_Layer]]:
-    """Complete a class docstring with what all layers share."""
+def documented(shape: tuple[int, ...], common: str) -> Callable[[type[_Layer]], type[_Layer]]:
+    """Complete a class docstring with what all layers of a family share."""
 
     def complete(layer: type[_Layer]) -> type[_Layer]:
-        common = _PARAMETERS.replace("{name}", layer.__name__).replace("{shape}", str(shape))
-        layer.__doc__ = (layer.__doc__ or "").rstrip() + "\n" + common
+        text = common.replace("{name}", layer.__name__).replace("{shape}", str(shape))
+        layer.__doc__ = (layer.__doc__ or "").rstrip() + "\n" + text
         return layer
 
     return complete
 
 
-@_documented((4, 3, 16))
+@documented((4, 3, 16), _PARAMETERS)
 class BatchNorm1d(BatchNorm):
     """Batch normalization of ``(N, C)`` or ``(N, C, L)``, per channel over N (and L)."""
 
@@ -83,7 +84,7 @@ class BatchNorm1d(BatchNorm):
         return 1 if ndim == 2 else self.axis
 
 
-@_documented((4, 3, 8, 8))
+@documented((4, 3, 8, 8), _PARAMETERS)
 class BatchNorm2d(BatchNorm):
     """Batch normalization of ``(N, C, H, W)``, or one sample ``(C, H, W)``, per channel."""
 
@@ -92,7 +93,7 @@ class BatchNorm2d(BatchNorm):
     _rank = 4
 
 
-@_documented((4, 3, 2, 8, 8))
+@documented((4, 3, 2, 8, 8), _PARAMETERS)
 class BatchNorm3d(BatchNorm):
     """Batch normalization of ``(N, C, D, H, W)``, or one sample ``(C, D, H, W)``, per channel."""
 

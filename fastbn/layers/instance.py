@@ -1,0 +1,187 @@
+"""Instance normalization layers: each channel of each sample by itself."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from fastbn import norms
+from fastbn._call import arguments, groups
+from fastbn._call.keywords import hide_foreign, refuse
+from fastbn._call.settings import Device
+from fastbn.functional import Gradients
+from fastbn.layers.batch import documented
+from fastbn.layers.inputs import does_not_fit
+from fastbn.layers.layer import keep_cache
+from fastbn.layers.state import LayerState
+
+__all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
+
+_DOCUMENTATION = """
+    Parameters
+    ----------
+    num_features : int
+        Number of channels C.
+    eps : float
+        Added to the variance inside the root; positive.
+    momentum : float or None
+        Weight of the new batch in the running statistics, 0 to 1; None for the cumulative
+        average over all batches.
+    affine : bool
+        Have a learnable weight (starts at 1) and bias (starts at 0).
+    track_running_stats : bool
+        Keep averages over all samples of their means and unbiased variances, and use them in
+        evaluation; otherwise each sample's own statistics serve in both modes.
+    device : None or "cpu"
+    dtype : float32 (default) or float64
+        Of parameters and running statistics. Input of either dtype is taken, and
+        the output has the input's.
+    bias : bool
+        False: a weight, but no bias.
+    axis : int
+        Channel axis of a batch; -1 for channels last.
+
+    Raises
+    ------
+    TypeError, ValueError
+        In the constructor, if an argument is not one of these.
+
+    References
+    ----------
+    Ulyanov, Vedaldi & Lempitsky, "Instance Normalization", 2016. Names and meanings are those of
+    ``torch.nn.{name}``.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> layer = fastbn.{name}(3)
+    >>> layer(np.random.default_rng(0).normal(5, 10, {shape}).astype(np.float32)).shape
+    {shape}
+    """
+
+
+class InstanceNorm(LayerState):
+    """An instance normalization layer; subclasses say which inputs they take."""
+
+    __slots__ = ()
+
+    @hide_foreign
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Device = None,
+        dtype: DTypeLike | None = None,
+        *,
+        bias: bool = True,
+        axis: int = 1,
+        **foreign: NoReturn,
+    ) -> None:
+        if foreign:
+            refuse(type(self), foreign)
+        if device not in (None, "cpu"):
+            raise NotImplementedError(
+                f"there is no {type(self).__name__} on a device yet; leave device out"
+            )
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias,
+            axis=axis,
+        )  # fmt: skip
+
+    def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Normalize ``x``: `forward`."""
+        return self.forward(x, out=out)
+
+    def forward(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Normalize ``x``: each channel of each sample, or, in evaluation, with running statistics.
+
+        A training call updates the running statistics, if there are any, and is remembered for
+        `backward`.
+        """
+        if self._in_training:
+            return self.forward_with_cache(x, out=out)[0]
+        return self._finished(self._call(x, out), x, out)
+
+    def forward_with_cache(
+        self, x: np.ndarray, *, out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Any]:
+        """`forward`, and what `backward` needs of it, in either mode."""
+        call = self._call(x, out)
+        y, cache = self._finished(call, x, out), call.cache()
+        if self._in_training:
+            keep_cache(self, cache)
+        return y, cache
+
+    def _call(self, x: Any, out: Any) -> Any:
+        """The call with all its checks; a single sample is a batch of one."""
+        x = arguments.as_array("x", x)
+        axis = self._axis_of(x.ndim) if x.ndim in self._takes else None
+        if axis is None or x.shape[axis] != self.num_features:
+            name = type(self).__name__
+            raise ValueError(does_not_fit(name, self._takes, self.num_features, x.shape, axis))
+        if x.ndim < self._rank:
+            x, out = x[None], None if out is None else arguments.as_array("out", out)[None]
+        own = self._in_training or not self.track_running_stats
+        update = self._in_training and self.track_running_stats
+        mean, var = (self.running_mean, self.running_var) if update or not own else (None, None)
+        return groups.instance_call(
+            x, mean, var, self.weight, self.bias, own, self.momentum, self.eps, self.axis, out,
+            self.num_batches_tracked if update else None,
+        )  # fmt: skip
+
+    def _finished(self, call: Any, x: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        y = call.run()
+        if out is not None:
+            return out
+        return y[0] if x.ndim < self._rank else y
+
+    def backward(self, dy: np.ndarray, cache: Any = None) -> Gradients:
+        """Gradients in ``x``, ``weight`` and ``bias``: `fastbn.norm_backward`.
+
+        ``cache`` is by default that of the last training forward.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no cache and no training forward to take one from.
+        """
+        cache = self._cache if cache is None else cache
+        if cache is None:
+            raise RuntimeError(
+                "no training call to differentiate: call the layer in train() mode first, or "
+                "y, cache = layer.forward_with_cache(x) and then layer.backward(dy, cache)"
+            )
+        single = getattr(dy, "ndim", 0) == cache.x.ndim - 1
+        found = norms.norm_backward(dy[None] if single else dy, cache)
+        return found._replace(x=found.x[0]) if single else found
+
+
+@documented((4, 3, 16), _DOCUMENTATION)
+class InstanceNorm1d(InstanceNorm):
+    """Instance normalization of ``(N, C, L)``, or one sample ``(C, L)``."""
+
+    __slots__ = ()
+    _takes: ClassVar[Mapping[int, str]] = {2: "(C, L)", 3: "(N, C, L)"}
+    _rank = 3
+
+
+@documented((4, 3, 8, 8), _DOCUMENTATION)
+class InstanceNorm2d(InstanceNorm):
+    """Instance normalization of ``(N, C, H, W)``, or one sample ``(C, H, W)``."""
+
+    __slots__ = ()
+    _takes: ClassVar[Mapping[int, str]] = {3: "(C, H, W)", 4: "(N, C, H, W)"}
+    _rank = 4
+
+
+@documented((4, 3, 2, 8, 8), _DOCUMENTATION)
+class InstanceNorm3d(InstanceNorm):
+    """Instance normalization of ``(N, C, D, H, W)``, or one sample ``(C, D, H, W)``."""
+
+    __slots__ = ()
+    _takes: ClassVar[Mapping[int, str]] = {4: "(C, D, H, W)", 5: "(N, C, D, H, W)"}
+    _rank = 5

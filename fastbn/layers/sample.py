@@ -1,0 +1,364 @@
+"""Layers whose statistics are each sample's own: group, layer and RMS norm.
+
+They do the same in training and evaluation; in training they remember what `backward` takes.
+"""
+
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from fastbn import norms
+from fastbn._call import groups, rows, settings
+from fastbn._call.groups import GroupCache
+from fastbn._call.keywords import hide_foreign, refuse
+from fastbn._call.rows import RowCache
+from fastbn._call.settings import Device
+from fastbn.functional import Gradients
+from fastbn.layers.layer import Layer
+
+__all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
+
+Cache = GroupCache | RowCache
+
+
+class SampleNorm(Layer):
+    """A layer without running statistics; subclasses say what is normalized together."""
+
+    __slots__ = ()
+
+    def _start(self, device: Device, dtype: DTypeLike | None, weight: bool, bias: bool) -> None:
+        """Make the arrays."""
+        self._device = settings.check_device(device)
+        if self._device != "cpu":
+            raise NotImplementedError(
+                f"there is no {type(self).__name__} on a device yet; leave device out"
+            )
+        kind = settings.parameter_dtype(dtype)
+        self.weight = self._zeros(kind) if weight else None
+        self.bias = self._zeros(kind) if weight and bias else None
+        self._set_mode(training=True, frozen=False)
+        self.reset_parameters()
+
+    def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Normalize ``x``: `forward`."""
+        return self.forward(x, out=out)
+
+    def forward(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Normalize ``x``. A training call is remembered for `backward`."""
+        if self._in_training:
+            return self.forward_with_cache(x, out=out)[0]
+        return self._call(x, out).run()
+
+    def forward_with_cache(
+        self, x: np.ndarray, *, out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Any]:
+        """`forward`, and what `backward` needs of it, in either mode."""
+        call = self._call(x, out)
+        y, cache = call.run(), call.cache()
+        if self._in_training:
+            self._cache = cache
+        return y, cache
+
+    def _call(self, x: Any, out: Any) -> groups.GroupNorm | rows.RowNorm:
+        """The call with all its checks."""
+        raise NotImplementedError
+
+    def backward(self, dy: np.ndarray, cache: Cache | None = None) -> Gradients:
+        """Gradients in ``x``, ``weight`` and ``bias``: `fastbn.norm_backward`.
+
+        ``cache`` is by default that of the last training forward.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no cache and no training forward to take one from.
+        """
+        cache = self._cache if cache is None else cache
+        if cache is None:
+            raise RuntimeError(
+                "no training call to differentiate: call the layer in train() mode first, or "
+                "y, cache = layer.forward_with_cache(x) and then layer.backward(dy, cache)"
+            )
+        return norms.norm_backward(dy, cache)
+
+    def _dtype_shown(self) -> str:
+        dtypes = {array.dtype.name for array in self._arrays().values()} - {"float32"}
+        return "".join(f", dtype={name}" for name in sorted(dtypes))
+
+
+class GroupNorm(SampleNorm):
+    """Group normalization of ``(N, C)`` or ``(N, C, ...)``: each group of channels of each sample.
+
+    What the sources recommend for batches too small for batch norm: nothing depends on the batch.
+    Formula and semantics: `fastbn.group_norm`.
+
+    Parameters
+    ----------
+    num_groups : int
+        Groups that the channels are divided into; divides ``num_channels``.
+    num_channels : int
+        Number of channels C.
+    eps : float
+        Added to the variance inside the root; positive.
+    affine : bool
+        Have a learnable weight (starts at 1) and bias (starts at 0) for each channel.
+    device : None or "cpu"
+    dtype : float32 (default) or float64
+        Of the parameters. Input of either dtype is taken, and the output has the input's.
+    bias : bool
+        False: a weight, but no bias.
+    axis : int
+        Channel axis; -1 for channels last.
+
+    Raises
+    ------
+    TypeError, ValueError
+        In the constructor, if an argument is not one of these.
+
+    References
+    ----------
+    Wu & He, "Group Normalization", 2018. Names and meanings are those of ``torch.nn.GroupNorm``.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> gn = fastbn.GroupNorm(2, 6)
+    >>> gn(np.random.default_rng(0).normal(5, 10, (4, 6, 8, 8)).astype(np.float32)).shape
+    (4, 6, 8, 8)
+    >>> gn
+    GroupNorm(2, 6, eps=1e-05, affine=True)
+    """
+
+    __slots__ = {  # noqa: RUF023, with what `help` says of them
+        "num_groups": "Groups that the channels are divided into; fixed.",
+        "num_channels": "Number of channels; fixed.",
+        "affine": "Whether there is a weight; fixed.",
+        "axis": "Channel axis.",
+    }
+    num_groups: int
+    num_channels: int
+    affine: bool
+    axis: int
+    _fixed = frozenset({"num_groups", "num_channels", "affine"})
+
+    @hide_foreign
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Device = None,
+        dtype: DTypeLike | None = None,
+        *,
+        bias: bool = True,
+        axis: int = 1,
+        **foreign: NoReturn,
+    ) -> None:
+        if foreign:
+            refuse(type(self), foreign)
+        self.num_groups, self.num_channels = num_groups, num_channels
+        if self.num_channels % self.num_groups:
+            raise ValueError(
+                f"num_channels must be divisible by num_groups, got {num_channels} and {num_groups}"
+            )
+        self.eps, self.affine, self.axis = eps, affine, axis
+        self._start(device, dtype, self.affine, settings.check_bool("bias", bias))
+
+    def _checked(self, name: str, value: Any) -> Any:
+        match name:
+            case "num_groups":
+                return settings.check_num_groups(value)
+            case "num_channels":
+                return settings.check_num_features(value, name)
+            case "affine":
+                return settings.check_bool(name, value)
+            case "axis":
+                return settings.check_channel_axis(value)
+        return super()._checked(name, value)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (self.num_channels,)
+
+    @property
+    def _of(self) -> str:
+        return f"the layer has num_channels={self.num_channels}"
+
+    def _call(self, x: Any, out: Any) -> groups.GroupNorm | rows.RowNorm:
+        call = groups.GroupNorm(
+            x, self.num_groups, self.weight, self.bias, self.eps, self.axis, out
+        )
+        if call.channels != self.num_channels:  # which weight and bias would not tell if absent
+            raise ValueError(
+                f"GroupNorm reads x of shape {call.x.shape} with {call.channels} channels on axis "
+                f"{self.axis}, and num_channels={self.num_channels}"
+            )
+        return call
+
+    def __repr__(self) -> str:
+        axis = f", axis={self.axis}" if self.axis != 1 else ""
+        return (
+            f"{type(self).__name__}({self.num_groups}, {self.num_channels}, eps={self.eps}, "
+            f"affine={self.affine}{axis}{self._dtype_shown()})"
+        )
+
+
+class _RowNorm(SampleNorm):
+    """What layer norm and RMS norm share."""
+
+    __slots__ = {  # noqa: RUF023, with what `help` says of them
+        "normalized_shape": "Sizes of the last axes; fixed.",
+        "elementwise_affine": "Whether there is a weight; fixed.",
+    }
+    normalized_shape: tuple[int, ...]
+    elementwise_affine: bool
+    _fixed = frozenset({"normalized_shape", "elementwise_affine"})
+
+    def _checked(self, name: str, value: Any) -> Any:
+        match name:
+            case "normalized_shape":
+                return settings.check_normalized_shape(value)
+            case "elementwise_affine":
+                return settings.check_bool(name, value)
+        return super()._checked(name, value)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return self.normalized_shape
+
+    @property
+    def _of(self) -> str:
+        return f"the layer has normalized_shape={self.normalized_shape}"
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.normalized_shape}, eps={self.eps}, "
+            f"elementwise_affine={self.elementwise_affine}{self._dtype_shown()})"
+        )
+
+
+class LayerNorm(_RowNorm):
+    """Layer normalization over the last axes: nothing depends on the batch.
+
+    Formula and semantics: `fastbn.layer_norm`.
+
+    Parameters
+    ----------
+    normalized_shape : int or tuple of int
+        Sizes of the last axes, which are normalized together.
+    eps : float
+        Added to the variance inside the root; positive.
+    elementwise_affine : bool
+        Have a learnable weight (starts at 1) and bias (starts at 0) of that shape.
+    bias : bool
+        False: a weight, but no bias.
+    device : None or "cpu"
+    dtype : float32 (default) or float64
+        Of the parameters. Input of either dtype is taken, and the output has the input's.
+
+    Raises
+    ------
+    TypeError, ValueError
+        In the constructor, if an argument is not one of these.
+
+    References
+    ----------
+    Ba, Kiros & Hinton, "Layer Normalization", 2016. Names and meanings are those of
+    ``torch.nn.LayerNorm``.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> ln = fastbn.LayerNorm(16)
+    >>> ln(np.random.default_rng(0).normal(5, 10, (4, 7, 16)).astype(np.float32)).shape
+    (4, 7, 16)
+    >>> ln
+    LayerNorm((16,), eps=1e-05, elementwise_affine=True)
+    """
+
+    __slots__ = ()
+
+    @hide_foreign
+    def __init__(
+        self,
+        normalized_shape: int | tuple[int, ...],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Device = None,
+        dtype: DTypeLike | None = None,
+        **foreign: NoReturn,
+    ) -> None:
+        if foreign:
+            refuse(type(self), foreign)
+        self.normalized_shape = normalized_shape  # type: ignore[assignment]
+        self.eps, self.elementwise_affine = eps, elementwise_affine
+        self._start(device, dtype, self.elementwise_affine, settings.check_bool("bias", bias))
+
+    def _call(self, x: Any, out: Any) -> groups.GroupNorm | rows.RowNorm:
+        return rows.RowNorm(x, self.normalized_shape, self.weight, self.bias, self.eps, out)
+
+
+class RMSNorm(_RowNorm):
+    """Root mean square normalization over the last axes: layer norm without a mean.
+
+    Formula and semantics: `fastbn.rms_norm`.
+
+    Parameters
+    ----------
+    normalized_shape : int or tuple of int
+        Sizes of the last axes, which are normalized together.
+    eps : float or None
+        Added to the mean square inside the root; None: the distance from 1 to the next number
+        of the input's dtype.
+    elementwise_affine : bool
+        Have a learnable weight (starts at 1) of that shape.
+    device : None or "cpu"
+    dtype : float32 (default) or float64
+        Of the weight. Input of either dtype is taken, and the output has the input's.
+
+    Raises
+    ------
+    TypeError, ValueError
+        In the constructor, if an argument is not one of these.
+
+    References
+    ----------
+    Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019. Names and meanings are those of
+    ``torch.nn.RMSNorm``.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> fastbn.RMSNorm(16)
+    RMSNorm((16,), eps=None, elementwise_affine=True)
+    """
+
+    __slots__ = ()
+    eps: float | None  # type: ignore[assignment]
+
+    @hide_foreign
+    def __init__(
+        self,
+        normalized_shape: int | tuple[int, ...],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Device = None,
+        dtype: DTypeLike | None = None,
+        **foreign: NoReturn,
+    ) -> None:
+        if foreign:
+            refuse(type(self), foreign)
+        self.normalized_shape = normalized_shape  # type: ignore[assignment]
+        self.eps, self.elementwise_affine = eps, elementwise_affine
+        self._start(device, dtype, self.elementwise_affine, False)
+
+    def _checked(self, name: str, value: Any) -> Any:
+        return None if name == "eps" and value is None else super()._checked(name, value)
+
+    def _call(self, x: Any, out: Any) -> groups.GroupNorm | rows.RowNorm:
+        return rows.RowNorm(
+            x, self.normalized_shape, self.weight, None, self.eps, out, uncentered=True
+        )
