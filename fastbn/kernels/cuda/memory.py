@@ -1,4 +1,4 @@
-"""Reads and writes of several values at once: 16 bytes a thread, converted on the way.
+"""Reads and writes of several values at once: up to 16 bytes a thread, converted on the way.
 
 Arrays are flat views: float32, float64, float16, or uint16 that holds bfloat16. A thread computes
 in float32, or float64 where the array is. Under Numba's simulator the same names are plain Python.
@@ -131,12 +131,12 @@ else:
 def _vector_pointer(context, builder, array_type, array, index, lanes):
     """Where the values are, and what they are there: 16-bit floats are integers.
 
-    Eight of those are moved as four words of 32 bits, which is one instruction and not two.
+    Several of those are moved as words of 32 bits, which is one instruction and not two.
     """
     held = {"float32": _F32, "float64": ir.DoubleType()}.get(str(array_type.dtype), _I16)
     kind = held if lanes == 1 else ir.VectorType(held, lanes)
     struct = context.make_array(array_type)(context, builder, array)
-    moved = ir.VectorType(_I32, 4) if held is _I16 and lanes == 8 else kind
+    moved = ir.VectorType(_I32, lanes // 2) if held is _I16 and lanes > 1 else kind
     return builder.bitcast(builder.gep(struct.data, [index]), moved.as_pointer()), kind
 
 
