@@ -403,28 +403,38 @@ def device_cut():
 
 
 def forward_by_two_blocks(x):
-    """``x``, one channel, normalized by two blocks that each find the other's sums there.
+    """``x``, (values, channels), normalized by two blocks that each find the other's sums there.
 
-    Returns it, the counters of arrivals, and the statistics.
+    Returns it, the counters of arrivals, and the statistics. One tile: a single channel as if it
+    came first, or channels that lie last.
     """
     device = backend.device()
     cuda, threads = device.cuda, device.THREADS
-    half = x.size // 2
-    assert half % 4 == 0
-    d = x.astype(np.float64) - np.float64(x[0])
-    partial = np.array([f(part) for part in (d[:half], d[half:]) for f in (np.sum, sum_of_squares)])
-    out, statistics = cuda.to_device(np.zeros_like(x)), cuda.to_device(np.zeros(3))
+    values, channels = x.shape
+    half = values // 2
+    shape = (1, 1, values) if channels == 1 else (values, channels, 1)
+    cut = device.cut_of(*shape, 4, True, 1, 2)
+    assert (cut.lanes, cut.tiles, half % 4) == (4, 1, 0)
+    d = x.astype(np.float64) - x[0].astype(np.float64)
+    sums = [f(part) for part in (d[:half], d[half:]) for f in (sum_of_values, sum_of_squares)]
+    out, statistics = cuda.to_device(np.zeros(x.size, x.dtype)), np.zeros(3 * channels)
+    statistics = cuda.to_device(statistics)
     arrivals = cuda.to_device(np.array([1, 0, 0], np.int32))  # as if one were there already
     absent = cuda.to_device(np.zeros(0, np.float32))
-    device.once_kernels_of(False, 4, 1).forward[2, threads](
-        cuda.to_device(x), out, absent, absent, statistics, absent, absent,
-        cuda.to_device(partial), arrivals, 1e-5, 0.1, 1, 1, x.size, 1, 2,
+    device.once_kernels_of(False, cut.lanes, cut.width).forward[2, threads](
+        cuda.to_device(x.ravel()), out, absent, absent, statistics, absent, absent,
+        cuda.to_device(np.concatenate(sums)), arrivals, 1e-5, 0.1, *shape, 1, 2,
     )  # fmt: skip
-    return out.copy_to_host(), arrivals.copy_to_host(), statistics.copy_to_host()
+    y = out.copy_to_host().reshape(x.shape)
+    return y, arrivals.copy_to_host(), statistics.copy_to_host()
+
+
+def sum_of_values(values):
+    return values.sum(axis=0)
 
 
 def sum_of_squares(values):
-    return (values * values).sum()
+    return (values * values).sum(axis=0)
 
 
 # --- norms of samples -------------------------------------------------------------------------

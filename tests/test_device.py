@@ -22,6 +22,8 @@ pytestmark = [
 #: lie side by side, one channel, one value a row.
 SHAPES = [((3, 2, 8), 1), ((3, 2, 5), 1), ((7, 3), 1), ((2, 2, 2, 11), -1), ((5, 1, 4), 1),
           ((2, 4, 3, 3), 1), ((2, 3, 4, 1), 1)]  # fmt: skip
+#: Channels last, of which a thread reads several at once: a whole tile, half of the last one, many.
+ACROSS = [((7, 8), 1), ((2, 2, 2, 12), -1), ((3, 5, 40), -1)]
 TOLERANCE = {"float16": 2e-3, "float32": 2e-6, "float64": 1e-14}
 
 
@@ -55,7 +57,7 @@ def assert_close(found, right, dtype):
     assert np.abs(found.astype(float) - right.astype(float)).max() <= 8 * TOLERANCE[dtype] * size
 
 
-@pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "axis"), SHAPES + ACROSS, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_training_and_its_gradients(shape, axis, dtype, cut, rng):
     x, dy, weight, bias, mean, var = problem(shape, axis, dtype, rng)
@@ -77,7 +79,7 @@ def test_training_and_its_gradients(shape, axis, dtype, cut, rng):
     assert got(y).dtype == got(gradients.x).dtype == dtype
 
 
-@pytest.mark.parametrize(("shape", "axis"), SHAPES[:4], ids=str)
+@pytest.mark.parametrize(("shape", "axis"), SHAPES[:4] + ACROSS[:2], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_evaluation_and_its_gradients(shape, axis, dtype, cut, rng):
     x, dy, weight, bias, mean, var = problem(shape, axis, dtype, rng)
@@ -94,7 +96,25 @@ def test_evaluation_and_its_gradients(shape, axis, dtype, cut, rng):
         assert_close(got(found), right, kind)
 
 
-@pytest.mark.parametrize(("shape", "axis"), [SHAPES[0], SHAPES[3]], ids=str)
+def test_eight_channels_a_thread(rng):
+    """In two launches; half of the last tile's threads have no channel."""
+    x, dy, weight, bias, *_ = problem((70, 24), 1, "float16", rng)
+    cut_of, *_ = internals.device_cut()
+    cut = cut_of(70, 24, 1, 2, True, 1, 1)
+    assert (cut.lanes, cut.once) == (8, False)
+    assert cut.parts > 1
+    y, cache = fastbn.batch_norm_forward(put(x), None, None, put(weight), put(bias), training=True)
+    m, v = reference.mean_and_var(x, 1)
+    assert_close(got(y), reference.normalize(x, m, v, weight, bias, 1e-5, 1), "float16")
+    wanted = reference.backward(dy, x, m, v, weight, 1e-5, 1, True)
+    gradients = fastbn.batch_norm_backward(put(dy), cache)
+    for found, right, kind in zip(
+        gradients, wanted, ("float16", "float32", "float32"), strict=True
+    ):
+        assert_close(got(found), right, kind)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [SHAPES[0], SHAPES[3], ACROSS[1]], ids=str)
 def test_statistics_far_from_zero(shape, axis, cut, rng):
     """The contract's: right to 1e-5 for means of 10,000 standard deviations; here to 1e-9."""
     x = (rng.normal(size=shape) + 1e4).astype(np.float32)
@@ -105,32 +125,39 @@ def test_statistics_far_from_zero(shape, axis, cut, rng):
     assert stats.count.tolist() == [x.size // shape[axis]] * shape[axis]
 
 
-def test_a_constant_channel_gives_exactly_its_bias(cut):
-    x = np.full((3, 2, 4), 1234.567, np.float32)
-    bias = np.array([0.25, -3], np.float32)
-    y = fastbn.batch_norm(put(x), bias=put(bias), training=True)
-    np.testing.assert_array_equal(got(y), np.broadcast_to(bias[:, None], x.shape))
+@pytest.mark.parametrize("shape", [(3, 2, 4), (6, 8)], ids=str)
+def test_a_constant_channel_gives_exactly_its_bias(shape, cut, rng):
+    x = np.full(shape, 1234.567, np.float32)
+    bias = rng.normal(size=shape[1]).astype(np.float32)
+    y = got(fastbn.batch_norm(put(x), bias=put(bias), training=True))
+    np.testing.assert_array_equal(
+        np.moveaxis(y, 1, -1), np.broadcast_to(bias, y[:, 0].shape + bias.shape)
+    )
 
 
+@pytest.mark.parametrize("shape", [(3, 2, 4), (6, 8)], ids=str)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_and_infinity_stay_in_their_channel(value, cut, rng):
-    x = rng.normal(size=(3, 2, 4)).astype(np.float32)
+def test_nan_and_infinity_stay_in_their_channel(shape, value, cut, rng):
+    x = rng.normal(size=shape).astype(np.float32)
     expected = got(fastbn.batch_norm(put(x), training=True))
-    x[0, 1, 0] = value
+    x[(0, 1, 0)[: x.ndim]] = value
     y = got(fastbn.batch_norm(put(x), training=True))
     assert np.isnan(y[:, 1]).all()
-    np.testing.assert_array_equal(y[:, 0], expected[:, 0])
+    others = np.arange(shape[1]) != 1
+    np.testing.assert_array_equal(y[:, others], expected[:, others])
 
 
-def test_two_runs_give_the_same_bits_and_tickets_serve_again(cut, rng):
-    x = put(rng.normal(size=(5, 3, 7)).astype(np.float32))
+@pytest.mark.parametrize("shape", [(5, 3, 7), (9, 12)], ids=str)
+def test_two_runs_give_the_same_bits_and_tickets_serve_again(shape, cut, rng):
+    x = put(rng.normal(size=shape).astype(np.float32))
     first = got(fastbn.batch_norm(x, training=True))
     for _ in range(2):
         np.testing.assert_array_equal(got(fastbn.batch_norm(x, training=True)), first)
 
 
-def test_in_place_and_into_an_array(cut, rng):
-    x = rng.normal(size=(3, 2, 4)).astype(np.float32)
+@pytest.mark.parametrize("shape", [(3, 2, 4), (6, 8)], ids=str)
+def test_in_place_and_into_an_array(shape, cut, rng):
+    x = rng.normal(size=shape).astype(np.float32)
     expected = got(fastbn.batch_norm(put(x), training=True))
     there, out = put(x), put(np.empty_like(x))
     assert fastbn.batch_norm(there, training=True, out=out) is out
@@ -141,13 +168,14 @@ def test_in_place_and_into_an_array(cut, rng):
         fastbn.batch_norm_backward(put(x), cache)
 
 
-def test_memory_that_is_not_aligned_is_read_value_by_value(cut, rng):
+@pytest.mark.parametrize("axis", [1, -1])
+def test_memory_that_is_not_aligned_is_read_value_by_value(axis, cut, rng):
     flat = put(rng.normal(size=49).astype(np.float32))
     x = flat[1:].reshape(2, 3, 8)  # four bytes further
     aligned = internals.device_array(x).aligned, internals.device_array(flat[:48]).aligned
     assert aligned.count(False) >= 1  # 4 bytes apart, they cannot both be
-    y = got(fastbn.batch_norm(x, training=True))
-    assert_close(y, fastbn.batch_norm(got(x), training=True), "float32")
+    y = got(fastbn.batch_norm(x, training=True, axis=axis))
+    assert_close(y, fastbn.batch_norm(got(x), training=True, axis=axis), "float32")
 
 
 def test_an_out_that_overlaps_in_part(cut, rng):
@@ -348,14 +376,39 @@ def test_a_cut_follows_from_the_shape(item, arrays):
         cut = cut_of(samples, channels, length, item, True, arrays, together)
         unaligned = cut_of(samples, channels, length, item, False, arrays, together)
         assert unaligned.lanes == 1
-        assert cut.tiles * cut.width >= channels > (cut.tiles - 1) * cut.width
-        assert length % cut.lanes == 0
-        assert cut.lanes * item in (item, 16)
+        across = cut.lanes if length == 1 else 1  # channels that a thread reads
+        assert (cut.width > 1) == (length == 1)
+        assert cut.tiles * cut.width * across >= channels > (cut.tiles - 1) * cut.width * across
+        assert (channels if length == 1 else length) % cut.lanes == 0
+        assert cut.lanes * item in (item, 4 * item, 16)
         room = cut.parts * (threads // cut.width) * held(cut.lanes, item == 8, arrays)
-        fits = samples * length // cut.lanes <= room
+        fits = samples * length * across // cut.lanes <= room
         assert fits or not cut.once  # what is read once is kept
         assert cut.parts <= together or not cut.once  # and nobody waits for who cannot come
         assert cut.parts >= 1
+
+
+@pytest.mark.parametrize(
+    ("channels", "length", "lanes"),
+    [  # by the bytes of a value
+        (64, 3136, {2: 8, 4: 4, 8: 2}),
+        (64, 196, {2: 4, 4: 4, 8: 2}),
+        (64, 49, {2: 1, 4: 1, 8: 1}),
+        (64, 1, {2: 8, 4: 4, 8: 2}),
+        (12, 1, {2: 4, 4: 4, 8: 2}),
+        (10, 1, {2: 1, 4: 1, 8: 2}),
+        (3, 1, {2: 1, 4: 1, 8: 1}),
+    ],
+)
+def test_what_lies_side_by_side_is_read_at_once(channels, length, lanes):
+    """Along a row, or of neighbouring channels: of four, where a thread keeps what it reads."""
+    cut_of, *_ = internals.device_cut()
+    for item, most in lanes.items():
+        large = cut_of(10**6, channels, length, item, True, 1, 1)
+        assert (large.lanes, large.once) == (most, False)
+        small = cut_of(2, channels, length, item, True, 1, 1000)
+        assert (small.lanes, small.once) == (min(most, 4) if length == 1 else most, True)
+        assert cut_of(10**6, channels, length, item, False, 1, 1).lanes == 1
 
 
 def test_which_design_a_tensor_of_a_network_takes():
@@ -366,11 +419,14 @@ def test_which_design_a_tensor_of_a_network_takes():
     assert cut_of(2, 3, 4, 4, True, 1, 1).parts == 1
 
 
-def test_blocks_that_read_once_add_what_the_others_have_published(rng):
+@pytest.mark.parametrize("channels", [1, 8])
+def test_blocks_that_read_once_add_what_the_others_have_published(channels, rng):
     """The simulator's blocks run one after the other: what is waited for is put there before."""
-    x = rng.normal(size=64).astype(np.float32)
+    x = rng.normal(size=(64, channels)).astype(np.float32)
     y, arrivals, statistics = internals.forward_by_two_blocks(x)
-    expected = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+    expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(statistics[:2], [x.mean(dtype=float), x.var(dtype=float)], rtol=1e-6)
+    mean, var, _ = statistics.reshape(3, channels)
+    np.testing.assert_allclose(mean, x.mean(0, dtype=float), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(var, x.var(0, dtype=float), rtol=1e-6)
     assert not arrivals.any()  # ready for the next launch

@@ -24,9 +24,10 @@ from fastbn._call.device_arrays import (
     working_on,
 )
 from fastbn._call.operations import ForwardCache
+from fastbn.kernels.cuda.helpers import across_of
 from fastbn.kernels.cuda.kernels import Kernels, kernels_of
-from fastbn.kernels.cuda.once import OnceKernels, held_groups, once_kernels_of
-from fastbn.kernels.cuda.sums import ALONG, THREADS
+from fastbn.kernels.cuda.once import KEPT_ACROSS, OnceKernels, held_groups, once_kernels_of
+from fastbn.kernels.cuda.sums import ALONG, ALONG_AT_ONCE, THREADS
 
 _PARAMETERS = {"float16": "float32", "bfloat16": "float32", "float32": "float32",
                "float64": "float64"}  # fmt: skip
@@ -64,18 +65,33 @@ def cut_of(
 ) -> Cut:
     """The cut of a tensor, by its shape, and by how many blocks of a tile may be ``together``.
 
-    Blocks that read once wait for each other, so all of a tile must be on the device. 16 bytes are
-    read at once where memory is ``aligned`` to them.
+    Blocks that read once wait for each other, so all of a tile must be on the device. Up to 16
+    bytes are read at once where memory is ``aligned`` to them.
     """
-    width = ALONG if length == 1 else 1
-    lanes = 16 // item if aligned and length % (16 // item) == 0 else 1
-    tiles = max(1, -(-channels // width))
-    per_thread = -(-samples * (length // lanes) * width // THREADS)
+    side_by_side = channels if length == 1 else length
+    most = 8 if aligned else 1
+    lanes = _lanes(side_by_side, item, min(most, KEPT_ACROSS) if length == 1 else most)
+    width, tiles, per_thread = _tiles(samples, channels, length, lanes)
     parts = -(-per_thread // held_groups(lanes, item == 8, arrays))
     once = parts <= together
     if not once:
+        lanes = _lanes(side_by_side, item, most)
+        width, tiles, per_thread = _tiles(samples, channels, length, lanes)
         parts = max(1, min(per_thread // _GROUPS, -(-_BLOCKS // tiles)))
     return Cut(samples, channels, length, width, lanes, tiles, parts, once)
+
+
+def _lanes(side_by_side: int, item: int, most: int) -> int:
+    """Values that are read at once: 16 bytes, 4 values or one, as they divide what lies so."""
+    return next(n for n in (16 // item, 4, 1) if n <= most and side_by_side % n == 0)
+
+
+def _tiles(samples: int, channels: int, length: int, lanes: int) -> tuple[int, int, int]:
+    """Threads side by side, tiles, and how many groups of a tile each thread of a block has."""
+    width = 1 if length > 1 else ALONG if lanes == 1 else ALONG_AT_ONCE
+    across = across_of(lanes, width)
+    tiles = max(1, -(-channels // (width * across)))
+    return width, tiles, -(-samples * (length * across // lanes) * width // THREADS)
 
 
 @lru_cache(maxsize=16)

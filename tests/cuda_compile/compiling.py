@@ -71,14 +71,20 @@ def variants():
     """Every variant that `device` can launch: ways of reading are taken from many shapes."""
     found = []
     for dtype, bytes_each in device._BYTES.items():
-        cuts = [
-            device.cut_of(4, 40, length, bytes_each, aligned, arrays, 1)
+        cuts = {
+            device.cut_of(samples, channels, length, bytes_each, aligned, arrays, 1)
+            for samples in (4, 10_000)
+            for channels in (3, 20, 40)
             for length in range(1, 33)
             for aligned in (False, True)
             for arrays in (1, 2)
-        ]
+        }
+        # what reads once is small; two launches are of any size, for one of them evaluates
+        once = {(cut.lanes, cut.width) for cut in cuts if cut.once}
         for lanes, width in sorted({(cut.lanes, cut.width) for cut in cuts}):
             for design, (kernels, _) in _DESIGNS.items():
+                if design == "once" and (lanes, width) not in once:
+                    continue
                 for kernel in kernels._fields:
                     given = "var" in arguments_of(design, kernel) and dtype != "float64"
                     found += [
@@ -86,6 +92,11 @@ def variants():
                         for batch in ((False, True) if given else (False,))
                     ]
     return found
+
+
+def bytes_of(variant):
+    """Bytes of a value in memory."""
+    return device._BYTES[variant.dtype]
 
 
 def arguments_of(design, kernel):

@@ -15,18 +15,16 @@ from typing import Any, NamedTuple
 
 from numba import cuda, float32, float64, int32
 
-from fastbn.kernels import formulas
-from fastbn.kernels.cuda.compile import device, device_formula, kernel
-from fastbn.kernels.cuda.kernels import helpers_of
-from fastbn.kernels.cuda.memory import fresh, load_of, store_of
-from fastbn.kernels.cuda.sums import THREADS, moment_terms, product_terms, tree_sums
-from fastbn.kernels.cuda.terms import finish_moments, update_running
+from fastbn.kernels.cuda.compile import device, kernel
+from fastbn.kernels.cuda.helpers import across_of, helpers_of
+from fastbn.kernels.cuda.memory import fresh
+from fastbn.kernels.cuda.sums import THREADS, publish, sum_of_published, tree_sums
+from fastbn.kernels.cuda.terms import finish_moments, terms_of, update_running, value_or
 
 #: Values that a thread keeps, in one array and in each of two: 32 registers of 4 bytes.
 KEPT, KEPT_OF_TWO = 32, 16
-
-_normalize = device_formula(formulas.normalize)
-_input_gradient = device_formula(formulas.input_gradient)
+#: Channels that a thread may then read: the sums of more leave too few registers.
+KEPT_ACROSS = 4
 
 
 def held_groups(lanes: int, wide: bool, arrays: int) -> int:
@@ -56,9 +54,7 @@ def shared_sums(u, v, partial, arrivals, tile, tiles, part, blocks, channel, cha
     u, v = tree_sums(u, v, width)
     if blocks == 1:
         return u, v
-    if thread < width and channel < channels:
-        partial[(2 * part) * channels + channel] = u
-        partial[(2 * part + 1) * channels + channel] = v
+    publish(u, v, partial, channel, channels, part, width)
     cuda.threadfence()  # before the arrival that tells the others
     cuda.syncthreads()
     if thread == 0:
@@ -67,13 +63,7 @@ def shared_sums(u, v, partial, arrivals, tile, tiles, part, blocks, channel, cha
             pass
         cuda.threadfence()  # what they have published is read after that
     cuda.syncthreads()
-    u, v = float64(0.0), float64(0.0)
-    if channel < channels:
-        other = thread // width
-        while other < blocks:
-            u += fresh(partial, (2 * other) * channels + channel)
-            v += fresh(partial, (2 * other + 1) * channels + channel)
-            other += THREADS // width
+    u, v = sum_of_published(partial, channel, channels, blocks, width)
     u, v = tree_sums(u, v, width)
     if thread == 0 and cuda.atomic.add(arrivals, tiles + tile, 1) == blocks - 1:
         arrivals[tile] = 0
@@ -92,12 +82,16 @@ class OnceKernels(NamedTuple):
 def once_kernels_of(wide: bool, lanes: int, width: int) -> OnceKernels:
     """Kernels that compute in float64 if ``wide``, read so many values at once, and so on."""
     kind = float64 if wide else float32
-    load, store = load_of(lanes), store_of(lanes)
-    helpers = helpers_of(wide, lanes, width)
-    my_part, first_value, place = helpers.my_part, helpers.first_value, helpers.place
-    normalizing, gradient_terms = helpers.normalizing, helpers.gradient
-    center_of, finish_products = helpers.center, helpers.finish_products
-    value_or = helpers.value_or
+    across = across_of(lanes, width)
+    per_tile, three, four = across * width, 3 * across, 4 * across
+    helpers, terms_for = helpers_of(wide, lanes, width), terms_of(kind)
+    load, store, place, my_part = helpers.load, helpers.store, helpers.place, helpers.my_part
+    first_value, normalizing = helpers.first_value, helpers.normalizing
+    start_moments, start_products = helpers.start_moments, helpers.start_products
+    add_moments, add_products = helpers.add_moments, helpers.add_products
+    collect, hand_out = helpers.collect, helpers.hand_out
+    normalize_group, gradient_group = helpers.normalize_group, helpers.gradient_group
+    gradient_terms, finish_products = terms_for.gradient, terms_for.finish_products
     step = THREADS // width
     held, held_of_two = held_groups(lanes, wide, 1), held_groups(lanes, wide, 2)
     size, size_of_two = held * lanes, held_of_two * lanes
@@ -109,33 +103,34 @@ def once_kernels_of(wide: bool, lanes: int, width: int) -> OnceKernels:
     ):  # fmt: skip
         """Statistics, their update, and the normalized values."""
         block = begins_as(arrivals, tiles)
-        tile, part, channel, begin, end = my_part(block, blocks, samples, channels, length)
-        shift = first_value(x, channel, channels, length)
+        tile, part, channel, mine, begin, end = my_part(block, blocks, samples, channels, length)
         kept = cuda.local.array(size, kind)
         buffer = cuda.local.array(lanes, kind)
-        u, v = float64(0.0), float64(0.0)
+        tally = cuda.local.array(three, float64)
+        terms = cuda.local.array(four, kind)
+        shift = first_value(x, mine, channels, length)
+        start_moments(x, channel, channels, shift, tally)
         for g in range(held):
             if begin + g * step < end:
                 load(buffer, x, place(begin + g * step, channel, channels, length))
+                add_moments(buffer, buffer, tally)
                 for k in range(lanes):
                     kept[g * lanes + k] = buffer[k]
-                    du, dv = moment_terms(buffer[k], buffer[k], shift)
-                    u += du
-                    v += dv
+        u, v = collect(tally)
         u, v = shared_sums(
-            u, v, partial, arrivals, tile, tiles, part, blocks, channel, channels, width
+            u, v, partial, arrivals, tile, tiles, part, blocks, mine, channels, per_tile
         )
         count = samples * length
-        if part == 0 and cuda.threadIdx.x < width and channel < channels:
-            finish_moments(u, v, shift, channel, channels, count, eps, statistics)
-            update_running(
-                channel, channels, count, momentum, statistics, running_mean, running_var
-            )
-        center, scale, move = normalizing(u, v, shift, count, weight, bias, eps, channel, channels)
+        if part == 0 and cuda.threadIdx.x < per_tile and mine < channels:
+            finish_moments(u, v, shift, mine, channels, count, eps, statistics)
+            update_running(mine, channels, count, momentum, statistics, running_mean, running_var)
+        center, scale, move = normalizing(u, v, shift, count, weight, bias, eps, mine, channels)
+        hand_out(center, scale, move, move, terms)
         for g in range(held):
             if begin + g * step < end:
                 for k in range(lanes):
-                    buffer[k] = _normalize(kept[g * lanes + k], center, scale, move)
+                    buffer[k] = kept[g * lanes + k]
+                normalize_group(buffer, buffer, terms)
                 store(out, place(begin + g * step, channel, channels, length), buffer)
 
     @kernel
@@ -145,42 +140,39 @@ def once_kernels_of(wide: bool, lanes: int, width: int) -> OnceKernels:
     ):  # fmt: skip
         """The gradients of x, weight and bias."""
         block = begins_as(arrivals, tiles)
-        tile, part, channel, begin, end = my_part(block, blocks, samples, channels, length)
-        mean = statistics[channel] if channel < channels else float64(0.0)
-        rstd = statistics[2 * channels + channel] if channel < channels else float64(0.0)
-        shift = float64(center_of(mean))
+        tile, part, channel, mine, begin, end = my_part(block, blocks, samples, channels, length)
+        mean = statistics[mine] if mine < channels else float64(0.0)
+        rstd = statistics[2 * channels + mine] if mine < channels else float64(0.0)
         gradients = cuda.local.array(size_of_two, kind)
         values = cuda.local.array(size_of_two, kind)
         buffer = cuda.local.array(lanes, kind)
         other = cuda.local.array(lanes, kind)
-        u, v = float64(0.0), float64(0.0)
+        tally = cuda.local.array(three, float64)
+        terms = cuda.local.array(four, kind)
+        start_products(statistics, channel, channels, mean, tally)
         for g in range(held_of_two):
             if begin + g * step < end:
                 load(buffer, dy, place(begin + g * step, channel, channels, length))
                 load(other, x, place(begin + g * step, channel, channels, length))
+                add_products(buffer, other, tally)
                 for k in range(lanes):
                     gradients[g * lanes + k] = buffer[k]
                     values[g * lanes + k] = other[k]
-                    du, dv = product_terms(buffer[k], other[k], shift)
-                    u += du
-                    v += dv
+        u, v = collect(tally)
         u, v = shared_sums(
-            u, v, partial, arrivals, tile, tiles, part, blocks, channel, channels, width
+            u, v, partial, arrivals, tile, tiles, part, blocks, mine, channels, per_tile
         )
-        if part == 0 and cuda.threadIdx.x < width and channel < channels:
-            finish_products(u, v, channel, mean, rstd, d_weight, d_bias)
-        factor = value_or(weight, channel, 1.0) if channel < channels else float64(1.0)
+        if part == 0 and cuda.threadIdx.x < per_tile and mine < channels:
+            finish_products(u, v, mine, mean, rstd, d_weight, d_bias)
+        factor = value_or(weight, mine, 1.0) if mine < channels else float64(1.0)
         center, scale, slope, offset = gradient_terms(samples * length, u, v, mean, rstd, factor)
+        hand_out(center, scale, slope, offset, terms)
         for g in range(held_of_two):
             if begin + g * step < end:
                 for k in range(lanes):
-                    dx = gradients[g * lanes + k]
-                    if frozen:
-                        buffer[k] = dx * scale
-                    else:
-                        buffer[k] = _input_gradient(
-                            dx, values[g * lanes + k], center, scale, slope, offset
-                        )
+                    buffer[k] = gradients[g * lanes + k]
+                    other[k] = values[g * lanes + k]
+                gradient_group(buffer, other, (terms, frozen))
                 store(out, place(begin + g * step, channel, channels, length), buffer)
 
     return OnceKernels(forward, backward)

@@ -12,9 +12,12 @@ from numba import config, cuda, float64, int32
 from fastbn.kernels.cuda.compile import device
 from fastbn.kernels.cuda.memory import fresh
 
-#: Threads of a block, and how many of them lie side by side where channels are last. The simulator
-#: starts a thread of Python for each.
-THREADS, ALONG = (16, 4) if config.ENABLE_CUDASIM else (256, 32)
+#: Threads of a block, and how many of them lie side by side where channels are last: with one value
+#: each, a warp, for whole sectors of 32 bytes of any type; with up to 16 bytes each, eight, which
+#: read 64 or 128 bytes. More of those would leave a block fewer rows, so that it keeps fewer values
+#: of a channel, and more of them idle where channels are few. The simulator starts a thread of
+#: Python for each.
+THREADS, ALONG, ALONG_AT_ONCE = (16, 4, 2) if config.ENABLE_CUDASIM else (256, 32, 8)
 #: Places for two numbers of each thread.
 PLACES = 2 * THREADS
 
@@ -71,69 +74,39 @@ def arrives_last(tickets, place, blocks):
 
 
 @device
-def first_steps(begin, channel, channels, length, lanes, step):
-    """How a thread walks over its groups, ``step`` further each time, without a division.
+def publish(u, v, partial, channel, channels, part, width):
+    """Leave a block's sums where the other blocks of its tile find them."""
+    if cuda.threadIdx.x < width and channel < channels:
+        partial[(2 * part) * channels + channel] = u
+        partial[(2 * part + 1) * channels + channel] = v
 
-    Index and place in its row of the first group; what is added to both each time; and what is
-    added to the index if the place then lies beyond the row.
+
+@device
+def sum_of_published(partial, channel, channels, blocks, width):
+    """This thread's share of the sums of all blocks of a tile, in the order of the blocks.
+
+    For `tree_sums`, which is not called here: two functions of a kernel that call one with shared
+    memory do not link.
     """
-    per_row = length // lanes
-    sample = begin // per_row
-    place = begin - sample * per_row
-    at = (sample * channels + channel) * length + place * lanes
-    rows = step // per_row
-    along = step - rows * per_row
-    return at, place, rows * channels * length + along * lanes, along, (channels - 1) * length
-
-
-def sums_with(load, term, lanes, kind, reads, width):
-    """Sums of a part of one channel by one thread; a loop over groups of ``lanes`` values."""
-
-    @device
-    def sums(a, b, channel, channels, length, begin, end, shift):
-        first = cuda.local.array(lanes, kind)
-        second = cuda.local.array(lanes, kind)
-        u, v = float64(0.0), float64(0.0)
-        step, per_row = THREADS // width, length // lanes
-        at, place, jump, along, over = first_steps(begin, channel, channels, length, lanes, step)
-        group = begin
-        while group < end:
-            load(first, a, at)
-            if reads == 2:
-                load(second, b, at)
-            for k in range(lanes):
-                du, dv = term(first[k], second[k], shift)
-                u += du
-                v += dv
-            group += step
-            at += jump
-            place += along
-            if place >= per_row:
-                place -= per_row
-                at += over
-        return u, v
-
-    return sums
+    u, v = float64(0.0), float64(0.0)
+    if channel < channels:
+        other = cuda.threadIdx.x // width
+        while other < blocks:
+            u += fresh(partial, (2 * other) * channels + channel)
+            v += fresh(partial, (2 * other + 1) * channels + channel)
+            other += THREADS // width
+    return u, v
 
 
 @device
 def sum_of_blocks(u, v, partial, tickets, channel, channels, tile, part, blocks, width):
     """Sums of all blocks of a channel: whether they are these, and they, in the last block."""
-    thread = cuda.threadIdx.x
     u, v = tree_sums(u, v, width)
     if blocks == 1:
         return True, u, v
-    if thread < width and channel < channels:
-        partial[(2 * part) * channels + channel] = u
-        partial[(2 * part + 1) * channels + channel] = v
+    publish(u, v, partial, channel, channels, part, width)
     if not arrives_last(tickets, tile, blocks):
         return False, u, v
-    u, v = float64(0.0), float64(0.0)
-    if channel < channels:
-        other = thread // width
-        while other < blocks:
-            u += fresh(partial, (2 * other) * channels + channel)
-            v += fresh(partial, (2 * other + 1) * channels + channel)
-            other += THREADS // width
+    u, v = sum_of_published(partial, channel, channels, blocks, width)
     u, v = tree_sums(u, v, width)
     return True, u, v
