@@ -24,7 +24,8 @@ BARS = {
 #: Mean over standard deviation of the cases "far". float16 has no more digits.
 FAR = {"float64": 1e4, "float32": 1e4, "float16": 1e2, "bfloat16": 1e2}
 
-#: Rows that can and cannot be read 16 bytes at once; by one block per channel, and by several.
+#: Rows, and neighbouring channels, that can and cannot be read 16 bytes at once; by one block per
+#: channel, and by several.
 CASES = (
     Case("rows aligned", (16, 6, 32, 32)),
     Case("rows unaligned", (7, 5, 33, 31)),
@@ -34,6 +35,8 @@ CASES = (
     Case("(N, C), several blocks", (9001, 33)),
     Case("channels last", (4, 9, 11, 35), -1),
     Case("channels last, several blocks", (16, 32, 32, 16), -1),
+    Case("channels last, threads idle", (5, 7, 11, 12), -1),
+    Case("channels last, two launches", (64, 32, 32, 24), -1),
     Case("far", (8, 3, 16, 16)),
     Case("far, several blocks", (16, 2, 96, 96)),
     Case("far, (N, C), several blocks", (9001, 33)),
