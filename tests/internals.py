@@ -43,6 +43,7 @@ PIECE = _pieces.PIECE
 def forget_plans():
     """Every call from now on is the first of its kind; what is compiled stays so."""
     plan.walk_of.cache_clear()
+    work._walk_of_rows.cache_clear()
     known.forget()
 
 
@@ -61,6 +62,12 @@ def set_limits(
             monkeypatch.setattr(plan, name, value)
     if cache_bytes is not None:
         monkeypatch.setattr(processor, "last_level_cache", lambda: cache_bytes)
+    forget_plans()
+
+
+def without_float16(monkeypatch):
+    """As if the processor could not convert float16."""
+    monkeypatch.setattr(plan, "CONVERTS_FLOAT16", False)
     forget_plans()
 
 

@@ -79,7 +79,6 @@ def test_arrays_of_other_libraries(module, way):
         (bool, "x.astype(np.float32)"),
         (np.complex64, "x.real"),
         (object, "x.astype(np.float32)"),
-        (np.float16, "x.astype(np.float32)"),
         (np.longdouble, "x.astype(np.float64)"),
         ("datetime64[s]", "x.astype(np.float32)"),
         ("U3", "x.astype(np.float32)"),

@@ -285,7 +285,7 @@ def test_torch_tensors_are_refused():
         batch_norm(torch.ones(4, 3), training=True)
 
 
-@pytest.mark.parametrize("dtype", [np.longdouble, ">g", np.float16])
+@pytest.mark.parametrize("dtype", [np.longdouble, ">g"])
 def test_other_widths_are_refused(dtype):
     x = np.ones((4, 3), dtype)
     fine = np.ones((4, 3), np.float32)
@@ -295,7 +295,7 @@ def test_other_widths_are_refused(dtype):
         lambda: channel_stats(x),
         lambda: fastbn.BatchNorm1d(3)(x),
     ):
-        with pytest.raises(TypeError, match=r"must be float32 or float64"):
+        with pytest.raises(TypeError, match=r"must be float32, float64, float16 or bfloat16"):
             call()
 
 

@@ -59,18 +59,20 @@ def native(dtype: np.dtype) -> np.dtype:
 
 
 def check_dtype(name: str, dtype: np.dtype) -> None:
-    """Refuse what is neither float32 nor float64, and name the fix."""
-    if dtype.type in (np.float32, np.float64):
+    """Refuse what is no floating-point number that kernels know, and name the fix."""
+    if dtype.type in (np.float32, np.float64, np.float16) or dtype.name == "bfloat16":
         return
     if dtype.kind in "iub":
         fix = f"convert it first: {name}.astype(np.float32)"
     elif dtype.kind == "c":
         fix = f"normalize {name}.real and {name}.imag, or convert it: {name}.real"
     elif dtype.kind == "f":
-        fix = f"convert it: {name}.astype(np.float{32 if dtype.itemsize < 4 else 64})"
+        fix = f"convert it: {name}.astype(np.float64)"
     else:
         fix = f"convert it to numbers: {name}.astype(np.float32)"
-    raise TypeError(f"{name} must be float32 or float64, got dtype {dtype}; {fix}")
+    raise TypeError(
+        f"{name} must be float32, float64, float16 or bfloat16, got dtype {dtype}; {fix}"
+    )
 
 
 def as_axis(axis: Any) -> int:
@@ -198,6 +200,16 @@ def kernel_vector(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return value
     with np.errstate(over="ignore"):
         return np.array(value, dtype, order="C")
+
+
+def check_statistics(name: str, value: np.ndarray) -> np.ndarray:
+    """Running statistics have 32 or 64 bits: in fewer, small steps would be lost."""
+    if value.dtype.itemsize == 2:
+        raise TypeError(
+            f"{name} must be float32 or float64, got dtype {value.dtype}; keep it in "
+            f"{name}.astype(np.float32)"
+        )
+    return value
 
 
 def check_running(running_mean: Any, running_var: Any) -> bool:

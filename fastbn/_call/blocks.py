@@ -10,13 +10,14 @@ import numpy as np
 
 from fastbn._call import arguments, backend, overlap
 from fastbn._system import outputs
+from fastbn.kernels.held import computed
 
 #: Bytes of a block that goes through several operations, each of which finds it in cache.
 BLOCK_BYTES = 2 * 1024 * 1024
 
 
 def checked_input(x: Any, what: str) -> np.ndarray:
-    """``x`` as a plain array of float32 or float64, for a norm that there is on the CPU alone."""
+    """``x`` as a plain array of numbers, for a norm that there is on the CPU alone."""
     backend.cpu_only(x, what)
     x = arguments.as_array("x", x)
     arguments.check_dtype("x", x.dtype)
@@ -54,24 +55,25 @@ def blocks(
     """Which samples, and their part of each array: those that are read, then the one written.
 
     In blocks of about ``size`` bytes, or all at once where all arrays are contiguous and ``size``
-    is None.
+    is None. A block has the dtype that values are computed in.
     """
-    arrays = (*read, written)
-    whole = all(_plain(array) for array in arrays)
+    arrays, dtype = (*read, written), computed(written.dtype)
+    whole = all(_plain(array, dtype) for array in arrays)
     samples, each = len(written), written.nbytes // max(1, len(written))
     step = samples if size is None and whole else max(1, (size or BLOCK_BYTES) // max(1, each))
     for start in range(0, samples, max(1, step)):
         some = slice(start, min(samples, start + step))
         given = [array[some] for array in arrays]
-        block = [a if _plain(a) else np.array(a, written.dtype, order="C") for a in given[:-1]]
-        target = given[-1] if _plain(given[-1]) else np.empty(given[-1].shape, written.dtype)
+        block = [a if _plain(a, dtype) else np.array(a, dtype, order="C") for a in given[:-1]]
+        target = given[-1] if _plain(given[-1], dtype) else np.empty(given[-1].shape, dtype)
         yield some, [*block, target]
         if target is not given[-1]:
-            np.copyto(given[-1], target)
+            with np.errstate(over="ignore"):
+                np.copyto(given[-1], target, casting="same_kind")
 
 
-def _plain(array: np.ndarray) -> bool:
-    return array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative
+def _plain(array: np.ndarray, dtype: np.dtype) -> bool:
+    return array.flags.c_contiguous and array.flags.aligned and array.dtype == dtype
 
 
 def overwrites(out: np.ndarray, x: np.ndarray) -> bool:

@@ -19,6 +19,7 @@ from fastbn._call.blocks import (
     overwrites,
 )
 from fastbn.kernels import formulas
+from fastbn.kernels.held import computed
 
 #: Values of a row from which on each has terms of its own, of its sample and channel. Rows that
 #: are shorter are normalized without weight and bias, which are applied in a second pass.
@@ -63,7 +64,7 @@ class GroupNorm:
         self.weight, self.bias = (
             None if value is None else arguments.kernel_vector(
                 arguments.check_parameter(name, value, (self.channels,), of_x),
-                arguments.native(self.x.dtype),
+                computed(arguments.native(self.x.dtype)),
             )
             for name, value in (("weight", weight), ("bias", bias))
         )  # fmt: skip
@@ -135,7 +136,7 @@ class GroupNorm:
 
     def _repeated(self, samples):
         """Weight and bias for each channel of each sample."""
-        dtype = self.out.dtype
+        dtype = computed(self.out.dtype)
         weight = np.ones(self.channels, dtype) if self.weight is None else self.weight
         bias = np.zeros(self.channels, dtype) if self.bias is None else self.bias
         return np.tile(weight, samples), np.tile(bias, samples)
@@ -160,7 +161,9 @@ class InstanceNorm(GroupNorm):
         if self.update:
             of_x = f"x of shape {self.x.shape} has {self.channels} channels"
             self.running = [
-                arguments.check_parameter(name, value, (self.channels,), of_x)
+                arguments.check_statistics(
+                    name, arguments.check_parameter(name, value, (self.channels,), of_x)
+                )
                 for name, value in (("running_mean", running_mean), ("running_var", running_var))
             ]
             cumulative = momentum is None and counter is not None
@@ -208,7 +211,7 @@ def backward(dy: Any, cache: GroupCache, out: Any) -> tuple[Any, np.ndarray, np.
             shape = len(block[0]), channels, -1
             sums += way(cache, cache.statistics[:, some], *(a.reshape(shape) for a in block))
     with np.errstate(over="ignore"):
-        d_weight, d_bias = sums.astype(dx.dtype)
+        d_weight, d_bias = sums.astype(computed(dx.dtype))
     return returned, d_weight, d_bias
 
 

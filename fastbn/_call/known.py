@@ -33,11 +33,18 @@ known: dict[str, dict[tuple, Known]] = {name: {} for name in parts.OPERATIONS}
 def remember(
     operation: str, axis: int, plan: Plan, entry: Callable[..., int], *arrays: np.ndarray
 ) -> None:
-    """Keep how ``arrays`` went through the operation, if they are plain and alike."""
+    """Keep how ``arrays`` went through the operation, if they are plain and alike.
+
+    Not those of 16 bits, whose parameters are of another dtype.
+    """
     first, of_operation = arrays[-1], known[operation]
     dtype = np.dtype(first.dtype.type)  # NumPy's own: unpickled arrays have another of the kind
     key = first.shape, first.strides, dtype, axis
-    if key in of_operation or not all(a.flags.carray and a.dtype == dtype for a in arrays):
+    if (
+        dtype.itemsize == 2
+        or key in of_operation
+        or not all(a.flags.carray and a.dtype == dtype for a in arrays)
+    ):
         return
     if len(of_operation) >= MOST:
         of_operation.clear()

@@ -8,6 +8,7 @@ import numpy as np
 from fastbn._call import arguments, overlap, pieces, settings, work
 from fastbn._system import outputs
 from fastbn.kernels import formulas
+from fastbn.kernels.held import computed
 
 
 @dataclass(slots=True, eq=False)
@@ -52,8 +53,10 @@ class Forward:
         self.weight = self._vector("weight", weight)
         self.bias = self._vector("bias", bias)
         self.tracked = arguments.check_running(running_mean, running_var)
-        self.running_mean = self._vector("running_mean", running_mean)
-        self.running_var = self._vector("running_var", running_var)
+        self.running_mean, self.running_var = (
+            None if value is None else arguments.check_statistics(name, self._vector(name, value))
+            for name, value in (("running_mean", running_mean), ("running_var", running_var))
+        )
         self.eps = settings.check_eps(eps)
         training = settings.check_bool("training", training)
         self.update = training and self.tracked
@@ -116,13 +119,13 @@ class Forward:
         arguments.check_finite(self.x, self.axis, after.not_finite)
 
     def _for_kernel(self, vector):
-        return None if vector is None else arguments.kernel_vector(vector, self.dtype)
+        return None if vector is None else arguments.kernel_vector(vector, computed(self.dtype))
 
     def _running_for_kernel(self):
-        """Running statistics of x's dtype as they are; others in float64, to lose nothing."""
+        """Running statistics of the dtype x is computed in as they are; others in float64."""
         pair = self.running_mean, self.running_var
-        same = all(vector.dtype == self.dtype for vector in pair)
-        dtype = self.dtype if same else np.dtype(np.float64)
+        same = all(vector.dtype == computed(self.dtype) for vector in pair)
+        dtype = computed(self.dtype) if same else np.dtype(np.float64)
         return tuple(arguments.kernel_vector(vector, dtype) for vector in pair)
 
     def cache(self) -> ForwardCache:
@@ -154,7 +157,7 @@ def backward(dy: Any, cache: Any, out: Any) -> tuple[np.ndarray, np.ndarray, np.
     else:
         returned, dx = out, arguments.check_out(out, x.shape, dtype, inputs)
     if x.size == 0:
-        return returned, *np.zeros((2, cache.statistics.size // 3), dtype)
+        return returned, *np.zeros((2, cache.statistics.size // 3), computed(dtype))
     operation = "backward" if cache.batch_statistics else "frozen_backward"
     d_weight, d_bias = work.backward(
         dy, x, dx, cache.axis, cache.statistics, cache.weight, operation
@@ -172,7 +175,7 @@ def _checked_gradient(dy: Any, cache: Any) -> np.ndarray:
             f"cache must come from batch_norm_forward, got {type(cache).__name__}; "
             "y, cache = batch_norm_forward(x, ...)"
         )
-    if cache.x.dtype.type not in (np.float32, np.float64):
+    if cache.x.dtype.kind not in "fV":
         raise RuntimeError(f"x has been given another dtype since the forward, {cache.x.dtype}")
     dy = arguments.as_array("dy", dy)
     arguments.check_gradient(dy, cache.x, cache.overwritten)

@@ -20,7 +20,9 @@ from fastbn.kernels.channels_last.cut import cut as cut_last
 from fastbn.kernels.channels_last.cut import fold_of
 from fastbn.kernels.compile import Entry
 from fastbn.kernels.frame import new_frame, set_fields
+from fastbn.kernels.held import FLOAT16, computed
 from fastbn.kernels.moments import HEADER
+from fastbn.kernels.simd import CONVERTS_FLOAT16
 
 Strides = tuple[int, ...]
 
@@ -152,7 +154,7 @@ class Plan:
     Attributes
     ----------
     walk : Walk
-    dtype : of x
+    dtype : of x, as `held` has it
     entry : what Python calls for the operation
     large : worth more than one thread
     serial : the only frame of a small plan; None for a large one
@@ -163,6 +165,11 @@ class Plan:
     )  # fmt: skip
 
     def __init__(self, operation: str, dtype: np.dtype, walk: Walk) -> None:
+        if dtype == FLOAT16 and not CONVERTS_FLOAT16:
+            raise NotImplementedError(
+                "float16 needs a processor with F16C, or Numba to make use of it "
+                "(NUMBA_CPU_NAME, NUMBA_CPU_FEATURES); convert x: x.astype(np.float32)"
+            )
         self.walk, self.dtype = walk, dtype
         self._operation = parts.OPERATIONS[operation]
         self.entry: Entry = getattr(entries, self._operation.entries[0])
@@ -198,7 +205,8 @@ class Plan:
         return found
 
     def _new_frame(self, threads: int, in_place: bool) -> np.ndarray:
-        walk, lanes = self.walk, VECTOR_BYTES // self.dtype.itemsize
+        walk, value_bytes = self.walk, computed(self.dtype).itemsize
+        lanes = VECTOR_BYTES // value_bytes
         tile = self._tile_for(threads)
         tiles = -(-walk.channels // tile) if tile else 1
         if walk.layout == "first":
@@ -222,8 +230,9 @@ class Plan:
         return new_frame(
             **fields, **addresses, rows=walk.rows, length=walk.length, channels=walk.channels,
             all_channels=walk.channels, count=walk.count, item_bytes=self.dtype.itemsize,
-            tile=tile, tiles=tiles, scratch_bytes=fields["tile_bytes"] * tiles,
-            frozen=self._operation.frozen, uncentered=self._operation.uncentered,
+            value_bytes=value_bytes, tile=tile, tiles=tiles,
+            scratch_bytes=fields["tile_bytes"] * tiles, frozen=self._operation.frozen,
+            uncentered=self._operation.uncentered,
         )  # fmt: skip
 
     def add_wide_parts(self) -> None:

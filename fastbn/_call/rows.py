@@ -18,6 +18,7 @@ from fastbn._call.blocks import (
     overwrites,
 )
 from fastbn._call.groups import NOTHING
+from fastbn.kernels.held import computed
 
 
 @dataclass(slots=True, eq=False)
@@ -55,9 +56,9 @@ class RowNorm:
             else arguments.check_parameter(name, value, self.shape, "normalized_shape is as long")
             for name, value in (("weight", weight), ("bias", bias))
         )
-        dtype = arguments.native(self.x.dtype)
-        smallest = float(np.finfo(dtype).eps)
-        self.eps = settings.check_eps(smallest if eps is None and uncentered else eps)
+        if eps is None and uncentered:
+            eps = float(np.finfo(computed(arguments.native(self.x.dtype))).eps)
+        self.eps = settings.check_eps(eps)
         self.uncentered = uncentered
         inputs = {"x": self.x, "weight": self.weight, "bias": self.bias}
         self.returned, self.out = checked_output(out, self.x, inputs)
@@ -71,7 +72,7 @@ class RowNorm:
             return self.returned
         each = self.weight is not None or self.bias is not None
         if each:
-            dtype = self.out.dtype
+            dtype = computed(self.out.dtype)
             weight = np.ones(self.values, dtype) if self.weight is None else self.weight
             bias = np.zeros(self.values, dtype) if self.bias is None else self.bias
             weight, bias = (arguments.kernel_vector(v.reshape(-1), dtype) for v in (weight, bias))
@@ -89,7 +90,7 @@ class RowNorm:
 
     def cache(self) -> RowCache:
         """For `backward`."""
-        weight = None if self.weight is None else np.array(self.weight, self.out.dtype)
+        weight = None if self.weight is None else np.array(self.weight, computed(self.out.dtype))
         return RowCache(
             self.x, self.shape, self.eps, self.uncentered, self.statistics, weight,
             self.bias is not None, overwrites(self.out, self.x),
@@ -110,7 +111,7 @@ def backward(dy: Any, cache: RowCache, out: Any) -> tuple[Any, np.ndarray, np.nd
             sums += _block_backward(dy, x, dx_block, statistics, weight, cache)
             start += len(x)
     with np.errstate(over="ignore"):
-        gradients = (d.astype(dx.dtype).reshape(cache.normalized_shape) for d in sums)
+        gradients = (d.astype(computed(dx.dtype)).reshape(cache.normalized_shape) for d in sums)
     return returned, *gradients
 
 

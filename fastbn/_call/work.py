@@ -19,6 +19,7 @@ from fastbn._call.run import ABSENT, launch
 from fastbn._call.views import assign_all, flat
 from fastbn._system import outputs, threads
 from fastbn.kernels import entries, formulas
+from fastbn.kernels.held import computed, held
 
 
 class Walked(NamedTuple):
@@ -37,7 +38,9 @@ def walked(axis: int, *arrays: np.ndarray) -> Walked | None:
     walk = walk_of(first.shape, first.itemsize, axis, tuple(a.strides for a in arrays))
     if walk is None:
         return None
-    return Walked(walk, [flat(a, n) for a, n in zip(arrays, walk.extents, strict=True)])
+    dtype = held(first.dtype)
+    views = [flat(a, n) for a, n in zip(arrays, walk.extents, strict=True)]
+    return Walked(walk, views if dtype is first.dtype else [view.view(dtype) for view in views])
 
 
 def _summed_alike(axis: int, x: np.ndarray, summed: int, *arrays: np.ndarray) -> Walked | None:
@@ -66,9 +69,9 @@ def normalize(x, out, axis, mean, var, weight, bias, eps) -> None:
         x = target
         together = walked(axis, x, target)
         assert together
-    plan = together.walk.plan("normalize", target.dtype)
-    dtype = plan.dtype
-    entry = plan.entry.of(dtype, mean.dtype)
+    plan = together.walk.plan("normalize", held(target.dtype))
+    dtype = computed(plan.dtype)
+    entry = plan.entry.of(plan.dtype, mean.dtype)
     weight, bias = (ABSENT[dtype] if v is None else v for v in (weight, bias))
     in_place = overlap.same_elements(x, target)
     launch(plan, entry, in_place, *together.views, mean, var, weight, bias, eps)
@@ -97,9 +100,9 @@ def forward(x, out, axis, weight, bias, eps, operation="forward") -> np.ndarray:
     together = _summed_alike(axis, x, 1, x, out)
     if together is None:
         return _forward_in_two(x, out, axis, weight, bias, eps)
-    plan = together.walk.plan(operation, out.dtype)
-    dtype = plan.dtype
-    entry = plan.entry.of(dtype, dtype)
+    plan = together.walk.plan(operation, held(out.dtype))
+    dtype = computed(plan.dtype)
+    entry = plan.entry.of(plan.dtype, dtype)
     absent, statistics = ABSENT[dtype], np.empty(3 * plan.walk.channels)
     launch(
         plan, entry, overlap.same_elements(x, out), *together.views,
@@ -184,9 +187,9 @@ def backward(dy, x, dx, axis, statistics, weight, operation="backward"):
         dy = gradient
         together = _summed_alike(axis, x, 2, dy, x, target)
         assert together  # the gradient now lies as x does
-    plan = together.walk.plan(operation, dx.dtype)
-    dtype, channels = plan.dtype, plan.walk.channels
-    entry = plan.entry.of(dtype, dtype)
+    plan = together.walk.plan(operation, held(dx.dtype))
+    dtype, channels = computed(plan.dtype), plan.walk.channels
+    entry = plan.entry.of(plan.dtype, dtype)
     d_weight, d_bias = np.empty(channels, dtype), np.empty(channels, dtype)
     in_place = any(overlap.same_elements(target, array) for array in (dy, x))
     launch(
@@ -205,9 +208,9 @@ def moments(x: np.ndarray, axis: int) -> tuple[Walk, np.ndarray, np.ndarray] | N
     alone = walked(axis, x)
     if alone is None:
         return None
-    plan = alone.walk.plan("moments", x.dtype)
+    plan = alone.walk.plan("moments", held(x.dtype))
     statistics = np.empty((2, alone.walk.channels))
-    entry = plan.entry.of(plan.dtype, plan.dtype)
+    entry = plan.entry.of(plan.dtype, computed(plan.dtype))
     launch(plan, entry, False, *alone.views, statistics.reshape(-1))
     remember("moments", axis, plan, entry, x)
     return alone.walk, statistics[0], statistics[1]

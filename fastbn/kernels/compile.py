@@ -34,6 +34,7 @@ from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 from fastbn.kernels import disk_cache
+from fastbn.kernels.held import computed
 from fastbn.kernels.simd import call
 
 #: No fastmath: kernels spell out their order of operations (see `simd`).
@@ -228,13 +229,13 @@ class Entry:
         return Unit(name, partial(_is_stored, name, signature), partial(self.of, x, running))
 
     def _signature(self, x: np.dtype, running: np.dtype) -> tuple[str, tuple]:
-        kinds = self._kinds(x, running)
+        kinds = self._kinds(x, computed(x), running)
         letters = "".join(np.dtype(kind).char for kind in kinds).replace("?", "b")
         return f"{self.name}_{letters}", tuple(map(_argument_type, kinds))
 
     def _plain(self, x: np.dtype, running: np.dtype) -> Callable[..., int]:
         """The body itself, which refuses what compiled code refuses."""
-        kinds = self._kinds(x, running)
+        kinds = self._kinds(x, computed(x), running)
 
         def checked(*arguments: Any) -> int:
             for kind, value in zip(kinds, arguments, strict=True):
@@ -260,8 +261,8 @@ def _argument_type(kind: Any) -> Any:
     return numba.from_dtype(kind)[::1]
 
 
-def entry(kinds: Callable[[Any, Any], tuple]) -> Callable[[Callable], Entry]:
-    """Decorator: make ``body`` an `Entry`; ``kinds(x, running)`` says what it takes."""
+def entry(kinds: Callable[[Any, Any, Any], tuple]) -> Callable[[Callable], Entry]:
+    """Decorator: make ``body`` an `Entry`; ``kinds(x, parameter, running)`` says what it takes."""
     return lambda body: Entry(body, kinds)
 
 

@@ -57,7 +57,7 @@ def address_if_any(array):
     return address_of(array) if array.size > 0 else 0
 
 
-@entry(lambda x, running: (_INT64, x, x, running, running, x, x, float))
+@entry(lambda x, parameter, running: (_INT64, x, x, running, running, *[parameter] * 2, float))
 def normalize(template, x, out, mean, var, weight, bias, eps):
     """Normalize with given statistics."""
     address = begin(template)
@@ -71,7 +71,7 @@ def normalize(template, x, out, mean, var, weight, bias, eps):
     return run(address)
 
 
-@entry(lambda x, running: (_INT64, x, x, x, x, _FLOAT64, float))
+@entry(lambda x, parameter, running: (_INT64, x, x, *[parameter] * 2, _FLOAT64, float))
 def forward(template, x, out, weight, bias, statistics, eps):
     """Normalize with the batch's statistics, which it writes: mean, variance, 1 / std."""
     address = begin(template)
@@ -86,7 +86,7 @@ def forward(template, x, out, weight, bias, statistics, eps):
     return run(address)
 
 
-@entry(lambda x, running: (_INT64, x, x, x, x, _FLOAT64, float))
+@entry(lambda x, parameter, running: (_INT64, x, x, x, x, _FLOAT64, float))
 def forward_each(template, x, weight, bias, out, statistics, eps):
     """`forward` with a weight and a bias for each value of a row."""
     address = begin(template)
@@ -100,7 +100,7 @@ def forward_each(template, x, weight, bias, out, statistics, eps):
     return run(address)
 
 
-@entry(lambda x, running: (_INT64, x, x, x, _FLOAT64))
+@entry(lambda x, parameter, running: (_INT64, x, x, x, _FLOAT64))
 def given_gradient(template, dy, x, dx, terms):
     """The gradient of x from rows of mean, scale, slope and offset."""
     address = begin(template)
@@ -112,7 +112,7 @@ def given_gradient(template, dy, x, dx, terms):
     return run(address)
 
 
-@entry(lambda x, running: (_INT64, x, x, x, _FLOAT64, x, x, x))
+@entry(lambda x, parameter, running: (_INT64, x, x, x, _FLOAT64, *[parameter] * 3))
 def backward(template, dy, x, dx, statistics, weight, d_weight, d_bias):
     """Gradients of x, weight and bias; ``statistics`` as `forward` writes them."""
     address = begin(template)
@@ -126,7 +126,7 @@ def backward(template, dy, x, dx, statistics, weight, d_weight, d_bias):
     return run(address)
 
 
-@entry(lambda x, running: (_INT64, x, _FLOAT64))
+@entry(lambda x, parameter, running: (_INT64, x, _FLOAT64))
 def moments(template, x, statistics):
     """Mean and m2 of each channel, into the first two rows of ``statistics``."""
     address = begin(template)
@@ -137,7 +137,7 @@ def moments(template, x, statistics):
     return run(address)
 
 
-@entry(lambda x, running: (running, running, _INT64, _FLOAT64, float, float, bool))
+@entry(lambda x, parameter, running: (running, running, _INT64, _FLOAT64, float, float, bool))
 def update_running(running_mean, running_var, counter, statistics, count, momentum, cumulative):
     """Fold the batch's mean and unbiased variance into the running ones, and count the batch.
 

@@ -28,7 +28,7 @@ FIELDS = (
     "second", "second_row", "second_channel",  # x of a backward
     "third", "third_row", "third_channel",
     "out", "out_row", "out_channel",
-    "item_bytes",
+    "item_bytes", "value_bytes",  # of a value as memory holds it, and as it is computed
     # sizes
     "rows",  # samples, or whatever lies outside of a channel's contiguous values
     "length",  # contiguous values of a row of one channel

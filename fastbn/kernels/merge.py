@@ -55,7 +55,7 @@ def merge_moments(frame, again, like):
     if again:
         take_plain_means(f, count, mean, like)
         return
-    marks, marked, narrow = doubles_at(f.marks, like), 0, f.item_bytes == 4
+    marks, marked, narrow = doubles_at(f.marks, like), 0, f.value_bytes == 4
     for c in range(channels):
         good = holds_moments(power[c], m2[c]) if narrow else is_finite(mean[c])
         marks[c] = 0.0 if good else 1.0
@@ -95,7 +95,7 @@ def merge_products(frame, again, like):
                 products[c] += segment_products[c]
     if again:
         return
-    marks, marked, narrow = doubles_at(f.marks, like), 0, f.item_bytes == 4
+    marks, marked, narrow = doubles_at(f.marks, like), 0, f.value_bytes == 4
     for c in range(channels):
         good = not narrow or holds_products(mean[c], rstd[c], sums[c], products[c])
         marks[c] = 0.0 if good else 1.0

@@ -20,11 +20,11 @@ from fastbn.kernels import formulas
 from fastbn.kernels.compile import Part, inlined
 from fastbn.kernels.simd import (
     compiled_formula,
+    data_at,
     double_rows,
     doubles_at,
     frame_at,
     memory,
-    values_at,
 )
 from fastbn.kernels.terms import center_of, largest_of
 
@@ -107,7 +107,7 @@ def moments_part(name: str, segments: Segments, block_sums: Callable, first_shif
             header[COUNT], header[COLUMNS] = size_of(f, begin, lines)
         if columns <= 0:
             return
-        x, i = values_at(f.first, like), lo * f.first_channel
+        x, i = data_at(f.first, like), lo * f.first_channel
         shift, sums, squares = columns_of(like), columns_of(like), columns_of(like)
         first_shifts(f, x, i, begin, lines, columns, shift)
         rows = rows_of(f, segment, lo, like)
@@ -141,7 +141,7 @@ def products_part(name: str, segments: Segments, block_sums: Callable):
             header[COUNT], header[COLUMNS] = size_of(f, begin, lines)
         if columns <= 0:
             return
-        mean, largest = doubles_at(f.statistics, like), largest_of(f.item_bytes)
+        mean, largest = doubles_at(f.statistics, like), largest_of(f.value_bytes)
         center, sums, more = columns_of(like), columns_of(like), columns_of(like)
         sum_dy, sum_dy_xc, _ = rows_of(f, segment, lo, like)
         channel = lo % f.channels
@@ -149,7 +149,7 @@ def products_part(name: str, segments: Segments, block_sums: Callable):
             sum_dy[c], sum_dy_xc[c] = 0.0, 0.0
             center[c] = center_of(mean[channel], largest)
             channel = channel + 1 if channel < f.channels - 1 else 0
-        dy, x = values_at(f.first, like), values_at(f.second, like)
+        dy, x = data_at(f.first, like), data_at(f.second, like)
         i, k = lo * f.first_channel, lo * f.second_channel
         quarter = lines // 4 if f.block >= 4 else 0
         line, single = 0, 4 * quarter

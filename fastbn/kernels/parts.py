@@ -16,6 +16,7 @@ from fastbn.kernels.channels_first import sums as first_sums
 from fastbn.kernels.channels_last import elementwise as last_elementwise
 from fastbn.kernels.channels_last import sums as last_sums
 from fastbn.kernels.compile import Part, Unit, loop_address, loop_unit
+from fastbn.kernels.held import computed
 
 _SUMS: dict[str, ModuleType] = {"first": first_sums, "last": last_sums}
 _ELEMENTWISE: dict[str, ModuleType] = {"first": first_elementwise, "last": last_elementwise}
@@ -127,7 +128,7 @@ def wide_addresses(operation: Operation, layout: str, dtype: np.dtype) -> dict[s
 
 def _wide_parts(operation: Operation, layout: str, dtype: np.dtype) -> dict[str, Part]:
     found = {}
-    narrow = dtype.itemsize == 4
+    narrow = computed(dtype).itemsize == 4
     if operation.reduce == "moments" or (operation.reduce and narrow):
         found["wide_reduce"] = getattr(_SUMS[layout], f"wide_{operation.reduce}")
     if operation.apply and narrow and not operation.frozen:
@@ -150,5 +151,5 @@ def units(
         for part in _wide_parts(operation, layout, dtype).values():
             yield part.unit(dtype)
         for name in operation.entries:
-            for running in (_ANY, dtype):  # running statistics of another dtype come as float64
+            for running in (_ANY, computed(dtype)):  # those of another dtype come as float64
                 yield getattr(entries, name).unit(dtype, running)

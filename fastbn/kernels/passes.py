@@ -88,8 +88,8 @@ def each_tile(frame, tile, like):
         f.weight += lo * f.weight_bytes
     if f.bias != 0:
         f.bias += lo * f.weight_bytes
-    f.d_weight += lo * f.item_bytes
-    f.d_bias += lo * f.item_bytes
+    f.d_weight += lo * f.value_bytes
+    f.d_bias += lo * f.value_bytes
     f.scratch += tile * f.tile_bytes
     f.groups = (f.channels + f.group - 1) // f.group
     f.reduce_tasks = f.segments * f.groups

@@ -13,6 +13,7 @@ from fastbn.kernels.compile import inlined
 from fastbn.kernels.simd import (
     chosen,
     compiled_formula,
+    data_at,
     doubles_at,
     narrowed,
     terms_along,
@@ -27,7 +28,7 @@ from fastbn.kernels.simd import (
 
 @inlined
 def pointers_of_one(f, like):
-    return (values_at(f.first, like),)
+    return (data_at(f.first, like),)
 
 
 @inlined
@@ -44,7 +45,7 @@ def starts_of_one(steps, row, channel, value):
 
 @inlined
 def pointers_of_two(f, like):
-    return values_at(f.first, like), values_at(f.second, like)
+    return data_at(f.first, like), data_at(f.second, like)
 
 
 @inlined
@@ -62,7 +63,7 @@ def starts_of_two(steps, row, channel, value):
 
 @inlined
 def pointers_of_three(f, like):
-    return values_at(f.first, like), values_at(f.second, like), values_at(f.third, like)
+    return data_at(f.first, like), data_at(f.second, like), data_at(f.third, like)
 
 
 @inlined

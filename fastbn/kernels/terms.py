@@ -52,9 +52,9 @@ def holds_two(mean, rstd, scale, slope):
 
 
 @inlined
-def largest_of(item_bytes):
-    """The largest finite number of x's dtype."""
-    return 3.4028234663852886e38 if item_bytes == 4 else 1.7976931348623157e308
+def largest_of(value_bytes):
+    """The largest finite number of the dtype that x is computed in."""
+    return 3.4028234663852886e38 if value_bytes == 4 else 1.7976931348623157e308
 
 
 @inner
@@ -102,7 +102,7 @@ def normalizing_terms(frame, task, like):
     widen(f.var, f.mean_bytes, 0.0, channels, var)
     widen(f.weight, f.weight_bytes, 1.0, channels, weight)
     widen(f.bias, f.weight_bytes, 0.0, channels, bias)
-    rows = three_of_table(f.table, f.terms * f.item_bytes, like)
+    rows = three_of_table(f.table, f.terms * f.value_bytes, like)
     center, scale, shift = rows
     marked = 0
     for c in range(channels):
@@ -111,7 +111,7 @@ def normalizing_terms(frame, task, like):
         terms = affine_terms(residual(mean[c], center[c]), rstd, weight[c], bias[c])
         scale[c], shift[c] = terms
         marked += not holds_one(mean[c], rstd, terms[0])
-    f.marked = marked if f.item_bytes == 4 else 0
+    f.marked = marked if f.value_bytes == 4 else 0
     repeat_columns(rows, channels, f.terms)
 
 
@@ -121,7 +121,7 @@ def wide_normalizing_terms(frame, task, like):
     f = frame_at(frame)
     channels = f.channels
     mean, var, weight, bias = four_rows(f.parameters, 8 * channels, like)
-    _, _, _, marks = four_of_table(f.table, f.terms * f.item_bytes, like)
+    _, _, _, marks = four_of_table(f.table, f.terms * f.value_bytes, like)
     rows = three_rows(f.wide_table, 8 * f.terms, like)
     wide_mean, scale, shift = rows
     for c in range(channels):
@@ -144,13 +144,13 @@ def gradient_terms(frame, task, like):
     Where the statistics are constants, ``dx = dy * scale``: center 0 and a shift that adds nothing.
     """
     f = frame_at(frame)
-    channels, largest, marked = f.channels, largest_of(f.item_bytes), 0
+    channels, largest, marked = f.channels, largest_of(f.value_bytes), 0
     mean, _, rstd = three_rows(f.statistics, 8 * f.all_channels, like)
     sums, products = two_rows(f.sums, 8 * channels, like)
     marks, weight = doubles_at(f.marks, like), doubles_at(f.parameters, like)
     d_weight, d_bias = values_at(f.d_weight, like), values_at(f.d_bias, like)
     widen(f.weight, f.weight_bytes, 1.0, channels, weight)
-    rows = four_of_table(f.table, f.terms * f.item_bytes, like)
+    rows = four_of_table(f.table, f.terms * f.value_bytes, like)
     center, scale, slope, offset = rows
     for c in range(channels):
         center[c] = center_of(mean[c], largest)
@@ -163,7 +163,7 @@ def gradient_terms(frame, task, like):
         terms = input_gradient_terms(f.count, sums[c], products[c], left, rstd[c], weight[c])
         scale[c], slope[c], offset[c] = terms
         marked += not holds_two(mean[c], rstd[c], terms[0], terms[1])
-    f.marked = marked if f.item_bytes == 4 and f.frozen == 0 else 0
+    f.marked = marked if f.value_bytes == 4 and f.frozen == 0 else 0
     if f.frozen != 0:
         for c in range(channels):
             center[c], slope[c] = 0.0, -0.0
@@ -178,7 +178,7 @@ def wide_gradient_terms(frame, task, like):
     mean, _, rstd = three_rows(f.statistics, 8 * f.all_channels, like)
     sums, products = two_rows(f.sums, 8 * channels, like)
     weight = doubles_at(f.parameters, like)
-    _, _, _, _, marks = five_of_table(f.table, f.terms * f.item_bytes, like)
+    _, _, _, _, marks = five_of_table(f.table, f.terms * f.value_bytes, like)
     rows = four_rows(f.wide_table, 8 * f.terms, like)
     wide_mean, scale, slope, offset = rows
     for c in range(channels):
@@ -199,16 +199,16 @@ def wide_gradient_terms(frame, task, like):
 def given_gradient_terms(frame, task, like):
     """Center, scale, slope and offset of each channel, as the caller has worked them out."""
     f = frame_at(frame)
-    channels, largest, marked = f.channels, largest_of(f.item_bytes), 0
+    channels, largest, marked = f.channels, largest_of(f.value_bytes), 0
     mean, given_scale, given_slope, given_offset = four_rows(f.statistics, 8 * f.all_channels, like)
-    rows = four_of_table(f.table, f.terms * f.item_bytes, like)
+    rows = four_of_table(f.table, f.terms * f.value_bytes, like)
     center, scale, slope, offset = rows
     for c in range(channels):
         center[c] = center_of(mean[c], largest)
         scale[c], slope[c] = given_scale[c], given_slope[c]
         offset[c] = given_offset[c] - given_slope[c] * residual(mean[c], center[c])
         marked += not holds_two(mean[c], 1.0, given_scale[c], given_slope[c])
-    f.marked = marked if f.item_bytes == 4 else 0
+    f.marked = marked if f.value_bytes == 4 else 0
     repeat_columns(rows, channels, f.terms)
 
 
@@ -218,7 +218,7 @@ def wide_given_gradient_terms(frame, task, like):
     f = frame_at(frame)
     channels = f.channels
     given = four_rows(f.statistics, 8 * f.all_channels, like)
-    _, _, _, _, marks = five_of_table(f.table, f.terms * f.item_bytes, like)
+    _, _, _, _, marks = five_of_table(f.table, f.terms * f.value_bytes, like)
     rows = four_rows(f.wide_table, 8 * f.terms, like)
     for c in range(channels):
         for k in range(4):

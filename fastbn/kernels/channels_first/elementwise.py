@@ -3,7 +3,7 @@
 from fastbn.kernels import loops
 from fastbn.kernels.compile import part
 from fastbn.kernels.pointwise import EVERY
-from fastbn.kernels.simd import fence, frame_at, stores, stores_streaming, values_at
+from fastbn.kernels.simd import data_at, fence, frame_at, stores, stores_streaming
 
 
 def rows_part(name, operation, stores_whole=stores):
@@ -17,7 +17,7 @@ def rows_part(name, operation, stores_whole=stores):
     def rows(frame, task, like):
         f = frame_at(frame)
         pointers, steps, table = pointers_of(f, like), steps_of(f), table_of(f, like)
-        out, out_row, out_channel = values_at(f.out, like), f.out_row, f.out_channel
+        out, out_row, out_channel = data_at(f.out, like), f.out_row, f.out_channel
         channels, length = f.channels, f.length
         of_sample = channels * length
         value = task * f.task_size

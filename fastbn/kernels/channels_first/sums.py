@@ -1,7 +1,5 @@
 """Channels first: statistics and gradient sums of one segment of a group of channels."""
 
-import numpy as np
-
 from fastbn.kernels import formulas, loops
 from fastbn.kernels.channels_first.cut import GROUP
 from fastbn.kernels.compile import inlined, inner, part
@@ -19,6 +17,7 @@ from fastbn.kernels.simd import (
     SHARE,
     broadcasts,
     compiled_formula,
+    data_at,
     doubles_at,
     frame_at,
     lanes,
@@ -27,7 +26,7 @@ from fastbn.kernels.simd import (
     memory,
     stores,
     total,
-    values_at,
+    value_at,
 )
 
 _LANES = 16  # of the narrowest dtype
@@ -134,7 +133,7 @@ def first_shifts(f, x, i, begin, lines, channels, shift):
     )
     for c in range(channels):
         at = c * f.first_channel
-        center = np.float64(x[starts[0] + at])
+        center = value_at(x, starts[0] + at)
         if not is_finite(center):
             center = 0.0
         rest = broadcast(x, center)
@@ -164,12 +163,12 @@ def wide_moments(frame, task, like):
     """`moments` in float64, of the channels that are marked."""
     f = frame_at(frame)
     segment, begin, lines, lo, channels = work_of(f, task)
-    x, marks, n = values_at(f.first, like), doubles_at(f.marks, like), header_of(f, segment, like)
+    x, marks, n = data_at(f.first, like), doubles_at(f.marks, like), header_of(f, segment, like)
     mean, m2, _ = rows_of(f, segment, 0, like)
     for c in range(lo, lo + channels):
         if marks[c] > 0.0:
             i = c * f.first_channel
-            center = np.float64(x[i + line_start(f, f.first_row, begin)])
+            center = value_at(x, i + line_start(f, f.first_row, begin))
             if not is_finite(center):
                 center = 0.0
             s, q = wide_deviation_sums(
@@ -183,7 +182,7 @@ def wide_products(frame, task, like):
     """`products` in float64, around the mean itself, of the channels that are marked."""
     f = frame_at(frame)
     segment, begin, lines, lo, channels = work_of(f, task)
-    dy, x = values_at(f.first, like), values_at(f.second, like)
+    dy, x = data_at(f.first, like), data_at(f.second, like)
     mean, marks = doubles_at(f.statistics, like), doubles_at(f.marks, like)
     sums, sums_of_products, _ = rows_of(f, segment, 0, like)
     for c in range(lo, lo + channels):

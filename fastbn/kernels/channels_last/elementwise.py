@@ -9,12 +9,12 @@ from fastbn.kernels import loops
 from fastbn.kernels.compile import inlined, part
 from fastbn.kernels.pointwise import EVERY
 from fastbn.kernels.simd import (
+    data_at,
     fence,
     frame_at,
     stores,
     stores_streaming,
     to_boundary,
-    values_at,
 )
 
 
@@ -41,7 +41,7 @@ def lines_part(name, operation, stores_whole=stores):
     def lines(frame, task, like):
         f = frame_at(frame)
         pointers, steps, table = pointers_of(f, like), steps_of(f), table_of(f, like)
-        out, width, values = values_at(f.out, like), f.width, f.rows * f.channels
+        out, width, values = data_at(f.out, like), f.width, f.rows * f.channels
         head, all_lines = grid_of(f, out)
         first = task * f.task_size
         some = max(0, min(f.task_size, all_lines - first))

@@ -1,7 +1,5 @@
 """Channels last: statistics and gradient sums of some columns of one segment."""
 
-import numpy as np
-
 from fastbn.kernels import formulas, loops
 from fastbn.kernels.channels_last.cut import COLUMNS
 from fastbn.kernels.compile import inlined, inner, part
@@ -16,6 +14,7 @@ from fastbn.kernels.moments import (
 from fastbn.kernels.simd import (
     broadcasts,
     compiled_formula,
+    data_at,
     doubles_at,
     frame_at,
     lanes,
@@ -23,7 +22,7 @@ from fastbn.kernels.simd import (
     memory,
     stores,
     terms_along,
-    values_at,
+    value_at,
 )
 
 SAMPLED = 8  # lines at each of three places that the first shift is taken from
@@ -129,7 +128,7 @@ def first_shifts(f, x, i, begin, lines, columns, shift):
         store(shift, j, 0, rest + s * share)
     for c in range(columns):
         if not is_finite(shift[c]):
-            value = x[i + begin * apart + c]
+            value = value_at(x, i + begin * apart + c)
             shift[c] = value if is_finite(value) else 0.0
 
 
@@ -156,7 +155,7 @@ def wide_moments(frame, task, like):
     """`moments` in float64, of the channels that are marked, a vector of columns at a time."""
     f = frame_at(frame)
     segment, begin, lines, lo, some = work_of(f, task)
-    x, marks = values_at(f.first, like), doubles_at(f.marks, like)
+    x, marks = data_at(f.first, like), doubles_at(f.marks, like)
     center, s, q = doubles_of_vector(marks), doubles_of_vector(marks), doubles_of_vector(marks)
     mean, m2, _ = rows_of(f, segment, 0, like)
     step = lanes_of(like)
@@ -164,7 +163,7 @@ def wide_moments(frame, task, like):
         n = min(step, lo + some - j)
         if any_marked(f, marks, j, n):
             for k in range(n):
-                value = np.float64(x[j + k + line_start(f, f.first_row, begin)])
+                value = value_at(x, j + k + line_start(f, f.first_row, begin))
                 center[k] = value if is_finite(value) else 0.0
             around = wide_terms(center, 0, 0, n, like)[0]
             sums, squares = wide_deviation_sums(f, x, j, x, j, begin, lines, n, around)
@@ -180,7 +179,7 @@ def wide_products(frame, task, like):
     """`products` in float64, around the mean itself, of the channels that are marked."""
     f = frame_at(frame)
     segment, begin, lines, lo, some = work_of(f, task)
-    dy, x, marks = values_at(f.first, like), values_at(f.second, like), doubles_at(f.marks, like)
+    dy, x, marks = data_at(f.first, like), data_at(f.second, like), doubles_at(f.marks, like)
     mean, center = doubles_at(f.statistics, like), doubles_of_vector(marks)
     s, p = doubles_of_vector(marks), doubles_of_vector(marks)
     sums, sums_of_products, _ = rows_of(f, segment, 0, like)

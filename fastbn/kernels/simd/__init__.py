@@ -29,7 +29,10 @@ Pointers and addresses keep no memory alive: an entry does that for the whole ca
 
 =====================================================  ========================================
 ``address_of(array)``                                  where its memory begins
-``values_at(address, like)``                           pointer of ``like``'s dtype
+``data_at(address, like)``                             pointer of ``like``'s dtype
+``values_at(address, like)``                           of what that is computed in: float32, where
+                                                       memory holds 16 bits
+``value_at(p, i)``                                     one value, as float64
 ``singles_at``, ``doubles_at``, ``words_at``           the same of float32, float64, int64
 ``value_rows(n)(address, distance, like)``             pointers to rows, ``distance`` bytes apart
 ``double_rows(n)(address, distance, like)``            the same of float64
@@ -39,7 +42,7 @@ Pointers and addresses keep no memory alive: an entry does that for the whole ca
 ``memory(count)(like)``                                values of memory, while the caller runs
 ``call(part, frame, task)``                            run native code
 ``call_loop(loop, part, frame, tasks)``                run it on all tasks, on threads
-``to_boundary(p, i)``                                  values before the next multiple of 64 bytes
+``to_boundary(p, i)``                                  values before the next aligned vector
 ``fence()``                                            wait for streaming stores
 =====================================================  ========================================
 """

@@ -8,7 +8,11 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
+from fastbn.kernels.simd.half import COMPUTED, narrowed_half, widened_half
+
 INT32, INT64 = ir.IntType(32), ir.IntType(64)
+#: Letter and bytes of LLVM's names for vectors of them.
+_LETTERS = {ir.FloatType(): ("f", 4), ir.DoubleType(): ("f", 8), ir.IntType(16): ("i", 2)}
 
 
 class VectorType(types.Type):
@@ -32,6 +36,11 @@ def llvm_type(kind: types.Type) -> ir.Type:
     if isinstance(kind, VectorType):
         return ir.VectorType(llvm_type(kind.scalar), kind.lanes)
     return ir.DoubleType() if kind.bitwidth == 64 else ir.FloatType()
+
+
+def held_type(held: types.Type, lanes: int) -> ir.Type:
+    """LLVM's type of a vector as memory holds it."""
+    return ir.VectorType(ir.IntType(16) if held in COMPUTED else llvm_type(held), lanes)
 
 
 def numba_type(kind: ir.Type) -> types.Type:
@@ -156,28 +165,48 @@ class Code:
         address = self.builder.gep(pointer, [index])
         return self.builder.bitcast(address, vector.as_pointer())
 
-    def load(self, pointer: ir.Value, index: ir.Value, kind: types.Type) -> ir.Value:
-        """A vector from memory."""
-        vector = llvm_type(kind)
+    def load(self, pointer: ir.Value, index: ir.Value, kind: types.Type, held: types.Type):
+        """A vector from memory that holds values as ``held``."""
+        vector = held_type(held, kind.lanes)
         address = self.place(pointer, index, vector)
-        return self.builder.load(address, align=kind.scalar.bitwidth // 8)
+        loaded = self.builder.load(address, align=held.bitwidth // 8)
+        return widened_half(self.builder, loaded, held) if held in COMPUTED else loaded
 
-    def load_first(self, pointer, index, number, rest) -> ir.Value:
+    def store(self, vector: ir.Value, pointer: ir.Value, index: ir.Value, held: types.Type):
+        """The reverse; returns the instruction."""
+        if held in COMPUTED:
+            vector = narrowed_half(self.builder, vector, held)
+        address = self.place(pointer, index, vector.type)
+        return self.builder.store(vector, address, align=held.bitwidth // 8)
+
+    def load_first(self, pointer, index, number, rest, held) -> ir.Value:
         """``number`` lanes from memory, the others of ``rest``."""
-        return self._masked("load", rest.type, pointer, index, number, rest)
+        if held not in COMPUTED:
+            return self._masked("load", rest.type, pointer, index, number, rest)
+        kind = held_type(held, rest.type.count)
+        zeros = ir.Constant(kind, [0] * kind.count)
+        loaded = self._masked("load", kind, pointer, index, number, zeros)
+        there = self._first(number, kind.count)
+        return self.builder.select(there, widened_half(self.builder, loaded, held), rest)
 
-    def store_first(self, pointer, index, number, vector) -> None:
+    def store_first(self, pointer, index, number, vector, held) -> None:
         """``number`` lanes to memory."""
+        if held in COMPUTED:
+            vector = narrowed_half(self.builder, vector, held)
         self._masked("store", ir.VoidType(), pointer, index, number, vector)
 
+    def _first(self, number: ir.Value, count: int) -> ir.Value:
+        """A mask of the first ``number`` of ``count`` lanes."""
+        order = ir.Constant(ir.VectorType(INT64, count), list(range(count)))
+        return self.builder.icmp_signed("<", order, self.splat(number, count))
+
     def _masked(self, operation, result, pointer, index, number, vector):
-        kind, build = vector.type, self.builder
-        size = 8 if kind.element == ir.DoubleType() else 4
-        order = ir.Constant(ir.VectorType(INT64, kind.count), list(range(kind.count)))
-        mask = build.icmp_signed("<", order, self.splat(number, kind.count))
+        kind = vector.type
+        letter, size = _LETTERS[kind.element]
+        mask = self._first(number, kind.count)
         arguments = [self.place(pointer, index, kind), INT32(size), mask]
         arguments = [vector, *arguments] if operation == "store" else [*arguments, vector]
-        name = f"llvm.masked.{operation}.v{kind.count}f{8 * size}.p0"
+        name = f"llvm.masked.{operation}.v{kind.count}{letter}{8 * size}.p0"
         return self.call(name, result, *arguments)
 
     def call(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:

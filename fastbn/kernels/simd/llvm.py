@@ -18,6 +18,7 @@ from numba.extending import lower_builtin
 
 from fastbn.kernels.frame import DTYPE, WORDS
 from fastbn.kernels.simd.formula import INSTRUCTIONS, compiled_formula
+from fastbn.kernels.simd.half import computed
 from fastbn.kernels.simd.instruction import INT64, VectorType, instruction, llvm_type
 
 __all__ = ["compiled_formula"]
@@ -25,18 +26,27 @@ __all__ = ["compiled_formula"]
 VECTOR_BITS = 512
 
 
-def _register_bits():
-    """Width of the processor's vector registers, as far as Numba makes use of them."""
+def _features():
+    """What the processor has, as far as Numba makes use of it."""
     features = numba.config.CPU_FEATURES
     if features is None:
         features = llvm.get_host_cpu_features().flatten()
+    return features.split(",")
+
+
+def _register_bits():
+    """Width of the processor's vector registers."""
     known = {"+avx512f": 512, "+avx": 256}
-    return next((bits for name, bits in known.items() if name in features.split(",")), 128)
+    return next((bits for name, bits in known.items() if name in _features()), 128)
 
 
 #: Eight vectors of sums at a time, and what goes into them, need more narrow registers than there
 #: are. So they are summed a share at a time; no bit depends on it.
 SHARE = VECTOR_BITS // _register_bits()
+
+
+#: Whether float16 can be converted: LLVM would else call functions that nobody has.
+CONVERTS_FLOAT16 = "x86" not in llvm.get_default_triple() or "+f16c" in _features()
 
 
 def _define_operator(operation):
@@ -57,9 +67,9 @@ for _operation in (operator.add, operator.sub, operator.mul):
 
 
 def _vector(pointer, share=1, count=1, scalar=None):
-    """Type of vectors of what ``pointer`` points to: ``count`` as one, or a share of one."""
-    lanes = VECTOR_BITS // pointer.dtype.bitwidth // share * count
-    return VectorType(scalar or pointer.dtype, lanes)
+    """Type of vectors that values are computed in: ``count`` as one, or a share of one."""
+    kind = computed(pointer.dtype)
+    return VectorType(scalar or kind, VECTOR_BITS // kind.bitwidth // share * count)
 
 
 def _piece(kind, count):
@@ -81,7 +91,8 @@ def _pointer_at(name, kind_of):
     )
 
 
-values_at = _pointer_at("values_at", lambda like: like)
+data_at = _pointer_at("data_at", lambda like: like)
+values_at = _pointer_at("values_at", lambda like: types.CPointer(computed(like.dtype)))
 singles_at = _pointer_at("singles_at", lambda like: _POINTERS["float32"])
 doubles_at = _pointer_at("doubles_at", lambda like: _POINTERS["float64"])
 words_at = _pointer_at("words_at", lambda like: _POINTERS["int64"])
@@ -113,7 +124,7 @@ def _rows(name, count, kind_of):
 
 @cache
 def value_rows(count):
-    return _rows("value_rows", count, lambda like: like)
+    return _rows("value_rows", count, lambda like: types.CPointer(computed(like.dtype)))
 
 
 @cache
@@ -140,7 +151,7 @@ def memory(count):
             space.align = VECTOR_BITS // 8
         return code.builder.bitcast(space, code.native(code.result))
 
-    return instruction(f"memory_{count}", lambda like: like, write)
+    return instruction(f"memory_{count}", lambda like: types.CPointer(computed(like.dtype)), write)
 
 
 def _write_allocate(code, size):
@@ -181,7 +192,7 @@ fence = instruction("fence", lambda: types.void, _write_fence)
 def _write_to_boundary(code, pointer, index):
     build, size = code.builder, code.kinds[0].dtype.bitwidth // 8
     address = build.ptrtoint(build.gep(pointer, [index]), INT64)
-    before = build.and_(build.neg(address), INT64(VECTOR_BITS // 8 - 1))
+    before = build.and_(build.neg(address), INT64(_vector(code.kinds[0]).lanes * size - 1))
     return build.lshr(before, INT64(size.bit_length() - 1))
 
 
@@ -216,9 +227,9 @@ def broadcasts(count=1, share=1, wide=False):
 @cache
 def loads(count=1, share=1):
     def write(code, pointer, index, apart):
-        kind = _piece(code.result, count)
+        kind, held = _piece(code.result, count), code.kinds[0].dtype
         return code.joined(
-            code.load(pointer, place, kind) for place in code.steps(index, apart, count)
+            code.load(pointer, place, kind, held) for place in code.steps(index, apart, count)
         )
 
     return instruction(
@@ -231,8 +242,8 @@ def loads_first(count=1):
     def write(code, pointer, index, apart, number, less, rest):
         places = code.steps(index, apart, count)
         numbers = code.steps(number, code.builder.neg(less), count)
-        each = zip(places, numbers, code.split(rest, count), strict=True)
-        return code.joined(code.load_first(pointer, *one) for one in each)
+        each, held = zip(places, numbers, code.split(rest, count), strict=True), code.kinds[0].dtype
+        return code.joined(code.load_first(pointer, *one, held) for one in each)
 
     return instruction(
         f"load_first_{count}", lambda pointer, index, apart, number, less, rest: rest, write
@@ -247,9 +258,9 @@ def _vectors(pointers, count):
 def loads_each(count=1):
     def write(code, pointers, starts, aparts, offset):
         kind = _piece(code.result.dtype, count)
-        for pointer, start, apart in zip(pointers, starts, aparts, strict=True):
+        for of, pointer, start, apart in zip(code.kinds[0], pointers, starts, aparts, strict=True):
             places = code.steps(code.builder.add(start, offset), apart, count)
-            yield code.joined(code.load(pointer, place, kind) for place in places)
+            yield code.joined(code.load(pointer, place, kind, of.dtype) for place in places)
 
     return instruction(
         f"load_each_{count}",
@@ -262,9 +273,10 @@ def loads_each(count=1):
 def loads_each_first(count=1):
     def write(code, pointers, starts, aparts, offset, number):
         zero = code.zero(_piece(code.result.dtype, count))
-        for pointer, start, apart in zip(pointers, starts, aparts, strict=True):
+        for of, pointer, start, apart in zip(code.kinds[0], pointers, starts, aparts, strict=True):
             places = code.steps(code.builder.add(start, offset), apart, count)
-            yield code.joined(code.load_first(pointer, place, number, zero) for place in places)
+            first = (code.load_first(pointer, place, number, zero, of.dtype) for place in places)
+            yield code.joined(first)
 
     return instruction(
         f"load_each_first_{count}",
@@ -277,10 +289,9 @@ def _stores(name, count, streaming):
     def write(code, pointer, index, apart, vector):
         places = code.steps(index, apart, count)
         for place, part in zip(places, code.split(vector, count), strict=True):
-            address = code.place(pointer, place, part.type)
-            size = VECTOR_BITS if streaming else code.kinds[0].dtype.bitwidth
-            stored = code.builder.store(part, address, align=size // 8)
+            stored = code.store(part, pointer, place, code.kinds[0].dtype)
             if streaming:
+                stored.align = part.type.count * code.kinds[0].dtype.bitwidth // 8
                 one = code.builder.module.add_metadata([ir.IntType(32)(1)])
                 stored.set_metadata("nontemporal", one)
 
@@ -302,11 +313,20 @@ def stores_first(count=1):
     def write(code, pointer, index, apart, number, vector):
         places = code.steps(index, apart, count)
         for place, part in zip(places, code.split(vector, count), strict=True):
-            code.store_first(pointer, place, number, part)
+            code.store_first(pointer, place, number, part, code.kinds[0].dtype)
 
     return instruction(
         f"store_first_{count}", lambda pointer, index, apart, number, vector: types.void, write
     )
+
+
+def _write_value(code, pointer, index):
+    kind, held = VectorType(computed(code.kinds[0].dtype), 1), code.kinds[0].dtype
+    value = code.builder.extract_element(code.load(pointer, index, kind, held), ir.IntType(32)(0))
+    return code.cast(value, kind.scalar, types.float64)
+
+
+value_at = instruction("value_at", lambda pointer, index: types.float64, _write_value)
 
 
 # --- terms ----------------------------------------------------------------------------------------
@@ -317,7 +337,8 @@ def terms_along(rows, count=1):
     def write(code, table, columns, index, number, like):
         zero = code.zero(_piece(code.result.dtype, count))
         for place in code.steps(index, columns, rows):
-            yield code.joined([code.load_first(table, place, number, zero)] * count)
+            part = code.load_first(table, place, number, zero, code.kinds[0].dtype)
+            yield code.joined([part] * count)
 
     return instruction(
         f"terms_along_{rows}_{count}",

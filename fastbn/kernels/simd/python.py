@@ -14,6 +14,7 @@ from fastbn.kernels.frame import DTYPE, WORDS
 
 VECTOR_BYTES = 64
 SHARE = 1
+CONVERTS_FLOAT16 = True
 
 _ENDLESS = 1 << 40
 _bodies: dict[int, Callable[..., None]] = {}
@@ -72,8 +73,12 @@ def free(address):
     del _allocated[int(address)]
 
 
-def values_at(address, like):
+def data_at(address, like):
     return _at(address, like.dtype)
+
+
+def values_at(address, like):
+    return _at(address, _computed(like))
 
 
 def singles_at(address, like):
@@ -124,7 +129,7 @@ def copy_of(address):
 
 
 def memory(count):
-    return lambda like: np.empty(count, like.dtype)
+    return lambda like: np.empty(count, _computed(like))
 
 
 def fence():
@@ -133,20 +138,48 @@ def fence():
 
 def to_boundary(pointer, index):
     address = address_of(pointer) + index * pointer.itemsize
-    return -address % VECTOR_BYTES // pointer.itemsize
+    return -address // pointer.itemsize % lanes()(pointer)
 
 
 # --- vectors --------------------------------------------------------------------------------------
 
 
+def _computed(like):
+    """What values are computed in: float16 is held as int16, bfloat16 as uint16."""
+    return np.dtype(np.float32) if like.dtype.itemsize == 2 else like.dtype
+
+
+def _read(pointer, start, size):
+    values = pointer[start : start + size]
+    if pointer.dtype == np.int16:
+        return values.view(np.float16).astype(np.float32)
+    if pointer.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values
+
+
+def _write(pointer, start, values):
+    if pointer.dtype == np.int16:
+        values = values.astype(np.float16).view(np.int16)
+    elif pointer.dtype == np.uint16:
+        bits = values.view(np.uint32)
+        rounded = bits + ((bits >> 16) & 1) + 0x7FFF
+        values = np.where(np.isnan(values), bits | 0x400000, rounded) >> 16
+    pointer[start : start + values.size] = values
+
+
+def value_at(pointer, index):
+    return np.float64(_read(pointer, index, 1)[0])
+
+
 def lanes(share=1):
-    return lambda like: VECTOR_BYTES // like.itemsize // share
+    return lambda like: VECTOR_BYTES // _computed(like).itemsize // share
 
 
 def broadcasts(count=1, share=1, wide=False):
     def broadcast(like, value):
         size = count * lanes(share)(like)
-        return np.full(size, value, np.float64 if wide else like.dtype)
+        return np.full(size, value, np.float64 if wide else _computed(like))
 
     return broadcast
 
@@ -155,7 +188,7 @@ def loads(count=1, share=1):
     def load(pointer, index, apart):
         size = lanes(share)(pointer)
         starts = [index + k * apart for k in range(count)]
-        return np.concatenate([pointer[start : start + size] for start in starts])
+        return np.concatenate([_read(pointer, start, size) for start in starts])
 
     return load
 
@@ -166,7 +199,7 @@ def loads_first(count=1):
         for k, part in enumerate(vector.reshape(count, -1)):
             size = min(max(number - k * less, 0), part.size)
             start = index + k * apart
-            part[:size] = pointer[start : start + size]
+            part[:size] = _read(pointer, start, size)
         return vector
 
     return load
@@ -213,8 +246,7 @@ def terms_of_channel(rows):
 def stores(count=1):
     def store(pointer, index, apart, vector):
         for k, part in enumerate(vector.reshape(count, -1)):
-            start = index + k * apart
-            pointer[start : start + part.size] = part
+            _write(pointer, index + k * apart, part)
 
     return store
 
@@ -231,8 +263,8 @@ def stores_streaming(count=1):
 def stores_first(count=1):
     def store(pointer, index, apart, number, vector):
         for k, part in enumerate(vector.reshape(count, -1)):
-            size, start = min(max(number, 0), part.size), index + k * apart
-            pointer[start : start + size] = part[:size]
+            size = min(max(number, 0), part.size)
+            _write(pointer, index + k * apart, part[:size])
 
     return store
 
