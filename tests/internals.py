@@ -403,10 +403,26 @@ def two_gpus(monkeypatch, where):
     return worked_on
 
 
+def interrupt_normalize(monkeypatch):
+    """A Ctrl-C while the kernel that normalizes is compiled: at its first launch."""
+    device = backend.device()
+    original = device._launcher
+
+    def launcher(kernel, blocks, stream):
+        if kernel.fn.__name__ == "normalize":  # as the simulator calls a kernel's function
+            raise KeyboardInterrupt
+        return original(kernel, blocks, stream)
+
+    monkeypatch.setattr(device, "_launcher", launcher)
+    monkeypatch.setattr(device, "_begun", set())
+
+
 def device_cut():
     """The cut of a tensor, how many groups a thread keeps, and threads of a block."""
     device = backend.device()
-    return device.cut_of, device.held_groups, device.THREADS
+    from fastbn.kernels.cuda.once import held_groups
+
+    return device.cut_of, held_groups, device.THREADS
 
 
 def forward_by_two_blocks(x):

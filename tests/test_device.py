@@ -225,6 +225,17 @@ def test_running_statistics_in_memory_of_their_own(rng):
     assert got(both).tolist() == [1, 1, 1]
 
 
+def test_an_interrupt_while_the_second_kernel_is_compiled_changes_nothing(monkeypatch, rng):
+    internals.cut_on_device(monkeypatch, parts=2)
+    internals.interrupt_normalize(monkeypatch)
+    layer = fastbn.BatchNorm1d(3, device="cuda")
+    with pytest.raises(KeyboardInterrupt):
+        layer(put(rng.normal(2, 3, (6, 3)).astype(np.float32)))
+    state = layer.state_dict()
+    assert state["num_batches_tracked"] == 0
+    assert state["running_var"].tolist() == [1, 1, 1]
+
+
 def test_a_cache_keeps_the_weight_of_its_forward(rng):
     x, dy = rng.normal(size=(2, 6, 3)).astype(np.float32)
     weight = put(np.full(3, 2, np.float32))

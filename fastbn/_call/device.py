@@ -23,75 +23,15 @@ from fastbn._call.device_arrays import (
     vector_like,
     working_on,
 )
+from fastbn._call.device_cut import Cut, cut_of
 from fastbn._call.operations import ForwardCache
-from fastbn.kernels.cuda.helpers import across_of
 from fastbn.kernels.cuda.kernels import Kernels, kernels_of
-from fastbn.kernels.cuda.once import KEPT_ACROSS, OnceKernels, held_groups, once_kernels_of
-from fastbn.kernels.cuda.sums import ALONG, ALONG_AT_ONCE, THREADS
+from fastbn.kernels.cuda.once import OnceKernels, once_kernels_of
+from fastbn.kernels.cuda.sums import THREADS
 
 _PARAMETERS = {"float16": "float32", "bfloat16": "float32", "float32": "float32",
                "float64": "float64"}  # fmt: skip
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-
-
-class Cut(NamedTuple):
-    """How a tensor's work is cut into blocks."""
-
-    samples: int
-    channels: int
-    length: int
-    width: int
-    lanes: int
-    tiles: int
-    #: Blocks that share the values of a tile.
-    parts: int
-    #: Each value is read once, and kept in registers; else sums and the rest are two launches.
-    once: bool
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """What kernels are told of the tensor."""
-        return self.samples, self.channels, self.length
-
-
-#: A block of two launches has at least so many groups for each of its threads.
-_GROUPS = 4
-#: So many blocks keep a device busy.
-_BLOCKS = 1024
-
-
-def cut_of(
-    samples: int, channels: int, length: int, item: int, aligned: bool, arrays: int, together: int
-) -> Cut:
-    """The cut of a tensor, by its shape, and by how many blocks of a tile may be ``together``.
-
-    Blocks that read once wait for each other, so all of a tile must be on the device. Up to 16
-    bytes are read at once where memory is ``aligned`` to them.
-    """
-    side_by_side = channels if length == 1 else length
-    most = 8 if aligned else 1
-    lanes = _lanes(side_by_side, item, min(most, KEPT_ACROSS) if length == 1 else most)
-    width, tiles, per_thread = _tiles(samples, channels, length, lanes)
-    parts = -(-per_thread // held_groups(lanes, item == 8, arrays))
-    once = parts <= together
-    if not once:
-        lanes = _lanes(side_by_side, item, most)
-        width, tiles, per_thread = _tiles(samples, channels, length, lanes)
-        parts = max(1, min(per_thread // _GROUPS, -(-_BLOCKS // tiles)))
-    return Cut(samples, channels, length, width, lanes, tiles, parts, once)
-
-
-def _lanes(side_by_side: int, item: int, most: int) -> int:
-    """Values that are read at once: 16 bytes, 4 values or one, as they divide what lies so."""
-    return next(n for n in (16 // item, 4, 1) if n <= most and side_by_side % n == 0)
-
-
-def _tiles(samples: int, channels: int, length: int, lanes: int) -> tuple[int, int, int]:
-    """Threads side by side, tiles, and how many groups of a tile each thread of a block has."""
-    width = 1 if length > 1 else ALONG if lanes == 1 else ALONG_AT_ONCE
-    across = across_of(lanes, width)
-    tiles = max(1, -(-channels // (width * across)))
-    return width, tiles, -(-samples * (length * across // lanes) * width // THREADS)
 
 
 @lru_cache(maxsize=16)
@@ -127,6 +67,10 @@ def _absent(device: int, dtype: str) -> Any:
     return cuda.device_array(0, dtype)
 
 
+#: Kernels, dtype and GPU of the training calls whose second launch has been compiled.
+_begun: set[tuple[Kernels, str, int]] = set()
+
+
 class _Tensor(NamedTuple):
     x: DeviceArray
     axis: int
@@ -136,8 +80,11 @@ class _Tensor(NamedTuple):
     parameters: str
 
 
-def _tensor(x: DeviceArray, axis: Any, *others: DeviceArray) -> _Tensor:
-    """What is known of a call before it is launched; ``others`` are walked together with x."""
+def _tensor(x: DeviceArray, axis: Any, *others: DeviceArray, sums: bool = True) -> _Tensor:
+    """What is known of a call before it is launched; ``others`` are walked together with x.
+
+    Without ``sums`` there is nothing that blocks could wait for.
+    """
     if x.dtype not in _PARAMETERS:
         raise TypeError(
             f"x must be float16, bfloat16, float32 or float64 on a device, got dtype {x.dtype}"
@@ -149,7 +96,7 @@ def _tensor(x: DeviceArray, axis: Any, *others: DeviceArray) -> _Tensor:
     length = int(np.prod([x.shape[k] for k in x.order[place + 1 :]], dtype=np.int64))
     aligned = x.aligned and all(other.aligned for other in others)
     arrays = 2 if len(others) > 1 else 1  # that are read
-    together = _together(current())
+    together = _together(current()) if sums else 0
     cut = cut_of(samples, channels, length, _BYTES[x.dtype], aligned, arrays, together)
     way = x.dtype == "float64", cut.lanes, cut.width
     kernels = kernels_of(*way), once_kernels_of(*way)
@@ -201,15 +148,15 @@ class Forward:
         self.x = described("x", x)
         self.returned = empty_like(self.x) if out is None else out
         self.out = described("out", self.returned)
-        self.tensor = _tensor(self.x, axis, self.out)
-        self.weight, self.bias = self._vector("weight", weight), self._vector("bias", bias)
+        training = settings.check_bool("training", training)
         self.tracked = arguments.check_running(running_mean, running_var)
+        self.batch_statistics = training or not self.tracked
+        self.tensor = _tensor(self.x, axis, self.out, sums=self.batch_statistics)
+        self.weight, self.bias = self._vector("weight", weight), self._vector("bias", bias)
         self.running_mean = self._vector("running_mean", running_mean)
         self.running_var = self._vector("running_var", running_var)
         self.eps = settings.check_eps(eps)
-        training = settings.check_bool("training", training)
         self.update = training and self.tracked
-        self.batch_statistics = training or not self.tracked
         self.counter, self.momentum = counter, 0.0
         if settings.check_on_nonfinite(on_nonfinite) != "propagate":
             raise NotImplementedError(
@@ -289,11 +236,18 @@ class Forward:
                 cut.parts,
             )  # fmt: skip
             return
+        given = self.statistics, self.statistics[cut.channels :]
+        if (self.tensor.kernels, self.x.dtype, current()) not in _begun:
+            # compiled before running statistics move: an error or a Ctrl-C then changes nothing
+            self._normalize(*given, back=True, empty=True)
+            _begun.add((self.tensor.kernels, self.x.dtype, current()))
         _sum_moments(self.tensor, self.statistics, running, self.eps, self.momentum)
-        self._normalize(self.statistics, self.statistics[cut.channels :], back=True)
+        self._normalize(*given, back=True)
 
-    def _normalize(self, mean: Any, var: Any, back: bool) -> None:
+    def _normalize(self, mean: Any, var: Any, back: bool, empty: bool = False) -> None:
         cut = self.tensor.cut
+        if empty:
+            cut = cut._replace(samples=0, channels=0)
         _launcher(self.tensor.kernels.normalize, cut.tiles * cut.parts, self.tensor.x.stream)(
             self.x.flat, self.out.flat, mean, var, self.weight, self.bias, self.eps,
             *cut.shape, cut.parts, back,
