@@ -14,6 +14,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 
+from fastbn.kernels.simd import exponential
 from fastbn.kernels.simd.instruction import VectorType, instruction, llvm_type, numba_type
 
 #: LLVM's instruction for each operator.
@@ -35,6 +36,12 @@ class Symbol:
     def flags(self) -> tuple[str, ...]:
         """What LLVM may do with it: fuse * and + of vectors, nothing with scalars."""
         return ("contract",) if isinstance(self.value.type, ir.VectorType) else ()
+
+    @property
+    def bits(self) -> int:
+        """Size of the number, or of each of a vector's."""
+        kind = getattr(self.value.type, "element", self.value.type)
+        return 64 if kind == ir.DoubleType() else 32
 
     def _other(self, other: object) -> ir.Value:
         if isinstance(other, Symbol):
@@ -66,9 +73,23 @@ class Symbol:
 
     def __array_ufunc__(self, function, method, *inputs):
         """NumPy's functions on symbols, as NumPy has them: a NaN is the result of any of them."""
-        if method != "__call__" or function not in _FUNCTIONS:
+        if method != "__call__":
+            return NotImplemented
+        if function in exponential.FUNCTIONS:
+            constants = exponential.DOUBLE if self.bits == 64 else exponential.SINGLE
+            return exponential.FUNCTIONS[function](self, constants)
+        if function not in _FUNCTIONS:
             return NotImplemented
         return Symbol(self.builder, _FUNCTIONS[function](self, *map(self._other, inputs)))
+
+    def moved_up(self, places: int) -> "Symbol":
+        """The number whose bits are this one's, so many places further up."""
+        build, kind = self.builder, self.value.type
+        whole, count = ir.IntType(self.bits), places
+        if isinstance(kind, ir.VectorType):
+            whole, count = ir.VectorType(whole, kind.count), [places] * kind.count
+        moved = build.shl(build.bitcast(self.value, whole), ir.Constant(whole, count))
+        return Symbol(build, build.bitcast(moved, kind))
 
     def _larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
         return self._or_nan(">", a, b)
@@ -89,9 +110,8 @@ class Symbol:
         """LLVM's own function of that name."""
         kind = a.type
         lanes = f"v{kind.count}" if isinstance(kind, ir.VectorType) else ""
-        bits = 64 if getattr(kind, "element", kind) == ir.DoubleType() else 32
         signature = ir.FunctionType(kind, [kind])
-        name = f"llvm.{function}.{lanes}f{bits}"
+        name = f"llvm.{function}.{lanes}f{self.bits}"
         known = cgutils.get_or_insert_function(self.builder.module, signature, name)
         return self.builder.call(known, [a])
 
