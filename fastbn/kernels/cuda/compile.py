@@ -4,6 +4,7 @@ Nothing is compiled at import: a kernel is compiled for the types of its first l
 formulas of the CPU are wrapped: the same code, in which ``np`` is `scalars`.
 """
 
+import dis
 import math
 import types as python_types
 from collections.abc import Callable
@@ -41,6 +42,21 @@ def _sqrt(value):
 
 
 @device
+def _exp(value):
+    return math.exp(value)
+
+
+@device
+def _expm1(value):
+    return math.expm1(value)
+
+
+@device
+def _tanh(value):
+    return math.tanh(value)
+
+
+@device
 def _maximum(a, b):
     # what is not a number stays so, as with NumPy
     return a if a > b or a != a else b
@@ -58,19 +74,32 @@ def _where(condition, a, b):
 
 #: What formulas know as ``np``, for scalars on the device.
 scalars = python_types.ModuleType("scalars")
-scalars.sqrt, scalars.maximum, scalars.minimum = _sqrt, _maximum, _minimum  # type: ignore
-scalars.where, scalars.inf = _where, math.inf  # type: ignore
-_wrapped: dict[Callable, Any] = {}
+vars(scalars).update(
+    sqrt=_sqrt, exp=_exp, expm1=_expm1, tanh=_tanh, maximum=_maximum, minimum=_minimum,
+    where=_where, inf=math.inf,
+)  # fmt: skip
+_wrapped: dict[tuple[Callable, Callable], Any] = {}
 
 
-def device_formula(formula: Callable) -> Any:
-    """A formula of `kernels.formulas` for scalars on the device, and all that it calls."""
-    if formula not in _wrapped:
-        names: dict[str, Any] = {"np": scalars}
-        for name in formula.__code__.co_names:
-            other = formula.__globals__.get(name)
-            if isinstance(other, python_types.FunctionType):
-                names[name] = device_formula(other)
-        function = python_types.FunctionType(formula.__code__, names, formula.__name__)
-        _wrapped[formula] = device(function)
-    return _wrapped[formula]
+def device_formula(formula: Callable, number: Callable = float) -> Any:
+    """A formula for scalars on the device, and all that it calls.
+
+    ``number`` is the type of its constants: with float64's, all that float32 meets is float64.
+    """
+    if (formula, number) in _wrapped:
+        return _wrapped[formula, number]
+
+    def known(value):
+        if isinstance(value, python_types.FunctionType):
+            return device_formula(value, number)
+        return number(value) if isinstance(value, float) else value
+
+    code, names = formula.__code__, {"np": scalars}
+    for each in dis.get_instructions(code):  # co_names has attributes too: tanh of np.tanh
+        if each.opname == "LOAD_GLOBAL" and each.argval in formula.__globals__:
+            names.setdefault(each.argval, known(formula.__globals__[each.argval]))
+    code = code.replace(co_consts=tuple(map(known, code.co_consts)))
+    cells = tuple(python_types.CellType(known(c.cell_contents)) for c in formula.__closure__ or ())
+    function = python_types.FunctionType(code, names, formula.__name__, None, cells)
+    _wrapped[formula, number] = device(function)
+    return _wrapped[formula, number]
