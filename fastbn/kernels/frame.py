@@ -56,8 +56,9 @@ FIELDS = (
     # what came of it
     "missing",  # a wide part is needed and was not there: nothing has been written
     "eps", "count",
+    "slope",  # of leaky_relu
 )  # fmt: skip
-FLOATS = ("eps", "count")
+FLOATS = ("eps", "count", "slope")
 
 DTYPE = np.dtype([(name, np.float64 if name in FLOATS else np.int64) for name in FIELDS])
 WORDS = len(FIELDS)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from fastbn.kernels import formulas
 from fastbn.kernels.compile import inlined
 from fastbn.kernels.simd import (
+    broadcasts,
     chosen,
     compiled_formula,
     data_at,
@@ -159,13 +160,78 @@ def wide_table_terms(rows: int) -> tuple[Callable, Callable, Callable]:
     return wide_table_of, wide_constant, cache(along)
 
 
-def elementwise(operands: int, formula: Callable, rows: int) -> Elementwise:
-    """The operation ``formula(*values, *terms)``, with ``rows`` terms a channel."""
+@inlined
+def sloped_table_of(f, like):
+    return values_at(f.table, like), f.terms, f.slope
+
+
+@inlined
+def wide_sloped_table_of(f, like):
+    return values_at(f.table, like), doubles_at(f.wide_table, like), f.terms, f.slope
+
+
+@cache
+def sloped_terms(rows: int) -> tuple[Callable, Callable, Callable]:
+    """`table_terms`, and a last term that all channels share: the frame's slope."""
+    _, constant, along = table_terms(rows)
+    broadcast = broadcasts()
+
+    @inlined
+    def sloped_constant(table, channel, like):
+        return (*constant(table[:2], channel, like), broadcast(like, table[2]))
+
+    def sloped_along(count):
+        terms, broadcast = along(count), broadcasts(count)
+
+        @inlined
+        def sloped(table, column, number, like):
+            return (*terms(table[:2], column, number, like), broadcast(like, table[2]))
+
+        return sloped
+
+    return sloped_table_of, sloped_constant, cache(sloped_along)
+
+
+@cache
+def wide_sloped_terms(rows: int) -> tuple[Callable, Callable, Callable]:
+    """`sloped_terms` for `wide_elementwise`."""
+    _, constant, along = wide_table_terms(rows)
+    broadcast, broadcast_wide = broadcasts(), broadcasts(wide=True)
+
+    @inlined
+    def wide_sloped_constant(table, channel, like):
+        narrow, wide, mark = constant(table[:3], channel, like)
+        slope, wide_slope = broadcast(like, table[3]), broadcast_wide(like, table[3])
+        return (*narrow, slope), (*wide, wide_slope), mark
+
+    def sloped_along(count):
+        terms = along(count)
+        broadcast, broadcast_wide = broadcasts(count), broadcasts(count, wide=True)
+
+        @inlined
+        def wide_sloped(table, column, number, like):
+            narrow, wide, mark = terms(table[:3], column, number, like)
+            slope, wide_slope = broadcast(like, table[3]), broadcast_wide(like, table[3])
+            return (*narrow, slope), (*wide, wide_slope), mark
+
+        return wide_sloped
+
+    return wide_sloped_table_of, wide_sloped_constant, cache(sloped_along)
+
+
+def elementwise(operands: int, formula: Callable, rows: int, slope: bool = False) -> Elementwise:
+    """The operation ``formula(*values, *terms)``, with ``rows`` terms a channel.
+
+    With a ``slope`` the last argument is the frame's.
+    """
     compute = compiled_formula(formula, "values", "terms")
-    return Elementwise(*_OPERANDS[operands], compute, *table_terms(rows))
+    terms = (sloped_terms if slope else table_terms)(rows)
+    return Elementwise(*_OPERANDS[operands], compute, *terms)
 
 
-def wide_elementwise(operands: int, formula: Callable, rows: int) -> Elementwise:
+def wide_elementwise(
+    operands: int, formula: Callable, rows: int, slope: bool = False
+) -> Elementwise:
     """`elementwise`, in float64 where a channel is marked."""
     formula = compiled_formula(formula, "values", "terms")
 
@@ -175,7 +241,8 @@ def wide_elementwise(operands: int, formula: Callable, rows: int) -> Elementwise
         exact = narrowed(formula(widened(values), wide), values[0])
         return chosen(marks[0], exact, formula(values, narrow))
 
-    return Elementwise(*_OPERANDS[operands], wide_compute, *wide_table_terms(rows))
+    terms = (wide_sloped_terms if slope else wide_table_terms)(rows)
+    return Elementwise(*_OPERANDS[operands], wide_compute, *terms)
 
 
 _OPERANDS = {
