@@ -4,6 +4,9 @@ Every function takes the channel axis. Sums run in long double, so that the last
 float64 result can be judged. Ioffe & Szegedy 2015.
 """
 
+import math
+from fractions import Fraction
+
 import numpy as np
 
 
@@ -102,3 +105,78 @@ def group_norm(x, groups, weight, bias, eps, axis=1):
     y = norm(grouped, -1, 1, 0, eps).reshape(x.shape)
     y = y * per_channel(weight, x.ndim, 1) + per_channel(bias, x.ndim, 1)
     return np.moveaxis(y, 1, axis)
+
+
+# --- activations: functions of a long double, or of an array of them ----------------------------
+
+
+def _where(z, *pieces):
+    """``value`` of the first ``(condition, value)`` that holds, else the last; NaN stays NaN."""
+    *conditions, rest = pieces
+    found = np.select([c for c, _ in conditions], [v for _, v in conditions], rest)
+    return np.where(np.isnan(z), z, found)
+
+
+def sigmoid(z):
+    return np.exp(-np.logaddexp(np.longdouble(0), -z))
+
+
+def bell(z):
+    """The derivative of `sigmoid`."""
+    return 1 / (4 * np.cosh(z / 2) ** 2)
+
+
+def gelu_argument(z):
+    """Whose sigmoid gelu (tanh form) multiplies z with, and its derivative."""
+    factor = 2 * np.sqrt(2 / (4 * np.arctan(np.longdouble(1))))
+    cube = np.longdouble(0.044715)
+    return factor * (z + cube * z**3), factor * (1 + 3 * cube * z**2)
+
+
+def gelu_derivative(z):
+    z = np.clip(z, -150, 150)  # beyond, it is 0 or 1
+    inside, slope = gelu_argument(z)
+    return sigmoid(inside) + z * bell(inside) * slope
+
+
+#: By name: the function, and its derivative (at a kink, that of torch).
+ACTIVATIONS = {
+    "relu": (lambda z: _where(z, (z < 0, 0), z), lambda z: _where(z, (z <= 0, 0), 1)),
+    "relu6": (
+        lambda z: _where(z, (z < 0, 0), (z > 6, 6), z),
+        lambda z: _where(z, (z <= 0, 0), (z >= 6, 0), 1),
+    ),
+    "leaky_relu": (
+        lambda z, slope: _where(z, (z > 0, z), slope * z),
+        lambda z, slope: _where(z, (z > 0, 1), slope),
+    ),
+    "hardswish": (
+        lambda z: _where(z, (z < -3, 0 * z), (z > 3, z), z * (z + 3) / 6),
+        lambda z: _where(z, (z <= -3, 0), (z >= 3, 1), (2 * z + 3) / 6),
+    ),
+    "silu": (lambda z: z * sigmoid(z), lambda z: sigmoid(z) + z * bell(z)),
+    "sigmoid": (sigmoid, bell),
+    "tanh": (np.tanh, lambda z: 1 / np.cosh(z) ** 2),
+    "gelu_tanh": (lambda z: z * sigmoid(gelu_argument(z)[0]), gelu_derivative),
+}
+
+
+def exponential_coefficients(degree, width):
+    """The polynomial that is ``(e**r - 1 - r) / r**2`` at the Chebyshev nodes of -width to width.
+
+    In exact fractions, but for the places of the nodes: Newton's divided differences.
+    """
+    nodes = [
+        Fraction(width) * Fraction(math.cos(math.pi * (k + 0.5) / (degree + 1)))
+        for k in range(degree + 1)
+    ]
+    factors = [sum(r**k / math.factorial(k + 2) for k in range(30)) for r in nodes]
+    for order in range(1, degree + 1):
+        for k in range(degree, order - 1, -1):
+            factors[k] = (factors[k] - factors[k - 1]) / (nodes[k] - nodes[k - order])
+    found = [Fraction(0)]
+    for factor, node in zip(reversed(factors), reversed(nodes), strict=True):
+        moved = [Fraction(0), *found]
+        found = [up - node * own for up, own in zip(moved, [*found, Fraction(0)], strict=True)]
+        found[0] += factor
+    return [float(coefficient) for coefficient in found[: degree + 1]]
