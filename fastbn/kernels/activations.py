@@ -8,8 +8,8 @@ too: silu, hardswish and gelu_tanh of minus infinity are NaN, and so are the gra
 gelu_tanh at both. What differs, to the better:
 
 - numbers that are finite: hardswish does not overflow, and no gradient of gelu_tanh is NaN;
-- what is almost 0 has all of its digits: sigmoid, silu and gelu_tanh of numbers far below zero, the
-  gradients of sigmoid and tanh far from it.
+- what is almost 0 keeps its digits: sigmoid and silu of numbers far below zero, the gradients of
+  sigmoid and tanh far from it; of gelu_tanh far below zero, all but one or two are left.
 
 NaN stays NaN. The gradients of relu, relu6 and leaky_relu there are those of one of their sides,
 ``dy``, ``dy`` and ``dy * slope``, so that nothing that is wrong vanishes (torch: relu6 ``dy`` or 0,
