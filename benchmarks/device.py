@@ -37,9 +37,9 @@ SIMULATED = "simulated: figures mean nothing"
 def measure(parts: tuple[str, ...], quick: bool, alone: bool, to: Path) -> int:
     """Do what is asked for, keep it after every step, and return the exit status."""
     _prepare()
-    from fastbn._call import backend
+    from fastbn._call import places
 
-    simulated = backend.simulated()
+    simulated = places.simulated()
     result: dict[str, Any] = {"simulated": simulated, "quick": quick, "device": _device(simulated)}
     torch, cupy, missing = _peers(alone or simulated)
     result["missing"] = missing

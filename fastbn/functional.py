@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from fastbn._call import backend, prepared
+from fastbn._call.epilogue import Activation
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import ForwardCache, cache_of
 from fastbn._call.settings import OnNonfinite
@@ -24,13 +25,20 @@ __all__ = [
 ]
 
 
-class Gradients(NamedTuple):
-    """Gradients of a loss in ``x``, ``weight`` and ``bias``; None without such a parameter."""
-
+class _Gradients(NamedTuple):
     x: np.ndarray
     # "| Any", not "| None": who trains a layer knows that it has them, and needs no assert
     weight: np.ndarray | Any
     bias: np.ndarray | Any
+
+
+class Gradients(_Gradients):
+    """Gradients of a loss in ``x``, ``weight`` and ``bias``; None without such a parameter.
+
+    A tuple of these three. ``residual`` is the gradient in what was added, None if nothing was.
+    """
+
+    residual: np.ndarray | Any = None
 
     def parameters(self) -> dict[str, np.ndarray]:
         """The gradients of weight and bias, those that there are, by name.
@@ -58,6 +66,9 @@ def batch_norm(
     axis: int = 1,
     out: np.ndarray | None = None,
     on_nonfinite: OnNonfinite = "propagate",
+    residual: np.ndarray | None = None,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
     **foreign: NoReturn,
 ) -> np.ndarray:
     """Normalize each channel of ``x``, then scale and shift it.
@@ -94,6 +105,15 @@ def batch_norm(
         What a training batch with NaN or infinity in it does to the running statistics:
         goes in as it is, as in torch; leaves them as they were; or is refused, at the
         cost of one more pass over ``x``.
+    residual : ndarray, optional
+        Added to the normalized values, in the same pass; shape and dtype of ``x``. May be
+        ``out``.
+    activation : {"relu", "relu6", "leaky_relu", "hardswish", "silu", "sigmoid", "tanh", \
+"gelu_tanh"}, optional
+        What the sum goes through, in the same pass: ``y = act(bn(x) + residual)``, with
+        torch's meanings; gelu in its tanh form.
+    negative_slope : float
+        Of leaky_relu.
 
     Returns
     -------
@@ -131,7 +151,8 @@ def batch_norm(
     """
     if foreign:
         refuse(batch_norm, foreign)
-    if on_nonfinite == "propagate":
+    plain = residual is None and activation is None
+    if plain and on_nonfinite == "propagate":
         if training is False:
             y = prepared.evaluate(x, running_mean, running_var, weight, bias, eps, axis, out)
             if y is not None:
@@ -144,7 +165,7 @@ def batch_norm(
                 return found[0]
     call = backend.forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
-        on_nonfinite,
+        on_nonfinite, None, None if plain else (activation, negative_slope, residual),
     )  # fmt: skip
     return call.run()
 
@@ -163,6 +184,9 @@ def batch_norm_forward(
     axis: int = 1,
     out: np.ndarray | None = None,
     on_nonfinite: OnNonfinite = "propagate",
+    residual: np.ndarray | None = None,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
     **foreign: NoReturn,
 ) -> tuple[np.ndarray, ForwardCache]:
     """`batch_norm`, and what `batch_norm_backward` needs to differentiate it.
@@ -187,14 +211,15 @@ def batch_norm_forward(
     """
     if foreign:
         refuse(batch_norm_forward, foreign)
-    if training is True and on_nonfinite == "propagate":
+    plain = residual is None and activation is None
+    if plain and training is True and on_nonfinite == "propagate":
         found = prepared.train(x, running_mean, running_var, weight, bias, momentum, eps, axis, out)
         if found is not None:
             y, statistics, axis = found
             return y, cache_of(x, axis, statistics, weight, bias, y)
     call = backend.forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
-        on_nonfinite,
+        on_nonfinite, None, None if plain else (activation, negative_slope, residual),
     )  # fmt: skip
     y = call.run()
     return y, call.cache()
@@ -213,7 +238,9 @@ def batch_norm_backward(
         d_x      = weight * rstd * (dy - mean(dy) - x_hat * mean(dy * x_hat))
 
     After a forward with running statistics these are constants, and
-    ``d_x = weight * rstd * dy``.
+    ``d_x = weight * rstd * dy``. Where the forward had an activation, ``dy`` stands for
+    ``dy * act'(z)`` in all of this, with ``z`` worked out again from ``x``; that is also the
+    gradient in a residual.
 
     Parameters
     ----------
@@ -228,7 +255,8 @@ def batch_norm_backward(
     -------
     Gradients
         ``x`` in the shape, dtype and memory order of x; ``weight`` and ``bias`` of
-        shape (C,) in x's dtype, None without such a parameter.
+        shape (C,) in the dtype that x is computed in, None without such a parameter;
+        ``residual`` as ``x``, None without one.
 
     Raises
     ------
@@ -254,7 +282,7 @@ def batch_norm_backward(
     >>> grads.x.round(4).ravel(), grads.weight.round(4), grads.bias
     (array([ 0.1342, -0.1789, -0.0447,  0.0894]), array([-1.3416]), None)
     """
-    if type(cache) is ForwardCache and not cache.overwritten:
+    if type(cache) is ForwardCache and not cache.overwritten and cache.epilogue is None:
         found = prepared.differentiate(
             dy, cache.x, cache.axis, cache.statistics, cache.weight, cache.batch_statistics, out
         )
@@ -264,12 +292,16 @@ def batch_norm_backward(
 
 
 def _gradients(
-    cache: ForwardCache, dx: np.ndarray, d_weight: np.ndarray, d_bias: np.ndarray
-) -> Gradients:
+    cache: ForwardCache, dx: np.ndarray, d_weight: np.ndarray, d_bias: np.ndarray,
+    residual: np.ndarray | None = None,
+) -> Gradients:  # fmt: skip
     """Those of parameters that there are."""
-    return Gradients(
+    found = Gradients(
         dx, None if cache.weight is None else d_weight, d_bias if cache.has_bias else None
     )
+    if residual is not None:
+        found.residual = residual
+    return found
 
 
 @hide_foreign

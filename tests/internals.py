@@ -28,7 +28,7 @@ from fastbn._call import (
 from fastbn._call import pieces as _pieces
 from fastbn._call import views as _views
 from fastbn._system import outputs, oversubscription, processor, progress, threads
-from fastbn.kernels import activations, compile, disk_cache, parts, pointwise, simd
+from fastbn.kernels import activations, compile, disk_cache, parts, simd
 from fastbn.kernels.frame import DTYPE, new_frame, set_fields
 from fastbn.kernels.simd import exponential
 
@@ -527,23 +527,6 @@ def on_scalars(formula):
     compute = simd.compiled_formula(formula, "values")
     function = lambda *values: compute(values)  # noqa: E731
     return function if compile.PLAIN else numba.njit(function)
-
-
-def fuse_evaluation(monkeypatch, name, slope):
-    """Let evaluation end in an activation, which plans that are made from now on know."""
-    monkeypatch.setattr(disk_cache, "sources_digest", lambda: None)
-    sloped = ACTIVATIONS[name].parameters > 0
-    formula = fused(name)
-    plain = pointwise.elementwise(1, formula, 3, sloped)
-    wide = pointwise.wide_elementwise(1, formula, 3, sloped)
-    for module in (parts.first_elementwise, parts.last_elementwise):
-        make = getattr(module, "rows_part", None) or module.lines_part
-        for table, operation in ((module.PARTS, plain), (module.WIDE, wide)):
-            kind = "wide" if operation is wide else "plain"
-            part = make(f"test_{make.__name__}_{kind}_{name}", operation)
-            monkeypatch.setitem(table, "normalize", part)
-    monkeypatch.setattr(plan, "new_frame", lambda **fields: new_frame(slope=slope, **fields))
-    forget_plans()
 
 
 def on_the_device(formula, *values):

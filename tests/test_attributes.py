@@ -76,7 +76,7 @@ def test_arrays_are_checked_when_they_are_set(name):
         setattr(bn, name, np.ones(4, np.float32))
     with raises(TypeError, name, "numpy.ndarray", "list"):
         setattr(bn, name, [1.0, 2.0, 3.0])
-    with raises(TypeError, name, "float32 or float64", "int64"):
+    with raises(TypeError, name, "float32, float64, float16 or bfloat16", "int64"):
         setattr(bn, name, np.ones(3, int))
     with raises(ValueError, name, "cannot be removed, got None"):
         setattr(bn, name, None)

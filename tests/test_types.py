@@ -26,10 +26,13 @@ Array = NDArray[np.float32]
 def functions(x: Array, mean: Array, var: Array, weight: Array, bias: Array) -> ChannelStats:
     y: NDArray[Any] = fastbn.batch_norm(x, mean, var, weight, bias, True, 0.1, 1e-5)
     fastbn.batch_norm(x, mean, var, axis=-1, out=x, on_nonfinite="skip")
+    fastbn.batch_norm(x, mean, var, residual=x, activation="relu", negative_slope=0.1)
+    print(BatchNorm2d(3, activation="silu")(x, residual=x).sum())
     cache: ForwardCache
     y, cache = fastbn.batch_norm_forward(x, weight=weight, training=True)
     gradients: Gradients = fastbn.batch_norm_backward(y, cache, out=y)
     dx, d_weight, d_bias = gradients
+    print(gradients.residual.sum())
     total: float = float(dx.sum() + gradients.x.sum() + d_weight.sum())
     stats = fastbn.channel_stats(x, axis=-1)
     stats = stats.merge(ChannelStats.from_array(x)).merge(ChannelStats.empty(3))
@@ -71,11 +74,13 @@ def life(x: Array) -> None:
 
 
 class Logged(BatchNorm2d):
-    def forward(self, x: NDArray[Any], *, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        return super().forward(x, out=out)
+    def forward(
+        self, x: Array, *, out: Array | None = None, residual: Array | None = None
+    ) -> NDArray[Any]:
+        return super().forward(x, out=out, residual=residual)
 
-    def __call__(self, x: NDArray[Any], *, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        return super().__call__(x, out=out)
+    def __call__(self, x: Array, **how: Any) -> NDArray[Any]:
+        return super().__call__(x, **how)
 
 
 def process() -> None:

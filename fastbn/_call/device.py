@@ -132,8 +132,13 @@ class Forward:
 
     def __init__(
         self, x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
-        on_nonfinite="propagate", counter=None,
+        on_nonfinite="propagate", counter=None, fused=None,
     ):  # fmt: skip
+        if fused is not None:
+            raise NotImplementedError(
+                "activation, residual and mask are there on the CPU alone so far; on a device, "
+                "apply them to the output"
+            )
         self.gpu = gpu_of(x)
         with working_on(self.gpu):
             self._check(

@@ -1,11 +1,12 @@
 """One call: every check first, then the computation, then the update."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastbn._call import arguments, overlap, pieces, settings, work
+from fastbn._call.epilogue import NOTHING, Epilogue, checked
 from fastbn._system import outputs
 from fastbn.kernels import formulas
 from fastbn.kernels.held import computed
@@ -26,6 +27,15 @@ class ForwardCache:
     has_bias: bool
     batch_statistics: bool
     overwritten: bool
+    epilogue: "FusedCache | None" = None
+
+
+class FusedCache(NamedTuple):
+    """What the gradient of an epilogue takes besides."""
+
+    epilogue: Epilogue
+    bias: np.ndarray | None
+    eps: float
 
 
 def cache_of(
@@ -42,7 +52,7 @@ class Forward:
 
     def __init__(
         self, x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
-        on_nonfinite="propagate", counter=None,
+        on_nonfinite="propagate", counter=None, fused=None,
     ):  # fmt: skip
         x = arguments.as_array("x", x)
         self.x = x
@@ -70,6 +80,7 @@ class Forward:
             arguments.check_updatable(self.running_mean, self.running_var, counter, inputs)
         if self.batch_statistics and x.size:
             arguments.check_batch_count(x.shape, self.count)
+        self.epilogue = NOTHING if fused is None else checked(*fused, x)
         self.out = self._output(out)
         if self.update and x.size and self.on_nonfinite == "raise":
             self._refuse_nonfinite()
@@ -88,6 +99,7 @@ class Forward:
         inputs = {
             "x": self.x, "weight": self.weight, "bias": self.bias,
             "running_mean": self.running_mean, "running_var": self.running_var,
+            "residual": self.epilogue.residual,
         }  # fmt: skip
         return arguments.check_out(out, self.x.shape, self.dtype, inputs)
 
@@ -97,10 +109,14 @@ class Forward:
             return self.returned
         weight, bias = self._for_kernel(self.weight), self._for_kernel(self.bias)
         if self.batch_statistics:
-            self.statistics = work.forward(self.x, self.out, self.axis, weight, bias, self.eps)
+            self.statistics = work.forward(
+                self.x, self.out, self.axis, weight, bias, self.eps, epilogue=self.epilogue
+            )
         else:
             mean, var = self._running_for_kernel()
-            work.normalize(self.x, self.out, self.axis, mean, var, weight, bias, self.eps)
+            work.normalize(
+                self.x, self.out, self.axis, mean, var, weight, bias, self.eps, self.epilogue
+            )
         if self.update:
             work.update_running(*self._running(self.statistics), self.on_nonfinite)
         return self.returned
@@ -137,8 +153,23 @@ class Forward:
             None if self.weight is None else self._for_kernel(self.weight).copy(),
             self.bias is not None,
             self.batch_statistics,
-            self.given and self.x.size > 0 and overlap.same_elements(self.out, self.x),
+            self._overwrites(self.x) or self._overwrites(self.epilogue.residual),
+            self._fused_cache(),
         )
+
+    def _overwrites(self, array):
+        """Whether the output was written over an array that gradients take."""
+        if array is None or not self.given or self.x.size == 0:
+            return False
+        if array is not self.x and self.epilogue.activation is None:
+            return False  # a sum's gradient does not take what was added
+        return overlap.same_elements(self.out, array)
+
+    def _fused_cache(self):
+        if not self.epilogue.suffix:
+            return None
+        bias = None if self.bias is None else self._for_kernel(self.bias).copy()
+        return FusedCache(self.epilogue, bias, self.eps)
 
     def _running_statistics(self):
         """As `work.forward` gives those of a batch."""
@@ -147,8 +178,8 @@ class Forward:
             return np.concatenate([mean, var, formulas.reciprocal_std(var, self.eps)])
 
 
-def backward(dy: Any, cache: Any, out: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradients in x, weight and bias."""
+def backward(dy: Any, cache: Any, out: Any) -> tuple[Any, ...]:
+    """Gradients in x, weight and bias, and in the residual if there was one."""
     dy = _checked_gradient(dy, cache)
     x = cache.x
     dtype, inputs = arguments.native(x.dtype), {"dy": dy, "x": x}
@@ -156,13 +187,34 @@ def backward(dy: Any, cache: Any, out: Any) -> tuple[np.ndarray, np.ndarray, np.
         returned = dx = outputs.new_output(x, dtype)
     else:
         returned, dx = out, arguments.check_out(out, x.shape, dtype, inputs)
+    residual: tuple[np.ndarray, ...] = ()
+    if cache.epilogue is not None and cache.epilogue.epilogue.residual is not None:
+        residual = (outputs.new_output(x, dtype),)
     if x.size == 0:
-        return returned, *np.zeros((2, cache.statistics.size // 3), computed(dtype))
+        return returned, *np.zeros((2, cache.statistics.size // 3), computed(dtype)), *residual
+    if cache.epilogue is not None:
+        dy = _through_epilogue(dy, cache, *(residual or (dx,)))
     operation = "backward" if cache.batch_statistics else "frozen_backward"
     d_weight, d_bias = work.backward(
         dy, x, dx, cache.axis, cache.statistics, cache.weight, operation
     )
-    return returned, d_weight, d_bias
+    return returned, d_weight, d_bias, *residual
+
+
+def _through_epilogue(dy, cache, target):
+    """The gradient in the normalized values, which is also that in the residual: ``target``."""
+    epilogue, bias, eps = cache.epilogue
+    if epilogue.activation is None:
+        np.copyto(target, dy)
+        return dy
+    if overlap.shares_memory(target, cache.x) or (
+        epilogue.residual is not None and overlap.shares_memory(target, epilogue.residual)
+    ):
+        target = outputs.new_output(cache.x, target.dtype)  # x is needed once more
+    work.activation_gradient(
+        dy, cache.x, target, cache.axis, cache.statistics, cache.weight, bias, eps, epilogue
+    )
+    return target
 
 
 def _checked_gradient(dy: Any, cache: Any) -> np.ndarray:

@@ -60,6 +60,16 @@ def check_momentum(momentum: Any) -> float:
     return value
 
 
+def check_slope(value: Any) -> float:
+    """``negative_slope`` as a float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"negative_slope must be a number, got {value!r} ({type(value).__name__})")
+    slope = _float(value)
+    if not math.isfinite(slope):
+        raise ValueError(f"negative_slope must be finite, got {value!r}; the usual value is 0.01")
+    return slope
+
+
 def check_bool(name: str, value: Any) -> bool:
     """``value`` as a bool: a number in its place is an argument gone astray."""
     if not isinstance(value, (bool, np.bool_)):

@@ -36,7 +36,18 @@ _MODES: dict[Mode, tuple[str, ...]] = {
     "evaluation": ("normalize",),
     "training": ("normalize", "forward", "backward", "frozen_backward", "moments"),
     "statistics": ("moments",),
-    "norms": tuple(name for name in parts.OPERATIONS if name != "frozen_backward"),
+    "norms": (
+        "normalize",
+        "forward",
+        "forward_each",
+        "uncentered_forward",
+        "uncentered_forward_each",
+        "backward",
+        "uncentered_backward",
+        "moments",
+        "products",
+        "given_gradient",
+    ),
 }
 #: Those that are meant if none are named.
 _OF_BATCH_NORM: tuple[Mode, ...] = ("evaluation", "training", "statistics")
@@ -139,7 +150,7 @@ def _checked_dtype(dtype: DTypeLike) -> np.dtype:
 
 
 def _units(
-    dtypes: Iterable[np.dtype], layouts: Iterable[str], operations: Iterable[str] = parts.OPERATIONS
+    dtypes: Iterable[np.dtype], layouts: Iterable[str], operations: Iterable[str]
 ) -> dict[str, Unit]:
     return {
         unit.name: unit
@@ -216,7 +227,8 @@ def _serve(
 
 def compile_as_told() -> None:
     """What such a process does: compile the units that it is told, one by one."""
-    units = _units(map(np.dtype, _DTYPES), _LAYOUTS.values())
+    every = {name: None for names in _MODES.values() for name in names}
+    units = _units(map(np.dtype, _DTYPES), _LAYOUTS.values(), every)
     for line in sys.stdin:
         unit = units[line.strip()]
         if not unit.stored():  # another program may warm the same cache up

@@ -8,11 +8,12 @@ goes over the output in place. So there is no temporary of the size of x, but fo
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastbn._call import arguments, overlap
+from fastbn._call.epilogue import NOTHING, Epilogue
 from fastbn._call.known import remember
 from fastbn._call.plan import KEPT, Walk, walk_of
 from fastbn._call.run import ABSENT, launch
@@ -58,58 +59,118 @@ def _copy_of(x: np.ndarray, like: np.ndarray) -> np.ndarray:
     return copy
 
 
-def normalize(x, out, axis, mean, var, weight, bias, eps) -> None:
+def normalize(x, out, axis, mean, var, weight, bias, eps, epilogue=NOTHING) -> None:
     """Write ``x`` normalized with the given statistics to ``out``."""
-    target, together = out, walked(axis, x, out)
+    target, residual = out, epilogue.residual
+    together = _walked_with(axis, x, residual, out)
     if together is None:
         if walked(axis, out) is None:
             target = np.empty(out.shape, out.dtype)
+        residual = _lying_as(target, residual)
         if not overlap.same_elements(x, target):
             np.copyto(target, x)
         x = target
-        together = walked(axis, x, target)
+        together = _walked_with(axis, x, residual, target)
         assert together
-    plan = together.walk.plan("normalize", held(target.dtype))
+    plan = together.walk.plan(f"normalize{epilogue.suffix}", held(target.dtype))
     dtype = computed(plan.dtype)
     entry = plan.entry.of(plan.dtype, mean.dtype)
     weight, bias = (ABSENT[dtype] if v is None else v for v in (weight, bias))
-    in_place = overlap.same_elements(x, target)
-    launch(plan, entry, in_place, *together.views, mean, var, weight, bias, eps)
+    in_place = _is_one_of(target, x, residual)
+    launch(
+        plan, entry, in_place, *_views(together, epilogue), mean, var, weight, bias, eps,
+        *_slope(epilogue),
+    )  # fmt: skip
     if target is not out:
         np.copyto(out, target)
-    elif mean.dtype == dtype:
+    elif mean.dtype == dtype and not epilogue.suffix:
         remember("normalize", axis, plan, entry, x, out)
 
 
-def forward(x, out, axis, weight, bias, eps, operation="forward") -> np.ndarray:
+def _walked_with(axis: int, x: np.ndarray, residual: Any, out: np.ndarray) -> Walked | None:
+    return walked(axis, x, out) if residual is None else walked(axis, x, residual, out)
+
+
+def _views(together: Walked, epilogue: Epilogue) -> list[np.ndarray]:
+    """What an entry takes: of a fused operation three arrays, of which the second may be absent."""
+    views = together.views
+    if epilogue.suffix and epilogue.residual is None:
+        return [views[0], np.empty(0, views[0].dtype), views[1]]
+    return views
+
+
+def _slope(epilogue: Epilogue) -> tuple[float, ...]:
+    return (epilogue.negative_slope,) if epilogue.suffix else ()
+
+
+def _lying_as(like: np.ndarray, array: Any) -> Any:
+    """An array itself, or a copy that lies in memory as ``like`` does, and apart from it."""
+    if array is None or (
+        array.strides == like.strides and array.dtype == like.dtype
+        and array.flags.aligned and not overlap.shares_memory(array, like)
+    ):  # fmt: skip
+        return array
+    return _copy_of(array, like)
+
+
+def _is_one_of(array: np.ndarray, *others: Any) -> bool:
+    return any(other is not None and overlap.same_elements(array, other) for other in others)
+
+
+def forward(x, out, axis, weight, bias, eps, operation="forward", epilogue=NOTHING) -> np.ndarray:
     """Write ``x`` normalized with its own statistics to ``out``.
 
     Returns the statistics: all means, all variances and all ``1 / sqrt(variance + eps)``.
     ``operation`` "uncentered_forward" subtracts no mean; ``x`` and ``out`` are then contiguous.
     """
+    residual = epilogue.residual
     if walked(axis, x) is None:  # in the memory order of an output of its own
         target = out
         if out.strides != outputs.strides_like(x, out.itemsize) or walked(axis, out) is None:
             target = outputs.new_output(x, out.dtype)
+        epilogue = epilogue._replace(residual=_lying_as(target, residual))
         if not overlap.same_elements(x, target):
             np.copyto(target, x)
-        statistics = forward(target, target, axis, weight, bias, eps, operation)
+        statistics = forward(target, target, axis, weight, bias, eps, operation, epilogue)
         if target is not out:
             np.copyto(out, target)
         return statistics
-    together = _summed_alike(axis, x, 1, x, out)
+    others = (out,) if residual is None else (residual, out)
+    together = _summed_alike(axis, x, 1, x, *others)
     if together is None:
-        return _forward_in_two(x, out, axis, weight, bias, eps)
-    plan = together.walk.plan(operation, held(out.dtype))
+        return _forward_in_two(x, out, axis, weight, bias, eps, epilogue)
+    plan = together.walk.plan(f"{operation}{epilogue.suffix}", held(out.dtype))
     dtype = computed(plan.dtype)
     entry = plan.entry.of(plan.dtype, dtype)
     absent, statistics = ABSENT[dtype], np.empty(3 * plan.walk.channels)
     launch(
-        plan, entry, overlap.same_elements(x, out), *together.views,
+        plan, entry, _is_one_of(out, x, residual), *_views(together, epilogue),
         absent if weight is None else weight, absent if bias is None else bias, statistics, eps,
+        *_slope(epilogue),
     )  # fmt: skip
-    remember(operation, axis, plan, entry, x, out)
+    if not epilogue.suffix:
+        remember(operation, axis, plan, entry, x, out)
     return statistics
+
+
+def activation_gradient(dy, x, out, axis, statistics, weight, bias, eps, epilogue) -> None:
+    """Write the gradient in what went into the activation to ``out``, which lies as x does."""
+    residual = epilogue.residual
+    arrays = [dy, x, *(() if residual is None else (residual,)), out]
+    together = walked(axis, *arrays)
+    if together is None:
+        arrays = [a if a is out else _lying_as(out, a) for a in arrays]
+        together = walked(axis, *arrays)
+        assert together
+    plan = together.walk.plan(f"gradient{epilogue.suffix}", held(out.dtype))
+    dtype, views = computed(plan.dtype), together.views
+    if residual is None:
+        views = [*views[:2], np.empty(0, views[0].dtype), views[2]]
+    weight, bias = (ABSENT[dtype] if v is None else v for v in (weight, bias))
+    launch(
+        plan, plan.entry.of(plan.dtype, dtype), _is_one_of(out, *arrays[:-1]), *views, statistics,
+        weight, bias, eps, epilogue.negative_slope,
+    )  # fmt: skip
 
 
 def forward_each(x, out, weight, bias, eps, uncentered) -> np.ndarray:
@@ -153,7 +214,7 @@ def given_gradient(dy, x, dx, axis, terms) -> None:
     launch(plan, plan.entry.of(plan.dtype, plan.dtype), in_place, *together.views, terms)
 
 
-def _forward_in_two(x, out, axis, weight, bias, eps) -> np.ndarray:
+def _forward_in_two(x, out, axis, weight, bias, eps, epilogue) -> np.ndarray:
     """`forward` where ``out`` lies otherwise than ``x``: statistics, then `normalize`."""
     found = moments(x, axis)
     assert found  # x can be walked
@@ -161,7 +222,7 @@ def _forward_in_two(x, out, axis, weight, bias, eps) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         var = m2 / walk.count
         statistics = np.concatenate([mean, var, formulas.reciprocal_std(var, eps)])
-    normalize(x, out, axis, mean, var, weight, bias, eps)
+    normalize(x, out, axis, mean, var, weight, bias, eps, epilogue)
     return statistics
 
 

@@ -155,7 +155,12 @@ ACTIVATIONS = {
 }
 
 
-def fused(activation: str, residual: bool = False) -> Callable:
+def suffix(activation: str | None, residual: bool = False) -> str:
+    """What the names of fused formulas end in."""
+    return f"_{activation}" * (activation is not None) + "_residual" * residual
+
+
+def fused(activation: str | None, residual: bool = False) -> Callable:
     """The formula ``act(normalize(x, center, scale, shift))``; with a residual of x plus that.
 
     It takes x, the residual, the terms and the activation's parameters, in this order.
@@ -176,7 +181,7 @@ def activation_gradient(activation: str, residual: bool = False) -> Callable:
 
 @cache
 def _fused(activation, residual):
-    act = ACTIVATIONS[activation].value
+    act = _itself if activation is None else ACTIVATIONS[activation].value
 
     def plain(x, center, scale, shift, *parameters):
         return act(normalize(x, center, scale, shift), *parameters)
@@ -184,7 +189,7 @@ def _fused(activation, residual):
     def added(x, other, center, scale, shift, *parameters):
         return act(normalize(x, center, scale, shift) + other, *parameters)
 
-    return _named(added if residual else plain, f"normalize_{activation}", residual)
+    return _named(added if residual else plain, f"normalize{suffix(activation, residual)}")
 
 
 @cache
@@ -197,9 +202,13 @@ def _activation_gradient(activation, residual):
     def added(dy, x, other, center, scale, shift, *parameters):
         return gradient(dy, normalize(x, center, scale, shift) + other, *parameters)
 
-    return _named(added if residual else plain, f"gradient_{activation}", residual)
+    return _named(added if residual else plain, f"gradient{suffix(activation, residual)}")
 
 
-def _named(formula: Callable, name: str, residual: bool) -> Callable:
-    formula.__name__ = name + "_residual" * residual
+def _itself(z):
+    return z
+
+
+def _named(formula: Callable, name: str) -> Callable:
+    formula.__name__ = name
     return formula

@@ -86,6 +86,61 @@ def forward(template, x, out, weight, bias, statistics, eps):
     return run(address)
 
 
+@entry(
+    lambda x, parameter, running: (
+        _INT64, x, x, x, running, running, *[parameter] * 2, float, float
+    )
+)  # fmt: skip
+def normalize_fused(template, x, residual, out, mean, var, weight, bias, eps, slope):
+    """`normalize`, plus a residual if there is one, through an activation."""
+    address = begin(template)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.second, f.out = address_of(x), address_if_any(residual), address_of(out)
+    f.eps, f.slope = eps, slope
+    f.mean, f.var, f.mean_bytes = address_of(mean), address_of(var), mean.itemsize
+    f.weight, f.bias = address_if_any(weight), address_if_any(bias)
+    f.weight_bytes = weight.itemsize
+    return run(address)
+
+
+@entry(lambda x, parameter, running: (_INT64, x, x, x, *[parameter] * 2, _FLOAT64, float, float))
+def forward_fused(template, x, residual, out, weight, bias, statistics, eps, slope):
+    """`forward`, plus a residual if there is one, through an activation."""
+    address = begin(template)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.second, f.out = address_of(x), address_if_any(residual), address_of(out)
+    f.eps, f.slope = eps, slope
+    f.weight, f.bias = address_if_any(weight), address_if_any(bias)
+    f.weight_bytes = weight.itemsize
+    f.statistics, f.mean_bytes = address_of(statistics), 8
+    f.mean, f.var = f.statistics, f.statistics + 8 * f.all_channels
+    return run(address)
+
+
+@entry(
+    lambda x, parameter, running: (
+        _INT64, x, x, x, x, _FLOAT64, *[parameter] * 2, float, float
+    )
+)  # fmt: skip
+def gradient_fused(template, dy, x, residual, out, statistics, weight, bias, eps, slope):
+    """The gradient in what went into the activation, which is worked out again."""
+    address = begin(template)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.second, f.third = address_of(dy), address_of(x), address_if_any(residual)
+    f.out, f.eps, f.slope = address_of(out), eps, slope
+    f.mean, f.mean_bytes = address_of(statistics), 8
+    f.var = f.mean + 8 * f.all_channels
+    f.weight, f.bias = address_if_any(weight), address_if_any(bias)
+    f.weight_bytes = weight.itemsize
+    return run(address)
+
+
 @entry(lambda x, parameter, running: (_INT64, x, x, x, x, _FLOAT64, float))
 def forward_each(template, x, weight, bias, out, statistics, eps):
     """`forward` with a weight and a bias for each value of a row."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbn.kernels import entries, merge, passes, terms
+from fastbn.kernels import entries, merge, passes, pointwise, terms
 from fastbn.kernels.channels_first import elementwise as first_elementwise
 from fastbn.kernels.channels_first import sums as first_sums
 from fastbn.kernels.channels_last import elementwise as last_elementwise
@@ -85,6 +85,20 @@ OPERATIONS = {
 }  # fmt: skip
 for _name in "forward", "forward_each", "backward":
     OPERATIONS[f"uncentered_{_name}"] = OPERATIONS[_name]._replace(uncentered=True)
+for _name in list(pointwise.EVERY):  # with an activation, a residual, or both
+    _kind, _, _how = _name.partition("_")
+    _more = ("second",) * _name.endswith("_residual")
+    if _kind == "normalize" and _how not in ("", "each"):
+        for _operation in "normalize", "forward":
+            OPERATIONS[f"{_operation}_{_how}"] = OPERATIONS[_operation]._replace(
+                entries=(f"{_operation}_fused", *OPERATIONS[_operation].entries[1:]),
+                arrays=("first", *_more, "out"), apply=_name,
+            )  # fmt: skip
+    elif _kind == "gradient" and _how:
+        OPERATIONS[_name] = Operation(
+            ("gradient_fused",), ("first", "second", *(("third",) if _more else ()), "out"),
+            slice(0), None, None, terms.normalizing_terms, _name,
+        )  # fmt: skip
 
 
 def addresses(
@@ -116,7 +130,7 @@ def _parts(
         found["finish"] = operation.finish, dtype
     if operation.apply is not None:
         module = _ELEMENTWISE[layout]
-        found["apply"] = (module.STREAMING if streaming else module.PARTS)[operation.apply], dtype
+        found["apply"] = module.part_of(operation.apply, streaming), dtype
     return found
 
 
@@ -132,7 +146,7 @@ def _wide_parts(operation: Operation, layout: str, dtype: np.dtype) -> dict[str,
     if operation.reduce == "moments" or (operation.reduce and narrow):
         found["wide_reduce"] = getattr(_SUMS[layout], f"wide_{operation.reduce}")
     if operation.apply and narrow and not operation.frozen:
-        found["wide_apply"] = _ELEMENTWISE[layout].WIDE[operation.apply]
+        found["wide_apply"] = _ELEMENTWISE[layout].wide_part_of(operation.apply)
         found["wide_finish"] = _WIDE_TERMS[operation.finish]
     return found
 

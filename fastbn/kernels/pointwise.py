@@ -5,10 +5,10 @@ A new one is a formula and a line in `EVERY`. `loops` has the loops that it goes
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
-from fastbn.kernels import formulas
+from fastbn.kernels import activations, formulas
 from fastbn.kernels.compile import inlined
 from fastbn.kernels.simd import (
     broadcasts,
@@ -252,14 +252,42 @@ _OPERANDS = {
 }
 
 
-def _both(operands: int, formula: Callable, rows: int) -> tuple[Elementwise, Elementwise]:
-    wide = wide_elementwise(operands, formula, rows)
-    return elementwise(operands, formula, rows), wide
+class Made(NamedTuple):
+    """What an elementwise pass is made from."""
+
+    operands: int
+    formula: Callable  # makes it
+    rows: int
+    slope: bool = False
 
 
-#: All there are, by name: as it is, and for marked channels.
+#: All there are, by name. What is fused with an activation and a residual is made when it is used.
 EVERY = {
-    "normalize": _both(1, formulas.normalize, 3),
-    "gradient": _both(2, formulas.input_gradient, 4),
-    "normalize_each": _both(3, formulas.normalize_each, 3),
+    "normalize": Made(1, lambda: formulas.normalize, 3),
+    "gradient": Made(2, lambda: formulas.input_gradient, 4),
+    "normalize_each": Made(3, lambda: formulas.normalize_each, 3),
 }
+for _activation in (None, *activations.ACTIVATIONS):
+    for _residual in (False, True):
+        _how, _suffix = (_activation, _residual), activations.suffix(_activation, _residual)
+        _slope = _activation is not None and activations.ACTIVATIONS[_activation].parameters > 0
+        if _suffix:
+            EVERY[f"normalize{_suffix}"] = Made(
+                1 + _residual, partial(activations.fused, *_how), 3, _slope
+            )
+        if _activation:
+            EVERY[f"gradient{_suffix}"] = Made(
+                2 + _residual, partial(activations.activation_gradient, *_how), 3, _slope
+            )
+
+
+def plain(name: str) -> Elementwise:
+    """An elementwise pass by its name."""
+    made = EVERY[name]
+    return elementwise(made.operands, made.formula(), made.rows, made.slope)
+
+
+def wide(name: str) -> Elementwise:
+    """The same for arrays with marked channels."""
+    made = EVERY[name]
+    return wide_elementwise(made.operands, made.formula(), made.rows, made.slope)

@@ -19,11 +19,15 @@ class BatchNorm(LayerState):
 
     # --- calls ------------------------------------------------------------------------------
 
-    def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    def __call__(
+        self, x: np.ndarray, *, out: np.ndarray | None = None, residual: np.ndarray | None = None
+    ) -> np.ndarray:
         """Normalize ``x``: `forward`, which says more."""
-        return self.forward(x, out=out)
+        return self.forward(x, out=out, residual=residual)
 
-    def forward(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    def forward(
+        self, x: np.ndarray, *, out: np.ndarray | None = None, residual: np.ndarray | None = None
+    ) -> np.ndarray:
         """Normalize ``x``: with its own statistics in training, else with the running ones.
 
         A training call updates the running statistics and remembers what `backward`
@@ -37,6 +41,8 @@ class BatchNorm(LayerState):
             An empty batch gives an empty output and changes nothing.
         out : ndarray, optional
             Where to write; shape and dtype of ``x``; ``out=x`` works in place.
+        residual : ndarray, optional
+            Added before the layer's activation, in the same pass; shape and dtype of ``x``.
 
         Returns
         -------
@@ -44,33 +50,35 @@ class BatchNorm(LayerState):
             Shape, dtype and memory order of ``x``.
         """
         if self._in_training:
-            return self.forward_with_cache(x, out=out)[0]
-        if type(x) is np.ndarray and x.ndim in self._takes:
+            return self.forward_with_cache(x, out=out, residual=residual)[0]
+        plain = residual is None and self.activation is None
+        if plain and type(x) is np.ndarray and x.ndim in self._takes:
             found = prepared.evaluate(
                 x, self.running_mean, self.running_var, self.weight, self.bias,
                 self.eps, self._axis_of(x.ndim), out,
             )  # fmt: skip
             if found is not None:
                 return found
-        return self._checked_call(x, out).run()
+        return self._checked_call(x, out, residual).run()
 
     def forward_with_cache(
-        self, x: np.ndarray, *, out: np.ndarray | None = None
+        self, x: np.ndarray, *, out: np.ndarray | None = None, residual: np.ndarray | None = None
     ) -> tuple[np.ndarray, ForwardCache]:
         """`forward`, and what `backward` needs of it, in either mode.
 
         A training call is remembered by the layer as well, an evaluation call is not.
         """
         if not self._in_training:
-            call = self._checked_call(x, out)
+            call = self._checked_call(x, out, residual)
             return call.run(), call.cache()
-        y, cache = self._train(x, out)
+        y, cache = self._train(x, out, residual)
         if self._in_training:  # or another thread has said otherwise meanwhile
             keep_cache(self, cache)
         return y, cache
 
-    def _train(self, x: np.ndarray, out: np.ndarray | None) -> tuple[np.ndarray, ForwardCache]:
-        if self.on_nonfinite == "propagate" and self._fits(x):
+    def _train(self, x: Any, out: Any, residual: Any) -> tuple[np.ndarray, ForwardCache]:
+        plain = residual is None and self.activation is None
+        if plain and self.on_nonfinite == "propagate" and self._fits(x):
             found = prepared.train(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
                 self.eps, self._axis_of(x.ndim), out, self.num_batches_tracked,
@@ -78,7 +86,7 @@ class BatchNorm(LayerState):
             if found is not None:
                 y, statistics, axis = found
                 return y, cache_of(x, axis, statistics, self.weight, self.bias, y)
-        call = self._checked_call(x, out)
+        call = self._checked_call(x, out, residual)
         return call.run(), call.cache()
 
     def _fits(self, x: Any) -> bool:
@@ -113,7 +121,7 @@ class BatchNorm(LayerState):
             )
         return batch_norm_backward(dy, cache)
 
-    def _checked_call(self, x: Any, out: Any) -> Forward:
+    def _checked_call(self, x: Any, out: Any, residual: Any) -> Forward:
         """The call with all its checks."""
         if not places.on_device(x):
             x = arguments.as_array("x", x)
@@ -125,4 +133,11 @@ class BatchNorm(LayerState):
         return backend.forward(
             x, self.running_mean, self.running_var, self.weight, self.bias, self._in_training,
             self.momentum, self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,
+            self._fused(residual),
         )  # fmt: skip
+
+    def _fused(self, residual: Any) -> tuple[Any, float, Any] | None:
+        """What a call takes for residual and activation; None if there are neither."""
+        if residual is None and self.activation is None:
+            return None
+        return self.activation, self.negative_slope, residual

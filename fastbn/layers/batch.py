@@ -38,6 +38,9 @@ _PARAMETERS = """
     on_nonfinite : {"propagate", "skip", "raise"}
         What a training batch with NaN or infinity does to the running statistics and
         the counter: `fastbn.batch_norm` says more.
+    activation, negative_slope
+        What the output goes through in the same pass, such as "relu": `fastbn.batch_norm` has
+        the names. A call may add a residual before it: ``bn(x, residual=shortcut)``.
 
     Raises
     ------

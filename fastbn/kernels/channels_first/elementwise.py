@@ -1,8 +1,9 @@
 """Channels first: elementwise passes. A task is some values in the order of memory, row by row."""
 
-from fastbn.kernels import loops
+from functools import cache
+
+from fastbn.kernels import loops, pointwise
 from fastbn.kernels.compile import part
-from fastbn.kernels.pointwise import EVERY
 from fastbn.kernels.simd import data_at, fence, frame_at, stores, stores_streaming
 
 
@@ -43,10 +44,15 @@ def rows_part(name, operation, stores_whole=stores):
     return rows
 
 
-#: By name; past the caches; for marked channels.
-PARTS = {name: rows_part(f"first_{name}", plain) for name, (plain, _) in EVERY.items()}
-STREAMING = {
-    name: rows_part(f"first_{name}_streaming", plain, stores_streaming)
-    for name, (plain, _) in EVERY.items()
-}
-WIDE = {name: rows_part(f"first_wide_{name}", wide) for name, (_, wide) in EVERY.items()}
+@cache
+def part_of(name, streaming=False):
+    """The part of an elementwise pass; if ``streaming``, one that stores past the caches."""
+    if streaming:
+        return rows_part(f"first_{name}_streaming", pointwise.plain(name), stores_streaming)
+    return rows_part(f"first_{name}", pointwise.plain(name))
+
+
+@cache
+def wide_part_of(name):
+    """The part that serves marked channels as well."""
+    return rows_part(f"first_wide_{name}", pointwise.wide(name))

@@ -5,9 +5,10 @@ follow each other in memory, lines are as wide as vectors like them, and begin w
 aligned: what comes before the first line and after the last is done by the first and last task.
 """
 
-from fastbn.kernels import loops
+from functools import cache
+
+from fastbn.kernels import loops, pointwise
 from fastbn.kernels.compile import inlined, part
-from fastbn.kernels.pointwise import EVERY
 from fastbn.kernels.simd import (
     data_at,
     fence,
@@ -71,10 +72,15 @@ def lines_part(name, operation, stores_whole=stores):
     return lines
 
 
-#: By name; past the caches; for marked channels.
-PARTS = {name: lines_part(f"last_{name}", plain) for name, (plain, _) in EVERY.items()}
-STREAMING = {
-    name: lines_part(f"last_{name}_streaming", plain, stores_streaming)
-    for name, (plain, _) in EVERY.items()
-}
-WIDE = {name: lines_part(f"last_wide_{name}", wide) for name, (_, wide) in EVERY.items()}
+@cache
+def part_of(name, streaming=False):
+    """The part of an elementwise pass; if ``streaming``, one that stores past the caches."""
+    if streaming:
+        return lines_part(f"last_{name}_streaming", pointwise.plain(name), stores_streaming)
+    return lines_part(f"last_{name}", pointwise.plain(name))
+
+
+@cache
+def wide_part_of(name):
+    """The part that serves marked channels as well."""
+    return lines_part(f"last_wide_{name}", pointwise.wide(name))

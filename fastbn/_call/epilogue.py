@@ -1,0 +1,61 @@
+"""What follows normalizing in the same pass: a residual that is added, then an activation."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from fastbn._call import arguments, settings
+from fastbn.kernels.activations import suffix
+
+#: gelu is the one in its tanh form.
+Activation = Literal[
+    "relu", "relu6", "leaky_relu", "hardswish", "silu", "sigmoid", "tanh", "gelu_tanh"
+]
+
+
+class Epilogue(NamedTuple):
+    """``y = act(z)``, with ``z`` the normalized x, plus the residual if there is one."""
+
+    activation: str | None = None
+    #: Of leaky_relu, for negative numbers.
+    negative_slope: float = 0.01
+    residual: Any = None
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its operations end in; nothing if there is nothing to do."""
+        return suffix(self.activation, self.residual is not None)
+
+
+#: Nothing follows.
+NOTHING = Epilogue()
+
+
+def check_activation(value: Any) -> str | None:
+    """One of the names, or None."""
+    if value is None or (isinstance(value, str) and value in get_args(Activation)):
+        return value
+    way = ""
+    if value == "gelu":
+        way = "; 'gelu_tanh' is gelu in its tanh form"
+    elif value in ("swish", "hard_swish", "leakyrelu"):
+        here = {"swish": "silu", "hard_swish": "hardswish", "leakyrelu": "leaky_relu"}[value]
+        way = f"; here it is {here!r}"
+    elif callable(value):
+        way = "; call it on the output"
+    raise ValueError(
+        f"activation must be None or one of {', '.join(get_args(Activation))}, got {value!r}{way}"
+    )
+
+
+def checked(activation: Any, negative_slope: Any, residual: Any, x: np.ndarray) -> Epilogue:
+    """The epilogue of a call on ``x``."""
+    slope = settings.check_slope(negative_slope)
+    if residual is not None:
+        residual = arguments.as_array("residual", residual)
+        if residual.shape != x.shape or residual.dtype != x.dtype:
+            raise ValueError(
+                f"residual has shape {residual.shape} and dtype {residual.dtype}, expected those "
+                f"of x, {x.shape} and {x.dtype}"
+            )
+    return Epilogue(check_activation(activation), slope, residual)
