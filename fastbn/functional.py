@@ -66,6 +66,7 @@ def batch_norm(
     axis: int = 1,
     out: np.ndarray | None = None,
     on_nonfinite: OnNonfinite = "propagate",
+    mask: np.ndarray | None = None,
     residual: np.ndarray | None = None,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
@@ -105,6 +106,10 @@ def batch_norm(
         What a training batch with NaN or infinity in it does to the running statistics:
         goes in as it is, as in torch; leaves them as they were; or is refused, at the
         cost of one more pass over ``x``.
+    mask : ndarray of bool, optional
+        True where a value goes into the statistics of the batch; broadcasts to ``x``. What is left
+        out, such as padding, is normalized as the others are; it should be finite. A masked array
+        ``x`` brings a mask of its own, and the output is one.
     residual : ndarray, optional
         Added to the normalized values, in the same pass; shape and dtype of ``x``. May be
         ``out``.
@@ -152,7 +157,7 @@ def batch_norm(
     if foreign:
         refuse(batch_norm, foreign)
     plain = residual is None and activation is None
-    if plain and on_nonfinite == "propagate":
+    if plain and mask is None and on_nonfinite == "propagate":
         if training is False:
             y = prepared.evaluate(x, running_mean, running_var, weight, bias, eps, axis, out)
             if y is not None:
@@ -165,7 +170,7 @@ def batch_norm(
                 return found[0]
     call = backend.forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
-        on_nonfinite, None, None if plain else (activation, negative_slope, residual),
+        on_nonfinite, None, None if plain else (activation, negative_slope, residual), mask,
     )  # fmt: skip
     return call.run()
 
@@ -184,6 +189,7 @@ def batch_norm_forward(
     axis: int = 1,
     out: np.ndarray | None = None,
     on_nonfinite: OnNonfinite = "propagate",
+    mask: np.ndarray | None = None,
     residual: np.ndarray | None = None,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
@@ -212,14 +218,14 @@ def batch_norm_forward(
     if foreign:
         refuse(batch_norm_forward, foreign)
     plain = residual is None and activation is None
-    if plain and training is True and on_nonfinite == "propagate":
+    if plain and mask is None and training is True and on_nonfinite == "propagate":
         found = prepared.train(x, running_mean, running_var, weight, bias, momentum, eps, axis, out)
         if found is not None:
             y, statistics, axis = found
             return y, cache_of(x, axis, statistics, weight, bias, y)
     call = backend.forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
-        on_nonfinite, None, None if plain else (activation, negative_slope, residual),
+        on_nonfinite, None, None if plain else (activation, negative_slope, residual), mask,
     )  # fmt: skip
     y = call.run()
     return y, call.cache()
@@ -282,7 +288,12 @@ def batch_norm_backward(
     >>> grads.x.round(4).ravel(), grads.weight.round(4), grads.bias
     (array([ 0.1342, -0.1789, -0.0447,  0.0894]), array([-1.3416]), None)
     """
-    if type(cache) is ForwardCache and not cache.overwritten and cache.epilogue is None:
+    if (
+        type(cache) is ForwardCache
+        and not cache.overwritten
+        and cache.epilogue is None
+        and cache.kept is None
+    ):
         found = prepared.differentiate(
             dy, cache.x, cache.axis, cache.statistics, cache.weight, cache.batch_statistics, out
         )
@@ -305,10 +316,17 @@ def _gradients(
 
 
 @hide_foreign
-def channel_stats(x: np.ndarray, axis: int = 1, **foreign: NoReturn) -> ChannelStats:
+def channel_stats(
+    x: np.ndarray,
+    axis: int = 1,
+    *,
+    mask: np.ndarray | None = None,
+    skipna: bool = False,
+    **foreign: NoReturn,
+) -> ChannelStats:
     """Count, mean and sum of squared deviations of every channel of ``x``, in one pass.
 
-    The same as ``ChannelStats.from_array(x, axis)``, which says more.
+    The same as ``ChannelStats.from_array(x, axis, mask=mask, skipna=skipna)``, which says more.
 
     Examples
     --------
@@ -319,4 +337,4 @@ def channel_stats(x: np.ndarray, axis: int = 1, **foreign: NoReturn) -> ChannelS
     """
     if foreign:
         refuse(channel_stats, foreign)
-    return ChannelStats.from_array(x, axis)
+    return ChannelStats.from_array(x, axis, mask=mask, skipna=skipna)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import arguments, backend, pieces, places, prepared
+from fastbn._call import arguments, backend, masked, pieces, places, prepared, settings
 
 __all__ = ["ChannelStats"]
 
@@ -59,35 +59,60 @@ class ChannelStats:
         return cls(np.zeros(num_channels), np.zeros(num_channels), np.zeros(num_channels))
 
     @classmethod
-    def from_array(cls, x: np.ndarray, axis: int = 1) -> "ChannelStats":
+    def from_array(
+        cls,
+        x: np.ndarray,
+        axis: int = 1,
+        *,
+        mask: np.ndarray | None = None,
+        skipna: bool = False,
+    ) -> "ChannelStats":
         """Statistics of ``x`` over all axes but ``axis``, in one pass over memory.
 
         Parameters
         ----------
-        x : ndarray of float32 or float64, two or more dimensions
+        x : ndarray of float32, float64, float16 or bfloat16, two or more dimensions
             Any strides; not changed. float32 input is summed in short blocks
             around a shift that follows the mean, then merged in float64: the
             relative error of the variance stays below 1e-5 for |mean| / std up to 1e4.
         axis : int
             The channel axis; negative counts from the end.
+        mask : ndarray of bool, optional
+            True where a value counts; broadcasts to ``x``. That of a masked array is honoured.
+        skipna : bool
+            Leave NaN out, as missing values. Counts then differ from channel to channel; with
+            nothing left, count, mean and m2 are 0.
 
         Raises
         ------
         TypeError
-            If ``x`` is not an ndarray of float32 or float64.
+            If ``x`` is not an ndarray of floating-point numbers, or ``mask`` of bools.
         ValueError
-            If ``x`` has fewer than two dimensions, or no such axis.
+            If ``x`` has fewer than two dimensions or no such axis, or ``mask`` does not fit.
         """
-        found = prepared.moments(x, axis)
+        plain = mask is None and skipna is False
+        found = prepared.moments(x, axis) if plain else None
         if found is not None:
             count, statistics = found
             mean, m2 = statistics.reshape(2, -1)
             return cls(np.full(mean.size, float(count)), mean, m2)
+        skipna = settings.check_bool("skipna", skipna)
         if places.on_device(x):
+            if not plain:
+                raise NotImplementedError("mask and skipna are there on the CPU alone so far")
             return cls(*backend.device().moments(x, axis))
+        x, mask = masked.split(x, mask)
         x = arguments.as_array("x", x)
         position, channels, _ = arguments.describe(x.shape, x.dtype, arguments.as_axis(axis))
-        return cls(*pieces.moments(x, position)) if x.size else cls.empty(channels)
+        kept = masked.kept_of(mask, x.shape)
+        if skipna and x.size:
+            there = ~np.isnan(x)
+            kept = masked.kept_of(there if kept is None else kept & there, x.shape)
+        if x.size == 0:
+            return cls.empty(channels)
+        if kept is not None:
+            return cls(*masked.moments(x, position, kept))
+        return cls(*pieces.moments(x, position))
 
     def merge(self, other: "ChannelStats") -> "ChannelStats":
         """Statistics of both samples together; neither is changed.

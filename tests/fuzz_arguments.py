@@ -60,7 +60,7 @@ BAD_ARRAYS = (
     np.zeros((4, 3), int), np.zeros((4, 3), complex), np.zeros((4, 3), bool),
     np.zeros((4, 3), np.longdouble), np.zeros((4, 3), object),
     np.zeros((4, 3), "U2"), np.zeros((4, 3), [("a", "f4")]), np.zeros((4, 3), "M8[s]"),
-    np.ma.ones((4, 3)), np.zeros(()), [[1.0, 2.0], [3.0, 4.0]],
+    np.zeros(()), [[1.0, 2.0], [3.0, 4.0]],
 )  # fmt: skip
 BAD_POLICIES = (*NOTHING_OF_USE, None, "", "Skip", "ignore", 0, True, b"skip")
 BAD_BOOLS = (np.array([1, 2]), np.array(True), 0, 1, "yes", "", None, [], [0], 2.5)

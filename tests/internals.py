@@ -19,6 +19,7 @@ from fastbn._call import (
     dlpack,
     groups,
     known,
+    masked,
     places,
     plan,
     prepared,
@@ -462,6 +463,11 @@ def sum_of_values(values):
 
 def sum_of_squares(values):
     return (values * values).sum(axis=0)
+
+
+def small_pieces(monkeypatch):
+    """Let masked values be summed in pieces of few."""
+    monkeypatch.setattr(masked, "PIECE", 500)
 
 
 # --- norms of samples -------------------------------------------------------------------------

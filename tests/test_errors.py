@@ -46,11 +46,16 @@ def test_not_an_array(value):
 
 
 def test_masked_array():
+    """Taken where a mask is; refused elsewhere, and not with np.asarray, which would drop it."""
     x = np.ma.masked_less(X, 3)
-    for call in (lambda: fastbn.batch_norm(x), lambda: BatchNorm1d(3)(x)):
-        with raises(TypeError, "masked array", "x.filled(value)") as caught:
+    for name, call in (
+        ("x", lambda: fastbn.layer_norm(x, x.shape[-1])),
+        ("x", lambda: fastbn.GroupNorm(1, x.shape[1])(x)),
+        ("weight", lambda: fastbn.batch_norm(X, weight=np.ma.ones(3, "f4"), training=True)),
+    ):
+        with raises(TypeError, "masked array", f"{name}.filled(value)") as caught:
             call()
-        assert "asarray" not in str(caught.value)  # which would drop the mask
+        assert "asarray" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ def functions(x: Array, mean: Array, var: Array, weight: Array, bias: Array) -> 
     y: NDArray[Any] = fastbn.batch_norm(x, mean, var, weight, bias, True, 0.1, 1e-5)
     fastbn.batch_norm(x, mean, var, axis=-1, out=x, on_nonfinite="skip")
     fastbn.batch_norm(x, mean, var, residual=x, activation="relu", negative_slope=0.1)
-    print(BatchNorm2d(3, activation="silu")(x, residual=x).sum())
+    print(BatchNorm2d(3, activation="silu")(x, residual=x, mask=x > 0).sum())
+    fastbn.batch_norm(x, training=True, mask=x > 0)
+    fastbn.channel_stats(x, mask=x > 0, skipna=True)
     cache: ForwardCache
     y, cache = fastbn.batch_norm_forward(x, weight=weight, training=True)
     gradients: Gradients = fastbn.batch_norm_backward(y, cache, out=y)
@@ -75,9 +77,10 @@ def life(x: Array) -> None:
 
 class Logged(BatchNorm2d):
     def forward(
-        self, x: Array, *, out: Array | None = None, residual: Array | None = None
+        self, x: Array, *, out: Array | None = None, residual: Array | None = None,
+        mask: NDArray[np.bool_] | None = None,
     ) -> NDArray[Any]:
-        return super().forward(x, out=out, residual=residual)
+        return super().forward(x, out=out, residual=residual, mask=mask)
 
     def __call__(self, x: Array, **how: Any) -> NDArray[Any]:
         return super().__call__(x, **how)

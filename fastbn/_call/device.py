@@ -132,9 +132,9 @@ class Forward:
 
     def __init__(
         self, x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
-        on_nonfinite="propagate", counter=None, fused=None,
+        on_nonfinite="propagate", counter=None, fused=None, mask=None,
     ):  # fmt: skip
-        if fused is not None:
+        if fused is not None or mask is not None:
             raise NotImplementedError(
                 "activation, residual and mask are there on the CPU alone so far; on a device, "
                 "apply them to the output"

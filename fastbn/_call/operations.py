@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn._call import arguments, overlap, pieces, settings, work
+from fastbn._call import arguments, masked, overlap, pieces, settings, work
 from fastbn._call.epilogue import NOTHING, Epilogue, checked
 from fastbn._system import outputs
 from fastbn.kernels import formulas
@@ -28,6 +28,8 @@ class ForwardCache:
     batch_statistics: bool
     overwritten: bool
     epilogue: "FusedCache | None" = None
+    #: Which values went into the statistics, and how many of each channel; None: all of them.
+    kept: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class FusedCache(NamedTuple):
@@ -52,8 +54,10 @@ class Forward:
 
     def __init__(
         self, x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
-        on_nonfinite="propagate", counter=None, fused=None,
+        on_nonfinite="propagate", counter=None, fused=None, mask=None,
     ):  # fmt: skip
+        self.masked_array = isinstance(x, np.ma.MaskedArray) and out is None
+        x, mask = masked.split(x, mask)
         x = arguments.as_array("x", x)
         self.x = x
         self.axis, self.channels, self.count = arguments.describe(
@@ -78,8 +82,13 @@ class Forward:
             self.momentum = None if cumulative else settings.check_momentum(momentum)
             inputs = {"x": x, "weight": self.weight, "bias": self.bias}
             arguments.check_updatable(self.running_mean, self.running_var, counter, inputs)
+        self.given_mask, kept = mask, masked.kept_of(mask, x.shape)
+        self.kept = None  # with what it keeps of each channel, where that is not everything
         if self.batch_statistics and x.size:
             arguments.check_batch_count(x.shape, self.count)
+            if kept is not None:
+                self.kept, self.moments = kept, masked.moments(x, self.axis, kept)
+                masked.check_counts(self.moments[0], x.shape)
         self.epilogue = NOTHING if fused is None else checked(*fused, x)
         self.out = self._output(out)
         if self.update and x.size and self.on_nonfinite == "raise":
@@ -108,7 +117,9 @@ class Forward:
             self.statistics = np.zeros(3 * self.channels)
             return self.returned
         weight, bias = self._for_kernel(self.weight), self._for_kernel(self.bias)
-        if self.batch_statistics:
+        if self.kept is not None:
+            self.statistics = self._normalize_masked(weight, bias)
+        elif self.batch_statistics:
             self.statistics = work.forward(
                 self.x, self.out, self.axis, weight, bias, self.eps, epilogue=self.epilogue
             )
@@ -119,19 +130,34 @@ class Forward:
             )
         if self.update:
             work.update_running(*self._running(self.statistics), self.on_nonfinite)
+        if self.masked_array:
+            return np.ma.MaskedArray(
+                self.returned, ~masked.check_mask(self.given_mask, self.x.shape)
+            )
         return self.returned
 
-    def _running(self, statistics) -> tuple[Any, Any, Any, np.ndarray, int, float | None]:
+    def _normalize_masked(self, weight, bias):
+        """With the statistics of what is kept, which it returns."""
+        count, mean, m2 = self.moments
+        with np.errstate(invalid="ignore"):
+            var = m2 / count
+            statistics = np.concatenate([mean, var, formulas.reciprocal_std(var, self.eps)])
+        work.normalize(
+            self.x, self.out, self.axis, mean, var, weight, bias, self.eps, self.epilogue
+        )
+        return statistics
+
+    def _running(self, statistics) -> tuple[Any, Any, Any, np.ndarray, float, float | None]:
         """What an update of the running statistics takes."""
-        return (
-            self.running_mean, self.running_var, self.counter,
-            statistics, self.count, self.momentum,
-        )  # fmt: skip
+        count: float = self.count
+        if self.kept is not None:
+            statistics, count = masked.update_of(statistics, self.moments[0])
+        return (self.running_mean, self.running_var, self.counter, statistics, count, self.momentum)
 
     def _refuse_nonfinite(self):
         """Look at the batch's statistics, and at the running ones after it, before the work."""
-        _, mean, m2 = pieces.moments(self.x, self.axis)
-        after = work.step(*self._running(np.concatenate([mean, m2 / self.count])))
+        count, mean, m2 = pieces.moments(self.x, self.axis) if self.kept is None else self.moments
+        after = work.step(*self._running(np.concatenate([mean, m2 / count])))
         arguments.check_finite(self.x, self.axis, after.not_finite)
 
     def _for_kernel(self, vector):
@@ -155,6 +181,7 @@ class Forward:
             self.batch_statistics,
             self._overwrites(self.x) or self._overwrites(self.epilogue.residual),
             self._fused_cache(),
+            None if self.kept is None else (self.kept.copy(), self.moments[0]),
         )
 
     def _overwrites(self, array):
@@ -194,6 +221,11 @@ def backward(dy: Any, cache: Any, out: Any) -> tuple[Any, ...]:
         return returned, *np.zeros((2, cache.statistics.size // 3), computed(dtype)), *residual
     if cache.epilogue is not None:
         dy = _through_epilogue(dy, cache, *(residual or (dx,)))
+    if cache.kept is not None:
+        gradients = masked.backward(
+            dy, x, dx, cache.axis, cache.statistics, cache.weight, *cache.kept
+        )
+        return returned, *gradients, *residual
     operation = "backward" if cache.batch_statistics else "frozen_backward"
     d_weight, d_bias = work.backward(
         dy, x, dx, cache.axis, cache.statistics, cache.weight, operation

@@ -20,13 +20,23 @@ class BatchNorm(LayerState):
     # --- calls ------------------------------------------------------------------------------
 
     def __call__(
-        self, x: np.ndarray, *, out: np.ndarray | None = None, residual: np.ndarray | None = None
+        self,
+        x: np.ndarray,
+        *,
+        out: np.ndarray | None = None,
+        residual: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
     ) -> np.ndarray:
         """Normalize ``x``: `forward`, which says more."""
-        return self.forward(x, out=out, residual=residual)
+        return self.forward(x, out=out, residual=residual, mask=mask)
 
     def forward(
-        self, x: np.ndarray, *, out: np.ndarray | None = None, residual: np.ndarray | None = None
+        self,
+        x: np.ndarray,
+        *,
+        out: np.ndarray | None = None,
+        residual: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
     ) -> np.ndarray:
         """Normalize ``x``: with its own statistics in training, else with the running ones.
 
@@ -43,6 +53,8 @@ class BatchNorm(LayerState):
             Where to write; shape and dtype of ``x``; ``out=x`` works in place.
         residual : ndarray, optional
             Added before the layer's activation, in the same pass; shape and dtype of ``x``.
+        mask : ndarray of bool, optional
+            True where a value goes into the statistics of a training batch; broadcasts to ``x``.
 
         Returns
         -------
@@ -50,8 +62,8 @@ class BatchNorm(LayerState):
             Shape, dtype and memory order of ``x``.
         """
         if self._in_training:
-            return self.forward_with_cache(x, out=out, residual=residual)[0]
-        plain = residual is None and self.activation is None
+            return self.forward_with_cache(x, out=out, residual=residual, mask=mask)[0]
+        plain = residual is None and mask is None and self.activation is None
         if plain and type(x) is np.ndarray and x.ndim in self._takes:
             found = prepared.evaluate(
                 x, self.running_mean, self.running_var, self.weight, self.bias,
@@ -59,25 +71,30 @@ class BatchNorm(LayerState):
             )  # fmt: skip
             if found is not None:
                 return found
-        return self._checked_call(x, out, residual).run()
+        return self._checked_call(x, out, residual, mask).run()
 
     def forward_with_cache(
-        self, x: np.ndarray, *, out: np.ndarray | None = None, residual: np.ndarray | None = None
+        self,
+        x: np.ndarray,
+        *,
+        out: np.ndarray | None = None,
+        residual: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
     ) -> tuple[np.ndarray, ForwardCache]:
         """`forward`, and what `backward` needs of it, in either mode.
 
         A training call is remembered by the layer as well, an evaluation call is not.
         """
         if not self._in_training:
-            call = self._checked_call(x, out, residual)
+            call = self._checked_call(x, out, residual, mask)
             return call.run(), call.cache()
-        y, cache = self._train(x, out, residual)
+        y, cache = self._train(x, out, residual, mask)
         if self._in_training:  # or another thread has said otherwise meanwhile
             keep_cache(self, cache)
         return y, cache
 
-    def _train(self, x: Any, out: Any, residual: Any) -> tuple[np.ndarray, ForwardCache]:
-        plain = residual is None and self.activation is None
+    def _train(self, x: Any, out: Any, residual: Any, mask: Any) -> tuple[np.ndarray, ForwardCache]:
+        plain = residual is None and mask is None and self.activation is None
         if plain and self.on_nonfinite == "propagate" and self._fits(x):
             found = prepared.train(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
@@ -86,7 +103,7 @@ class BatchNorm(LayerState):
             if found is not None:
                 y, statistics, axis = found
                 return y, cache_of(x, axis, statistics, self.weight, self.bias, y)
-        call = self._checked_call(x, out, residual)
+        call = self._checked_call(x, out, residual, mask)
         return call.run(), call.cache()
 
     def _fits(self, x: Any) -> bool:
@@ -121,9 +138,9 @@ class BatchNorm(LayerState):
             )
         return batch_norm_backward(dy, cache)
 
-    def _checked_call(self, x: Any, out: Any, residual: Any) -> Forward:
+    def _checked_call(self, x: Any, out: Any, residual: Any, mask: Any) -> Forward:
         """The call with all its checks."""
-        if not places.on_device(x):
+        if not (places.on_device(x) or isinstance(x, np.ma.MaskedArray)):
             x = arguments.as_array("x", x)
         axis = self._axis_of(len(x.shape)) if len(x.shape) in self._takes else None
         if axis is None or x.shape[axis] != self.num_features:
@@ -133,7 +150,7 @@ class BatchNorm(LayerState):
         return backend.forward(
             x, self.running_mean, self.running_var, self.weight, self.bias, self._in_training,
             self.momentum, self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,
-            self._fused(residual),
+            self._fused(residual), mask,
         )  # fmt: skip
 
     def _fused(self, residual: Any) -> tuple[Any, float, Any] | None:

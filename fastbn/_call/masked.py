@@ -1,0 +1,134 @@
+"""Statistics of the values that a mask keeps, and gradients through them.
+
+In pieces of float64, so that no temporary is large: where a value is left out there is a zero,
+which adds nothing to sums around a shift. The shift is the mean of what is kept.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastbn._call import arguments, overlap, pieces, work
+from fastbn._system import outputs
+from fastbn.kernels import formulas
+
+#: Values of a piece.
+PIECE = 1 << 18
+
+
+def split(x: Any, mask: Any) -> tuple[Any, Any]:
+    """``x`` without a mask of its own, and what of it is kept by that and ``mask``.
+
+    A masked array of NumPy's says what is left out, ``mask`` what is kept.
+    """
+    if not isinstance(x, np.ma.MaskedArray):
+        return x, mask
+    own = np.ma.getmaskarray(x)
+    kept = ~own
+    if mask is not None:
+        kept &= check_mask(mask, x.shape)
+    return x.data, kept
+
+
+def check_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """``mask`` as an array of bools of that shape."""
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        kind = f"dtype {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise TypeError(
+            f"mask must be a numpy.ndarray of bools, True where a value counts, got {kind}"
+        )
+    try:
+        return np.broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(
+            f"mask has shape {mask.shape}, which does not broadcast to that of x, {shape}; a mask "
+            f"of samples is mask.reshape({', '.join(['-1'] + ['1'] * (len(shape) - 1))})"
+        ) from None
+
+
+def kept_of(mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """What is kept; None if that is everything."""
+    if mask is None:
+        return None
+    kept = check_mask(mask, shape)
+    return None if kept.all() else kept
+
+
+def moments(x: np.ndarray, axis: int, kept: np.ndarray) -> pieces.Moments:
+    """Count, mean and m2 of what is kept of each channel; zeros where nothing is."""
+    sizes = [n if k != axis else 0 for k, n in enumerate(x.shape)]
+    longest = int(np.argmax(sizes))
+    if x.size > PIECE and sizes[longest] > 1:
+        halves = zip(*(np.array_split(a, 2, axis=longest) for a in (x, kept)), strict=True)
+        return pieces.merged(*(moments(part, axis, of_part) for part, of_part in halves))
+    others = tuple(k for k in range(x.ndim) if k != axis)
+    count = kept.sum(axis=others, dtype=np.float64)
+    some = np.maximum(count, 1.0)
+    along = [-1 if k == axis else 1 for k in range(x.ndim)]
+    with np.errstate(all="ignore"):
+        center = _sum(np.where(kept, x, 0.0), axis)[0] / some
+        center = np.where(np.isfinite(center), center, 0.0).astype(x.dtype).astype(np.float64)
+        total, squares = _sum(np.where(kept, x - center.reshape(along), 0.0), axis)
+        offset = total / some
+        m2 = np.maximum(squares - offset * total, 0.0)
+    return count, np.where(count > 0, center + offset, 0.0), m2
+
+
+def _sum(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the values of each channel, and of their squares."""
+    found = work.moments(values, axis)
+    assert found  # of a new array, which is contiguous
+    walk, mean, m2 = found
+    return mean * walk.count, m2 + walk.count * (mean * mean)
+
+
+def check_counts(count: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Batch statistics of one value or none mean nothing."""
+    few = np.flatnonzero(count < 2)
+    if few.size:
+        shown = ", ".join(map(str, few[:5])) + (", ..." if few.size > 5 else "")
+        raise ValueError(
+            f"mask keeps {int(count[few[0]])} values of channel {shown} of x of shape {shape}; "
+            "expected more than 1 to take statistics of: use running statistics (eval(), or "
+            "training=False), or a larger batch"
+        )
+
+
+def update_of(statistics: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, float]:
+    """Statistics and one count for all channels that move running statistics as each count does.
+
+    Bessel's correction of two values is 2.
+    """
+    mean, var = statistics[: 2 * count.size].reshape(2, -1)
+    return np.concatenate([mean, formulas.unbiased(var, count) / 2.0]), 2.0
+
+
+def backward(dy, x, dx, axis, statistics, weight, kept, count) -> tuple[np.ndarray, np.ndarray]:
+    """As `work.backward`; what is left out depends on the statistics, and they not on it."""
+    alike = [a if work.walked(axis, a, dx) else _copy_as(dx, a) for a in (dy, x)]
+    target = dx if work.walked(axis, *alike, dx) else outputs.new_output(x, dx.dtype)
+    dy, x = (a if work.walked(axis, a, target) else _copy_as(target, a) for a in alike)
+    d_weight, d_bias = work.products(dy, x, axis, statistics)
+    mean, _, rstd = statistics.reshape(3, -1)
+    factor = 1.0 if weight is None else weight.astype(np.float64)
+    with np.errstate(all="ignore"):
+        scale, slope, offset = formulas.input_gradient_terms(
+            count, d_bias.astype(np.float64), d_weight / rstd, 0.0, rstd, factor
+        )
+        left_out = ~kept
+        along = [-1 if k == axis else 1 for k in range(x.ndim)]
+        through = (dy * scale.reshape(along))[left_out]
+        terms = np.concatenate(np.broadcast_arrays(mean, scale, slope, offset))
+        work.given_gradient(dy, x, target, axis, terms)
+        target[left_out] = through
+    if target is not dx:
+        np.copyto(dx, target)
+    return d_weight, d_bias
+
+
+def _copy_as(like: np.ndarray, array: np.ndarray) -> np.ndarray:
+    if overlap.same_elements(like, array):
+        return like
+    copy = outputs.new_output(like, arguments.native(array.dtype))
+    np.copyto(copy, array)
+    return copy
