@@ -84,7 +84,7 @@ def batch_norm(
 
     Parameters
     ----------
-    x : ndarray of float32 or float64, two or more dimensions
+    x : ndarray of float32, float64, float16 or bfloat16, two or more dimensions
         ``(N, C)``, ``(N, C, L)``, ``(N, C, H, W)``, ``(N, C, D, H, W)`` with
         ``axis=1``, channels last with ``axis=-1``, or any strided view of them.
     running_mean, running_var : ndarray of shape (C,), optional
@@ -128,7 +128,7 @@ def batch_norm(
     Raises
     ------
     TypeError
-        If an array is not an ndarray of float32 or float64, or a number is not one.
+        If an array is not an ndarray of such numbers, or a number is not one.
     ValueError
         If a shape does not fit, only one running statistic is given, ``eps`` is not
         positive, batch statistics are asked of one value per channel, ``out`` is
@@ -267,7 +267,7 @@ def batch_norm_backward(
     Raises
     ------
     TypeError
-        If ``dy`` is not an ndarray of float32 or float64, or ``cache`` is not one.
+        If ``dy`` is not an ndarray of such numbers, or ``cache`` is not one.
     ValueError
         If ``dy`` or ``out`` do not fit the shape or dtype of x.
     RuntimeError

@@ -31,7 +31,7 @@ _RAISES = """
     Raises
     ------
     TypeError
-        If an array is not an ndarray of float32 or float64, or a number is not one.
+        If an array is not an ndarray of such numbers, or a number is not one.
     ValueError
         If a shape does not fit, ``eps`` is not positive, or ``out`` is read-only or overlaps
         ``x`` in part. Nothing has been changed then.
@@ -76,7 +76,7 @@ def group_norm(
 
     Parameters
     ----------
-    x : ndarray of float32 or float64
+    x : ndarray of float32, float64, float16 or bfloat16
         ``(N, C)`` or ``(N, C, ...)``; samples on axis 0.
     num_groups : int
         Divides C. 1: all channels together; C: each channel, which is `instance_norm`.
@@ -146,7 +146,7 @@ def instance_norm(
 
     Parameters
     ----------
-    x : ndarray of float32 or float64
+    x : ndarray of float32, float64, float16 or bfloat16
         ``(N, C, ...)``; samples on axis 0.
     running_mean, running_var : ndarray of shape (C,), optional
         Updated in place with the averages over the samples of their means and unbiased
@@ -225,7 +225,7 @@ def layer_norm(
 
     Parameters
     ----------
-    x : ndarray of float32 or float64
+    x : ndarray of float32, float64, float16 or bfloat16
         ``(..., *normalized_shape)``.
     normalized_shape : int or tuple of int
         Sizes of the last axes; a number is the size of the last one.
@@ -287,7 +287,7 @@ def rms_norm(
 
     Parameters
     ----------
-    x : ndarray of float32 or float64
+    x : ndarray of float32, float64, float16 or bfloat16
         ``(..., *normalized_shape)``.
     normalized_shape : int or tuple of int
         Sizes of the last axes; a number is the size of the last one.
@@ -363,7 +363,7 @@ def norm_backward(
     Raises
     ------
     TypeError
-        If ``dy`` is not an ndarray of float32 or float64, or ``cache`` is not one.
+        If ``dy`` is not an ndarray of such numbers, or ``cache`` is not one.
     ValueError
         If ``dy`` or ``out`` do not fit the shape or dtype of x.
     RuntimeError

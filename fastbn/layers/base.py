@@ -46,7 +46,7 @@ class BatchNorm(LayerState):
 
         Parameters
         ----------
-        x : ndarray of float32 or float64
+        x : ndarray of float32, float64, float16 or bfloat16
             A batch, or for 2d and 3d a single sample, which is then a batch of one.
             An empty batch gives an empty output and changes nothing.
         out : ndarray, optional
