@@ -10,7 +10,15 @@ from benchmarks.results import RESULTS, ROOT, Unusable
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m benchmarks", description="How fast fastbn is.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_compare, _add_cold, _add_sharing, _add_device, _add_record, _add_report):
+    for add in (
+        _add_compare,
+        _add_cold,
+        _add_sharing,
+        _add_around,
+        _add_device,
+        _add_record,
+        _add_report,
+    ):
         add(commands)
     return top
 
@@ -171,6 +179,24 @@ def _sharing(arguments) -> int:
 
     sharing.sharing(arguments.seconds)
     return 0
+
+
+def _add_around(commands) -> None:
+    command = _add_command(
+        commands, "around", _around, "Time what is around the layer",
+        "Fused passes, 16 bits and norms of samples, beside torch (if it is installed), NumPy and "
+        "the plain call. Exit status 1 if a bar is not met.",
+    )  # fmt: skip
+    command.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="of each call (default: all there are)"
+    )
+    command.add_argument("--to", type=Path, metavar="FILE", help="keep the figures as JSON")
+
+
+def _around(arguments) -> int:
+    from benchmarks import around
+
+    return 0 if around.around(arguments.threads, arguments.to) else 1
 
 
 def _device(arguments) -> int:
