@@ -19,10 +19,14 @@ from collections import Counter
 import numpy as np
 
 from tests.fuzz_arguments import Caller, Wrong, pick
+from tests.fuzz_around import call_fused, call_norm
 from tests.fuzz_functions import call_function, call_stats
 from tests.fuzz_layers import call_constructor, call_layer
 
-KINDS = (call_function, call_function, call_function, call_stats, call_constructor, call_layer)
+KINDS = (
+    call_function, call_function, call_function, call_stats, call_constructor, call_layer,
+    call_fused, call_norm,
+)  # fmt: skip
 
 
 def one(seed, index):

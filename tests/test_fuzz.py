@@ -9,9 +9,25 @@ from tests import fuzz
 def test_random_calls_are_right_or_raise_an_error_of_ours():
     outcomes = fuzz.run(seed=1, calls=3000)
     # every kind of call came to both kinds of end
-    for wanted in ("trained", "evaluated", "differentiated", "stats", "constructed", "layer"):
+    for wanted in (
+        "trained",
+        "evaluated",
+        "differentiated",
+        "stats",
+        "constructed",
+        "layer",
+        "fused",
+        "normed",
+    ):
         assert outcomes[wanted] > 50
-    for wanted in ("", " of backward", " of stats", " of a constructor", " of a layer"):
+    for wanted in (
+        "",
+        " of backward",
+        " of stats",
+        " of a constructor",
+        " of a layer",
+        " of a norm",
+    ):
         assert sum(n for k, n in outcomes.items() if k.endswith("Error" + wanted)) > 20
 
 

@@ -85,6 +85,20 @@ def test_gradients_by_finite_differences(shape, axis, of_mask, rng):
             np.testing.assert_allclose(found, right, atol=2e-6)
 
 
+def test_gradients_of_16_bits(rng):
+    x, dy, weight, bias, *_ = drawn(rng, (6, 3, 5), 1, "float32")
+    x, dy = x.astype(np.float16), dy.astype(np.float16)
+    mask, how = some(rng, (6, 1, 5)), {"weight": weight, "bias": bias, "training": True}
+    y, cache = fastbn.batch_norm_forward(x, mask=mask, **how)
+    right, wide = fastbn.batch_norm_forward(x.astype(np.float32), mask=mask, **how)
+    np.testing.assert_array_equal(y, right.astype(np.float16))
+    found = fastbn.batch_norm_backward(dy, cache)
+    expected = fastbn.batch_norm_backward(dy.astype(np.float32), wide)
+    assert found.x.dtype == np.float16
+    np.testing.assert_allclose(found.x.astype("f4"), expected.x, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found.weight, expected.weight, rtol=1e-6)
+
+
 @shapes
 @dtypes
 def test_everything_kept_is_no_mask_bit_for_bit(shape, axis, of_mask, dtype, rng):

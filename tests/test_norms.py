@@ -189,7 +189,9 @@ def test_nan_and_infinity_stay_in_their_sample(rng):
             assert np.isnan(y[1, 2]).all()
 
 
-@pytest.mark.parametrize("make", ["fortran", "reversed", "sliced", "swapped bytes", "unaligned"])
+@pytest.mark.parametrize(
+    "make", ["fortran", "reversed", "sliced", "swapped bytes", "unaligned", "read-only"]
+)
 def test_arrays_of_any_kind(make, rng):
     x = rng.normal(size=(4, 6, 5)).astype(np.float32)
     dy = rng.normal(size=x.shape).astype(np.float32)
@@ -198,6 +200,10 @@ def test_arrays_of_any_kind(make, rng):
         odd = x.astype(">f4")
     elif make == "unaligned":
         odd = np.frombuffer(b"x" + x.tobytes(), np.float32, offset=1).reshape(x.shape)
+    elif make == "read-only":
+        odd = x.copy()
+        for array in (odd, weight, bias, dy):
+            array.flags.writeable = False
     else:
         odd = {"fortran": np.asfortranarray, "reversed": lambda a: a[::-1, ::-1],
                "sliced": lambda a: np.repeat(a, 2, axis=2)[..., ::2]}[make](x)  # fmt: skip

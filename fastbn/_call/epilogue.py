@@ -53,7 +53,8 @@ def checked(activation: Any, negative_slope: Any, residual: Any, x: np.ndarray) 
     slope = settings.check_slope(negative_slope)
     if residual is not None:
         residual = arguments.as_array("residual", residual)
-        if residual.shape != x.shape or residual.dtype != x.dtype:
+        native = (arguments.native(array.dtype) for array in (residual, x))
+        if residual.shape != x.shape or len(set(native)) > 1:
             raise ValueError(
                 f"residual has shape {residual.shape} and dtype {residual.dtype}, expected those "
                 f"of x, {x.shape} and {x.dtype}"

@@ -55,7 +55,7 @@ class GroupNorm:
             raise ValueError("axis 0 has the samples, and axis must be that of the channels")
         self.channels = self.x.shape[self.axis]
         self.groups = self.channels if num_groups is None else settings.check_num_groups(num_groups)
-        if self.channels % self.groups:
+        if self.groups and self.channels % self.groups:
             raise ValueError(
                 f"num_groups={self.groups} must divide the number of channels, and x of shape "
                 f"{self.x.shape} has {self.channels}"

@@ -176,11 +176,9 @@ def activation_gradient(dy, x, out, axis, statistics, weight, bias, eps, epilogu
 def forward_each(x, out, weight, bias, eps, uncentered) -> np.ndarray:
     """`forward` of each row of a contiguous table, with a weight and a bias for each column."""
     plan = _walk_of_rows(*x.shape).plan(f"{'uncentered_' * uncentered}forward_each", x.dtype)
-    statistics = np.empty(3 * x.shape[0])
-    launch(
-        plan, plan.entry.of(plan.dtype, plan.dtype), overlap.same_elements(x, out), x.reshape(-1),
-        weight, bias, out.reshape(-1), statistics, eps,
-    )  # fmt: skip
+    statistics, views = np.empty(3 * x.shape[0]), (flat(a, a.size) for a in (x, weight, bias, out))
+    entry = plan.entry.of(plan.dtype, plan.dtype)
+    launch(plan, entry, overlap.same_elements(x, out), *views, statistics, eps)
     return statistics
 
 
@@ -195,12 +193,12 @@ def products(dy, x, axis, statistics) -> tuple[np.ndarray, np.ndarray]:
     """Gradients of weight and bias alone."""
     together = walked(axis, dy, x)
     assert together
-    plan = together.walk.plan("products", x.dtype)
-    d_weight, d_bias = np.empty((2, plan.walk.channels), plan.dtype)
-    absent = ABSENT[plan.dtype]
+    plan = together.walk.plan("products", held(x.dtype))
+    dtype = computed(plan.dtype)
+    d_weight, d_bias = np.empty((2, plan.walk.channels), dtype)
     launch(
-        plan, plan.entry.of(plan.dtype, plan.dtype), False, *together.views, absent, statistics,
-        absent, d_weight, d_bias,
+        plan, plan.entry.of(plan.dtype, dtype), False, *together.views, np.empty(0, plan.dtype),
+        statistics, ABSENT[dtype], d_weight, d_bias,
     )  # fmt: skip
     return d_weight, d_bias
 
@@ -209,9 +207,10 @@ def given_gradient(dy, x, dx, axis, terms) -> None:
     """Write ``(dy * scale) + (x - mean) * slope + offset``; ``terms`` has them in this order."""
     together = walked(axis, dy, x, dx)
     assert together
-    plan = together.walk.plan("given_gradient", dx.dtype)
+    plan = together.walk.plan("given_gradient", held(dx.dtype))
     in_place = any(overlap.same_elements(dx, array) for array in (dy, x))
-    launch(plan, plan.entry.of(plan.dtype, plan.dtype), in_place, *together.views, terms)
+    entry = plan.entry.of(plan.dtype, computed(plan.dtype))
+    launch(plan, entry, in_place, *together.views, terms)
 
 
 def _forward_in_two(x, out, axis, weight, bias, eps, epilogue) -> np.ndarray:
