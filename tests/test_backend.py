@@ -42,6 +42,8 @@ def test_nothing_of_cuda_is_imported_for_numpy_arrays():
 def test_a_device_that_is_not_there_is_an_error_that_names_the_way_out():
     with pytest.raises(RuntimeError, match=r"no NVIDIA GPU .*pip install 'fastbn\[cuda\]'"):
         fastbn.BatchNorm2d(3, device="cuda")
+    with pytest.raises(RuntimeError, match="no NVIDIA GPU"):  # which would have no arrays there
+        fastbn.BatchNorm2d(3, affine=False, track_running_stats=False, device="cuda")
     bn = fastbn.BatchNorm1d(3)
     bn(np.eye(3, dtype=np.float32))
     before = bn.state_dict()

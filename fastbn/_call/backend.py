@@ -64,6 +64,11 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype, place: str) -> Any:
     return _put(np.zeros(shape, dtype), place)
 
 
+def require(place: str) -> None:
+    """Raise if there is no such device, also where nothing is put on it."""
+    zeros((0,), np.dtype(np.float32), place)
+
+
 def to_numpy(array: Any) -> np.ndarray:
     """A copy in host memory, when all that was launched before is done."""
     if not on_device(array):

@@ -60,7 +60,10 @@ def blocks(
     arrays, dtype = (*read, written), computed(written.dtype)
     whole = all(_plain(array, dtype) for array in arrays)
     samples, each = len(written), written.nbytes // max(1, len(written))
-    step = samples if size is None and whole else max(1, (size or BLOCK_BYTES) // max(1, each))
+    if whole and (size is None or written.nbytes <= size):
+        yield slice(0, samples), list(arrays)
+        return
+    step = max(1, (size or BLOCK_BYTES) // max(1, each))
     for start in range(0, samples, max(1, step)):
         some = slice(start, min(samples, start + step))
         given = [array[some] for array in arrays]

@@ -3,6 +3,7 @@
 Weight and bias belong to the columns.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,34 +60,41 @@ class RowNorm:
         if eps is None and uncentered:
             eps = float(np.finfo(computed(arguments.native(self.x.dtype))).eps)
         self.eps = settings.check_eps(eps)
-        self.uncentered = uncentered
+        self.uncentered, self.values = uncentered, math.prod(self.shape)
         inputs = {"x": self.x, "weight": self.weight, "bias": self.bias}
         self.returned, self.out = checked_output(out, self.x, inputs)
 
     def run(self) -> Any:
         """Normalize; returns the output."""
-        self.values = int(np.prod(self.shape))
-        rows = self.x.size // self.values if self.x.size else 0
-        self.statistics = np.zeros((3, rows))
-        if rows == 0:
+        if self.x.size == 0:
+            self.statistics = np.zeros((3, 0))
             return self.returned
-        each = self.weight is not None or self.bias is not None
-        if each:
-            dtype = computed(self.out.dtype)
-            weight = np.ones(self.values, dtype) if self.weight is None else self.weight
-            bias = np.zeros(self.values, dtype) if self.bias is None else self.bias
-            weight, bias = (arguments.kernel_vector(v.reshape(-1), dtype) for v in (weight, bias))
-        start = 0
-        for _, (x, out) in blocks(None, *_with_rows(len(self.shape), self.out, self.x)):
-            x, out = x.reshape(-1, self.values), out.reshape(-1, self.values)
-            if each:
-                found = work.forward_each(x, out, weight, bias, self.eps, self.uncentered)
-            else:
-                operation = "uncentered_forward" if self.uncentered else "forward"
-                found = work.forward(x[None], out[None], 1, None, None, self.eps, operation)
-            self.statistics[:, start : start + len(x)] = found.reshape(3, -1)
-            start += len(x)
+        parameters = self._parameters()
+        found = [
+            self._block(x.reshape(-1, self.values), out.reshape(-1, self.values), parameters)
+            for _, (x, out) in blocks(None, *_with_rows(len(self.shape), self.out, self.x))
+        ]
+        self.statistics = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
         return self.returned
+
+    def _parameters(self) -> list[np.ndarray] | None:
+        """Weight and bias of each column; None without either."""
+        if self.weight is None and self.bias is None:
+            return None
+        dtype = computed(self.out.dtype)
+        weight = np.ones(self.values, dtype) if self.weight is None else self.weight
+        bias = np.zeros(self.values, dtype) if self.bias is None else self.bias
+        return [arguments.kernel_vector(v.reshape(-1), dtype) for v in (weight, bias)]
+
+    def _block(self, x, out, parameters) -> np.ndarray:
+        """Normalize some rows; rows of their statistics."""
+        if parameters is not None:
+            weight, bias = parameters
+            found = work.forward_each(x, out, weight, bias, self.eps, self.uncentered)
+        else:
+            operation = "uncentered_forward" if self.uncentered else "forward"
+            found = work.forward(x[None], out[None], 1, None, None, self.eps, operation)
+        return found.reshape(3, -1)
 
     def cache(self) -> RowCache:
         """For `backward`."""
@@ -100,7 +108,7 @@ class RowNorm:
 def backward(dy: Any, cache: RowCache, out: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     """Gradients in x, weight and bias."""
     dy, returned, dx = checked_gradient(dy, cache.x, cache.overwritten, out)
-    values = int(np.prod(cache.normalized_shape))
+    values = math.prod(cache.normalized_shape)
     sums, start = np.zeros((2, values)), 0
     if cache.x.size:
         weight = None if cache.weight is None else cache.weight.reshape(-1)

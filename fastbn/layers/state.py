@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastbn._call import arguments, settings
+from fastbn._call import arguments, backend, settings
 from fastbn._call.epilogue import Activation, check_activation
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.settings import Device, OnNonfinite
@@ -85,6 +85,7 @@ class LayerState(Layer):
         self.activation = activation
         self.negative_slope = negative_slope
         self._device = settings.check_device(device)
+        backend.require(self._device)
         kind = settings.parameter_dtype(dtype)
         self.weight = self._zeros(kind) if self.affine else None
         self.bias = self._zeros(kind) if self.affine and bias else None
