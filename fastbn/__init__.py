@@ -2,8 +2,9 @@
 
 Layers with state are `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`; functions without are
 `batch_norm`, and `batch_norm_forward` with `batch_norm_backward` for gradients. `channel_stats`
-takes statistics of any array. For small batches there are `GroupNorm`, `LayerNorm`, `RMSNorm` and
-`InstanceNorm2d`. `warmup` compiles ahead. Begin with ``help(fastbn.BatchNorm2d)``.
+takes statistics of any array. For small batches there are `GroupNorm`, `LayerNorm`, `RMSNorm`,
+`InstanceNorm2d` and `BatchRenorm2d`. `warmup` compiles ahead. Begin with
+``help(fastbn.BatchNorm2d)``.
 """
 
 from fastbn._call.warmup import warmup
@@ -21,11 +22,15 @@ from fastbn.layers import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
     GroupNorm,
     InstanceNorm1d,
     InstanceNorm2d,
     InstanceNorm3d,
     LayerNorm,
+    Ramp,
     RMSNorm,
 )
 from fastbn.norms import (
@@ -47,6 +52,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
     "ChannelStats",
     "ForwardCache",
     "Gradients",
@@ -56,6 +64,7 @@ __all__ = [
     "InstanceNorm3d",
     "LayerNorm",
     "RMSNorm",
+    "Ramp",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",

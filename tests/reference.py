@@ -180,3 +180,38 @@ def exponential_coefficients(degree, width):
         found = [up - node * own for up, own in zip(moved, [*found, Fraction(0)], strict=True)]
         found[0] += factor
     return [float(coefficient) for coefficient in found[: degree + 1]]
+
+
+# --- batch norm for small batches -----------------------------------------------------------------
+
+
+def renorm_terms(x, running_mean, running_var, r_max, d_max, eps, axis):
+    """r and d of Ioffe 2017, algorithm 1."""
+    mean, var = mean_and_var(x, axis)
+    sigma_batch, sigma = np.sqrt(var + eps), np.sqrt(np.asarray(running_var, np.longdouble) + eps)
+    r = np.clip(sigma_batch / sigma, 1 / np.longdouble(r_max), r_max)
+    return r, np.clip((mean - running_mean) / sigma, -d_max, d_max)
+
+
+def renorm(x, r, d, weight, bias, eps, axis):
+    """Output of batch renormalization in training."""
+    x_hat = forward(x, np.ones(x.shape[axis]), np.zeros(x.shape[axis]), eps, axis)[0]
+    r, d, weight, bias = (per_channel(v, x.ndim, axis) for v in (r, d, weight, bias))
+    return (x_hat * r + d) * weight + bias
+
+
+def renorm_backward(dy, x, r, d, weight, eps, axis):
+    """Gradients in x, weight and bias: r and d are constants."""
+    mean, var = mean_and_var(x, axis)
+    dx, d_weight, d_bias = backward(dy, x, mean, var, np.multiply(weight, r), eps, axis, True)
+    return dx, d_weight * r + d_bias * d, d_bias
+
+
+def renorm_running_step(running_mean, running_var, x, momentum, eps, axis):
+    """Running mean and sigma**2 - eps after one more batch: the average is of sigma."""
+    mean, var = mean_and_var(x, axis)
+    sigma = np.sqrt(np.asarray(running_var, np.longdouble) + eps)
+    sigma = (1 - momentum) * sigma + momentum * np.sqrt(var + eps)
+    return (1 - momentum) * np.asarray(running_mean, np.longdouble) + momentum * mean, (
+        sigma**2 - eps
+    )

@@ -98,6 +98,14 @@ def process() -> None:
     ):
         normed: NDArray[Any] = layer.train()(x)
         layer.eval().backward(normed, layer.forward_with_cache(x)[1]).parameters()
+    for renorm in (
+        fastbn.BatchRenorm1d(3, r_max=fastbn.Ramp(1, 3, 100, 1000), d_max=0.5),
+        fastbn.BatchRenorm2d(3, 1e-3, None, on_nonfinite="skip"),
+        fastbn.BatchRenorm3d(3, r_max=lambda step: 1 + step / 100),
+    ):
+        renorm.r_max, renorm.d_max = 3, fastbn.Ramp(0, 5, 0, 10)
+        kept_renorm: ForwardCache = renorm.forward_with_cache(x)[1]
+        print(renorm.backward(x, kept_renorm).x, renorm.train().freeze()(x))
     normed = fastbn.group_norm(x, 2, x[0], x[0], out=x) + fastbn.rms_norm(x, 3, x[0], 1e-6)
     normed = fastbn.layer_norm(x, (3,), bias=x[0]) + fastbn.instance_norm(x, momentum=0.5)
     for y, kept in (

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import operations, views
+from fastbn._call import operations, renorm, views
 from fastbn._call.operations import ForwardCache
 from fastbn._call.places import on_device
+from fastbn._call.renorm import RenormCache
 
 _EXTRA = (
     "arrays on a GPU need the extra cuda (pip install 'fastbn[cuda]') and NVIDIA's driver; or copy "
@@ -56,6 +57,8 @@ def backward(dy: Any, cache: Any, out: Any) -> tuple[Any, Any, Any]:
     """Gradients in x, weight and bias."""
     if isinstance(cache, ForwardCache) and on_device(cache.x):
         return device().backward(dy, cache, out)
+    if isinstance(cache, RenormCache):
+        return renorm.backward(dy, cache, out)
     return operations.backward(dy, cache, out)
 
 

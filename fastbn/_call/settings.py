@@ -70,6 +70,30 @@ def check_slope(value: Any) -> float:
     return slope
 
 
+#: The least that a limit of batch renormalization can be: then it is batch norm.
+_LEAST = {"r_max": 1.0, "d_max": 0.0}
+
+
+def check_limit(name: str, limit: Any, step: int | None = None) -> Any:
+    """``r_max`` or ``d_max``: a number as a float; or a callable as it is, where none was called.
+
+    ``step`` is what a callable was called with.
+    """
+    if step is None and callable(limit):
+        return limit
+    least, when = _LEAST[name], "" if step is None else f" at step {step}"
+    kind = "a number" if step is not None else "a number or a callable of the step"
+    if isinstance(limit, bool) or not isinstance(limit, numbers.Real):
+        raise TypeError(f"{name} must be {kind}, got {limit!r} ({type(limit).__name__}){when}")
+    value = _float(limit)
+    if not value >= least:
+        raise ValueError(
+            f"{name} must be {least:g} or more, got {limit!r}{when}; at r_max=1 and d_max=0 batch "
+            "renormalization is batch normalization"
+        )
+    return value
+
+
 def check_bool(name: str, value: Any) -> bool:
     """``value`` as a bool: a number in its place is an argument gone astray."""
     if not isinstance(value, (bool, np.bool_)):

@@ -111,3 +111,26 @@ def unbiased(var, count):
 def running_update(running, batch, momentum):
     """Exponential average in torch's sense: ``momentum`` is the weight of the new batch."""
     return (1.0 - momentum) * running + momentum * batch
+
+
+def renorm_terms(mean, rstd, running_mean, running_rstd, r_max, d_max):
+    """``r`` and ``d`` of batch renormalization (Ioffe 2017, algorithm 1), each within its limits.
+
+    ``r = sigma_batch / sigma`` and ``d = (mean - running_mean) / sigma``, with ``sigma`` the
+    running one and ``rstd = 1 / sigma``: ``x_hat * r + d`` is x normalized with running statistics.
+    """
+    r, d = running_rstd / rstd, (mean - running_mean) * running_rstd
+    return (
+        np.minimum(np.maximum(r, 1.0 / r_max), r_max),
+        np.minimum(np.maximum(d, -d_max), d_max),
+    )
+
+
+def renorm_affine(r, d, weight, bias):
+    """Weight and bias for x_hat that are ``(x_hat * r + d) * weight + bias``."""
+    return weight * r, bias + weight * d
+
+
+def renorm_weight_gradient(r, d, d_weight, d_bias):
+    """``sum(dy * (x_hat * r + d))``, where ``d_weight`` is ``sum(dy * x_hat)``."""
+    return r * d_weight + d * d_bias

@@ -147,6 +147,10 @@ class BatchNorm(LayerState):
             raise ValueError(
                 does_not_fit(type(self).__name__, self._takes, self.num_features, x.shape, axis)
             )
+        return self._call(x, axis, out)
+
+    def _call(self, x: Any, axis: int, out: Any) -> Forward:
+        """The call on an ``x`` that fits the layer, with all other checks."""
         return backend.forward(
             x, self.running_mean, self.running_var, self.weight, self.bias, self._in_training,
             self.momentum, self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,
