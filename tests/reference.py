@@ -215,3 +215,8 @@ def renorm_running_step(running_mean, running_var, x, momentum, eps, axis):
     return (1 - momentum) * np.asarray(running_mean, np.longdouble) + momentum * mean, (
         sigma**2 - eps
     )
+
+
+def ghost(x, groups, weight, bias, eps, axis):
+    """Hoffer et al. 2017, algorithm 1: each of some slices of samples by itself."""
+    return np.concatenate([forward(x[some], weight, bias, eps, axis)[0] for some in groups])

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import operations, renorm, views
+from fastbn._call import ghost, operations, renorm, views
+from fastbn._call.ghost import GhostCache
 from fastbn._call.operations import ForwardCache
 from fastbn._call.places import on_device
 from fastbn._call.renorm import RenormCache
@@ -59,6 +60,8 @@ def backward(dy: Any, cache: Any, out: Any) -> tuple[Any, Any, Any]:
         return device().backward(dy, cache, out)
     if isinstance(cache, RenormCache):
         return renorm.backward(dy, cache, out)
+    if isinstance(cache, GhostCache):
+        return ghost.backward(dy, cache, out)
     return operations.backward(dy, cache, out)
 
 

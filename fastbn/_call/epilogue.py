@@ -60,3 +60,13 @@ def checked(activation: Any, negative_slope: Any, residual: Any, x: np.ndarray) 
                 f"of x, {x.shape} and {x.dtype}"
             )
     return Epilogue(check_activation(activation), slope, residual)
+
+
+def refuse_with(what: str, fused: Any, mask: Any) -> None:
+    """Refuse what there is with plain batch norm alone."""
+    if fused is not None:
+        raise NotImplementedError(
+            f"{what} has no activation and no residual yet; apply them to the output"
+        )
+    if mask is not None:
+        raise NotImplementedError(f"{what} takes no mask yet; leave out whole samples: x[mask]")

@@ -70,6 +70,24 @@ def check_slope(value: Any) -> float:
     return slope
 
 
+def check_virtual_batch_size(value: Any) -> int | None:
+    """A number of samples as a positive int, or None."""
+    if value is None:
+        return None
+    if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):
+        raise TypeError(
+            "virtual_batch_size must be a positive integer, the samples of a group, or None, got "
+            f"{value!r} ({type(value).__name__})"
+        )
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(
+            f"virtual_batch_size must be a positive integer, got {value!r}; None takes the "
+            "statistics of the whole batch"
+        )
+    return number
+
+
 #: The least that a limit of batch renormalization can be: then it is batch norm.
 _LEAST = {"r_max": 1.0, "d_max": 0.0}
 

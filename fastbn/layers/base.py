@@ -1,11 +1,15 @@
 """What all batch normalization layers share: calls and gradients. Their state: `state`."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from fastbn._call import arguments, backend, places, prepared
+from fastbn._call import arguments, backend, ghost, places, prepared, settings
+from fastbn._call.epilogue import Activation, check_activation, refuse_with
+from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import Forward, ForwardCache, cache_of
+from fastbn._call.settings import Device, OnNonfinite
 from fastbn.functional import Gradients, batch_norm_backward
 from fastbn.layers.inputs import does_not_fit
 from fastbn.layers.layer import keep_cache
@@ -15,7 +19,67 @@ from fastbn.layers.state import LayerState
 class BatchNorm(LayerState):
     """A batch normalization layer; subclasses say which inputs they take."""
 
-    __slots__ = ()
+    __slots__ = {
+        "activation": "What the output goes through, in the same pass; or None.",
+        "negative_slope": "Of leaky_relu.",
+        "virtual_batch_size": "Samples of a group that is normalized by itself in training; "
+        "None: all.",
+    }
+    activation: Activation | None
+    negative_slope: float
+    virtual_batch_size: int | None
+
+    @hide_foreign
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Device = None,
+        dtype: DTypeLike | None = None,
+        *,
+        bias: bool = True,
+        axis: int = 1,
+        on_nonfinite: OnNonfinite = "propagate",
+        activation: Activation | None = None,
+        negative_slope: float = 0.01,
+        virtual_batch_size: int | None = None,
+        **foreign: NoReturn,
+    ) -> None:
+        if foreign:
+            refuse(type(self), foreign)
+        self.activation, self.negative_slope = activation, negative_slope
+        self.virtual_batch_size = virtual_batch_size
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias,
+            axis=axis, on_nonfinite=on_nonfinite,
+        )  # fmt: skip
+
+    def _checked(self, name: str, value: Any) -> Any:
+        match name:
+            case "activation":
+                return check_activation(value)
+            case "negative_slope":
+                return settings.check_slope(value)
+            case "virtual_batch_size":
+                return settings.check_virtual_batch_size(value)
+        return super()._checked(name, value)
+
+    def _unusual(self) -> str:
+        leaky, size = self.activation == "leaky_relu", self.virtual_batch_size
+        return (
+            super()._unusual()
+            + ("" if self.activation is None else f", activation={self.activation!r}")
+            + (f", negative_slope={self.negative_slope}" if leaky else "")
+            + ("" if size is None else f", virtual_batch_size={size}")
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Pickles of before there were these settings have none."""
+        later = {"activation": None, "negative_slope": 0.01, "virtual_batch_size": None}
+        super().__setstate__({**later, **state})
 
     # --- calls ------------------------------------------------------------------------------
 
@@ -94,8 +158,8 @@ class BatchNorm(LayerState):
         return y, cache
 
     def _train(self, x: Any, out: Any, residual: Any, mask: Any) -> tuple[np.ndarray, ForwardCache]:
-        plain = residual is None and mask is None and self.activation is None
-        if plain and self.on_nonfinite == "propagate" and self._fits(x):
+        plain = residual is None and mask is None and self._plain_training
+        if plain and self._fits(x):
             found = prepared.train(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
                 self.eps, self._axis_of(x.ndim), out, self.num_batches_tracked,
@@ -106,12 +170,24 @@ class BatchNorm(LayerState):
         call = self._checked_call(x, out, residual, mask)
         return call.run(), call.cache()
 
+    @property
+    def _plain_training(self) -> bool:
+        """Whether a training call is nothing but that of `prepared`."""
+        return (
+            self.activation is None and self.virtual_batch_size is None
+            and self.on_nonfinite == "propagate"
+        )  # fmt: skip
+
     def _fits(self, x: Any) -> bool:
         """Whether ``x`` is a plain array with the layer's dimensions and channels."""
         return (
             type(x) is np.ndarray and x.ndim in self._takes
             and x.shape[self._axis_of(x.ndim)] == self.num_features
         )  # fmt: skip
+
+    def _is_batch(self, x: Any) -> bool:
+        """Not a single sample."""
+        return "N" in self._takes[len(x.shape)]
 
     def backward(self, dy: np.ndarray, cache: ForwardCache | None = None) -> Gradients:
         """Gradients in ``x``, ``weight`` and ``bias``: `fastbn.batch_norm_backward`.
@@ -147,14 +223,26 @@ class BatchNorm(LayerState):
             raise ValueError(
                 does_not_fit(type(self).__name__, self._takes, self.num_features, x.shape, axis)
             )
-        return self._call(x, axis, out)
+        return self._call(x, axis, out, self._fused(residual), mask)
 
-    def _call(self, x: Any, axis: int, out: Any) -> Forward:
+    def _call(self, x: Any, axis: int, out: Any, fused: Any, mask: Any) -> Forward:
         """The call on an ``x`` that fits the layer, with all other checks."""
+        if self.virtual_batch_size is not None and self._in_training and self._is_batch(x):
+            if places.on_device(x):
+                raise NotImplementedError(
+                    "there is no ghost batch norm on a device yet; take the statistics of the "
+                    "whole batch (bn.virtual_batch_size = None), or train on the CPU"
+                )
+            refuse_with("ghost batch norm", fused, mask)
+            return ghost.Ghost(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
+                self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,
+                self.virtual_batch_size,
+            )  # fmt: skip
         return backend.forward(
             x, self.running_mean, self.running_var, self.weight, self.bias, self._in_training,
             self.momentum, self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,
-            self._fused(residual), mask,
+            fused, mask,
         )  # fmt: skip
 
     def _fused(self, residual: Any) -> tuple[Any, float, Any] | None:

@@ -42,6 +42,15 @@ _PARAMETERS = """
         What the output goes through in the same pass, such as "relu": `fastbn.batch_norm` has
         the names. A call may add a residual before it: ``bn(x, residual=shortcut)``.
 
+
+    virtual_batch_size : int or None
+        In training, normalize each group of so many consecutive samples with its own
+        statistics ("ghost batches"): large batches then generalize as small ones do. The last
+        group is smaller where it does not come out even; if that left it one value per channel,
+        which has no variance, it joins the one before. Running statistics and the counter move
+        once, by the statistics of the whole batch, merged from those of the groups. None: the
+        whole batch.
+
     Raises
     ------
     TypeError, ValueError
@@ -50,7 +59,9 @@ _PARAMETERS = """
     References
     ----------
     Ioffe & Szegedy, "Batch Normalization", 2015, algorithms 1 and 2. Names and
-    meanings are those of ``torch.nn.{name}``.
+    meanings are those of ``torch.nn.{name}``. Ghost batches: Hoffer, Hubara & Soudry,
+    "Train longer, generalize better", 2017, algorithm 1, where the running statistics move
+    once for each of them.
 
     Examples
     --------

@@ -92,11 +92,6 @@ class InstanceNorm(LayerState):
             axis=axis,
         )  # fmt: skip
 
-    def _checked(self, name: str, value: Any) -> Any:
-        if name == "activation" and value is not None:
-            raise NotImplementedError("instance norm has no activation yet; call it on the output")
-        return super()._checked(name, value)
-
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Normalize ``x``: `forward`."""
         return self.forward(x, out=out)

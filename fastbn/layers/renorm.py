@@ -208,6 +208,11 @@ class BatchRenorm(BatchNorm):
     def _checked(self, name: str, value: Any) -> Any:
         if name in ("r_max", "d_max"):
             return settings.check_limit(name, value)
+        if name == "virtual_batch_size" and value is not None:
+            raise ValueError(
+                f"there is no {type(self).__name__} of virtual batches, got virtual_batch_size="
+                f"{value!r}; {self._batch_norm} has them"
+            )
         return super()._checked(name, value)
 
     def _train(self, x: np.ndarray, out: np.ndarray | None) -> tuple[np.ndarray, ForwardCache]:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fastbn._call import arguments, backend, settings
-from fastbn._call.epilogue import Activation, check_activation
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.settings import Device, OnNonfinite
 from fastbn.kernels import formulas
@@ -28,8 +27,6 @@ class LayerState(Layer):
         "track_running_stats": "Whether there are running statistics; fixed.",
         "axis": "Channel axis of a batch.",
         "on_nonfinite": "What a batch with NaN or infinity does to the running statistics.",
-        "activation": "What the output goes through, in the same pass; or None.",
-        "negative_slope": "Of leaky_relu.",
         "running_mean": "What evaluation subtracts, shape (C,), or None.",
         "running_var": "What evaluation divides by the root of, shape (C,), or None.",
         "num_batches_tracked": "Batches in the running statistics: an int64 array of shape ().",
@@ -40,8 +37,6 @@ class LayerState(Layer):
     track_running_stats: bool
     axis: int
     on_nonfinite: OnNonfinite
-    activation: Activation | None
-    negative_slope: float
     running_mean: np.ndarray | Any
     running_var: np.ndarray | Any
     num_batches_tracked: np.ndarray | Any
@@ -68,8 +63,6 @@ class LayerState(Layer):
         bias: bool = True,
         axis: int = 1,
         on_nonfinite: OnNonfinite = "propagate",
-        activation: Activation | None = None,
-        negative_slope: float = 0.01,
         **foreign: NoReturn,
     ) -> None:
         if foreign:
@@ -82,8 +75,6 @@ class LayerState(Layer):
         bias = settings.check_bool("bias", bias)
         self.axis = axis
         self.on_nonfinite = on_nonfinite
-        self.activation = activation
-        self.negative_slope = negative_slope
         self._device = settings.check_device(device)
         backend.require(self._device)
         kind = settings.parameter_dtype(dtype)
@@ -107,15 +98,7 @@ class LayerState(Layer):
                 return self._checked_axis(value)
             case "on_nonfinite":
                 return settings.check_on_nonfinite(value)
-            case "activation":
-                return check_activation(value)
-            case "negative_slope":
-                return settings.check_slope(value)
         return super()._checked(name, value)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Pickles of before there were activations have none."""
-        super().__setstate__({"activation": None, "negative_slope": 0.01, **state})
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -202,8 +185,6 @@ class LayerState(Layer):
             "dtype": " and ".join(sorted(dtypes - {"float32"})),
             "axis": self.axis if self.axis != 1 else "",
             "on_nonfinite": repr(self.on_nonfinite) if self.on_nonfinite != "propagate" else "",
-            "activation": "" if self.activation is None else repr(self.activation),
-            "negative_slope": self.negative_slope if self.activation == "leaky_relu" else "",
             "frozen": self._frozen or "",
         }
         return "".join(f", {name}={value}" for name, value in unusual.items() if value != "")
