@@ -3,7 +3,7 @@
 Layers with state are `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`; functions without are
 `batch_norm`, and `batch_norm_forward` with `batch_norm_backward` for gradients. `channel_stats`
 takes statistics of any array. For small batches there are `GroupNorm`, `LayerNorm`, `RMSNorm`,
-`InstanceNorm2d` and `BatchRenorm2d`. `warmup` compiles ahead. Begin with
+`InstanceNorm2d` and `BatchRenorm2d`, and `small_batch_report`. `warmup` compiles ahead. Begin with
 ``help(fastbn.BatchNorm2d)``.
 """
 
@@ -32,6 +32,8 @@ from fastbn.layers import (
     LayerNorm,
     Ramp,
     RMSNorm,
+    SmallBatchReport,
+    small_batch_report,
 )
 from fastbn.norms import (
     group_norm,
@@ -65,6 +67,7 @@ __all__ = [
     "LayerNorm",
     "RMSNorm",
     "Ramp",
+    "SmallBatchReport",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",
@@ -82,5 +85,6 @@ __all__ = [
     "rms_norm_forward",
     "set_num_threads",
     "set_reuse_limit",
+    "small_batch_report",
     "warmup",
 ]

@@ -71,6 +71,8 @@ def life(x: Array) -> None:
         bn.state_dict("bn."), prefix="bn.", strict=False
     )
     print(missing[:1], unexpected[:1])
+    report: fastbn.SmallBatchReport = fastbn.small_batch_report(bn, x.shape)
+    print(report, report.too_large, report.var_error + report.mean_error, report.instead[:1])
     bn.virtual_batch_size = BatchNorm1d(4, virtual_batch_size=16).virtual_batch_size
     bn.reset_running_stats()
     bn.reset_parameters()

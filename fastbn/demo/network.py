@@ -7,11 +7,13 @@ channels are last for batch norm as they are in (N, C).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from fastbn.functional import Gradients
 from fastbn.layers import BatchNorm1d, BatchNorm2d
 
 __all__ = [
@@ -116,10 +118,26 @@ class Linear(Layer):
         return dy @ self.weight.T
 
 
+class Norm(Protocol):
+    """What all layers of fastbn have, as far as it is used here."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def __call__(self, x: np.ndarray, /) -> np.ndarray:
+        """Output in the shape of x."""
+
+    def backward(self, dy: np.ndarray, /) -> Gradients:
+        """Gradients in x and the parameters."""
+
+    def train(self, mode: bool, /) -> object:
+        """Set the mode."""
+
+
 class BatchNorm(Layer):
     """A fastbn layer among the layers of this network."""
 
-    def __init__(self, layer: BatchNorm1d | BatchNorm2d) -> None:
+    def __init__(self, layer: Norm) -> None:
         super().__init__(layer.weight, layer.bias)  # its own arrays: SGD moves them in place
         self.layer = layer
 
@@ -245,6 +263,7 @@ def convolutional_network(
     seed: int,
     batch_norm: bool,
     *,
+    make_norm: Callable[[int, bool], Norm] | None = None,
     size: int = 8,
     stages: Sequence[Sequence[int]] = ((16, 16, 16), (32, 32, 32)),
     hidden: int = 64,
@@ -254,8 +273,9 @@ def convolutional_network(
     """Stages of convolutions with a mean pool after each, a hidden linear layer, scores.
 
     ``stages`` has the channels of each convolution; images are (N, size, size, 1). The
-    weights depend on the seed alone, so both kinds of network start from the same
-    ones (He et al. 2015: variance 2 / fan_in, made for ReLU).
+    weights depend on the seed alone, so all kinds of network start from the same
+    ones (He et al. 2015: variance 2 / fan_in, made for ReLU). ``make_norm`` makes another
+    norm in the place of batch norm, from its channels and whether it is for images.
     """
     rng = np.random.default_rng(seed)
 
@@ -267,8 +287,10 @@ def convolutional_network(
         features = weights.shape[-1]
         if not batch_norm:
             return [layer(weights, np.zeros(features, dtype)), ReLU()]
-        norm: BatchNorm1d | BatchNorm2d
-        if layer is Conv2d:
+        norm: Norm
+        if make_norm is not None:
+            norm = make_norm(features, layer is Conv2d)
+        elif layer is Conv2d:
             norm = BatchNorm2d(features, axis=-1, dtype=dtype)
         else:
             norm = BatchNorm1d(features, dtype=dtype)

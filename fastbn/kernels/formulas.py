@@ -134,3 +134,13 @@ def renorm_affine(r, d, weight, bias):
 def renorm_weight_gradient(r, d, d_weight, d_bias):
     """``sum(dy * (x_hat * r + d))``, where ``d_weight`` is ``sum(dy * x_hat)``."""
     return r * d_weight + d * d_bias
+
+
+def mean_error(count):
+    """Standard error of the mean of so many independent values, in their standard deviations."""
+    return 1.0 / np.sqrt(count)
+
+
+def variance_error(count):
+    """Relative standard error of the unbiased variance of so many independent normal values."""
+    return np.sqrt(2.0 / (count - 1.0))

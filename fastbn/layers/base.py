@@ -1,5 +1,7 @@
 """What all batch normalization layers share: calls and gradients. Their state: `state`."""
 
+from __future__ import annotations  # so that `help` shows types as they are written here
+
 from typing import Any, NoReturn
 
 import numpy as np

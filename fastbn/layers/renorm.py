@@ -1,5 +1,7 @@
 """Batch renormalization layers: batch norm that trains with what it will evaluate with."""
 
+from __future__ import annotations  # so that `help` shows types as they are written here
+
 import math
 import numbers
 from collections.abc import Callable, Mapping
