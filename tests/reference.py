@@ -220,3 +220,13 @@ def renorm_running_step(running_mean, running_var, x, momentum, eps, axis):
 def ghost(x, groups, weight, bias, eps, axis):
     """Hoffer et al. 2017, algorithm 1: each of some slices of samples by itself."""
     return np.concatenate([forward(x[some], weight, bias, eps, axis)[0] for some in groups])
+
+
+def ghost_backward(dy, x, groups, weight, eps, axis):
+    """Gradients in x, weight and bias: those of parameters are of all groups."""
+    each = [
+        backward(dy[some], x[some], *mean_and_var(x[some], axis), weight, eps, axis, True)
+        for some in groups
+    ]
+    dx, d_weight, d_bias = zip(*each, strict=True)
+    return np.concatenate(dx), sum(d_weight), sum(d_bias)

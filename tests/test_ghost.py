@@ -85,6 +85,9 @@ def test_against_the_reference(layer, shape, axis, size, starts, rng):
     y = bn(x)
     found = bn.backward(dy)
     groups = groups_of(x, starts)
+    right = reference.ghost_backward(dy, x, groups, bn.weight, EPS, at)
+    for one, other in zip(found, right, strict=True):
+        np.testing.assert_allclose(one, other.astype(float), rtol=1e-10, atol=1e-11)
     right = reference.ghost(x, groups, bn.weight, bn.bias, EPS, at)
     np.testing.assert_allclose(y, right.astype(float), rtol=1e-12, atol=1e-12)
     for values, gradient, name in ((x, found.x, 0), (bn.weight, found.weight, 1),

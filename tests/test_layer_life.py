@@ -28,7 +28,11 @@ LAYERS = {
     fastbn.BatchNorm1d: ((4, C), (4, C, 5)),
     fastbn.BatchNorm2d: ((3, C, 2, 2), (C, 3, 2)),
     fastbn.BatchNorm3d: ((2, C, 2, 1, 3), (C, 2, 2, 2)),
+    fastbn.BatchRenorm1d: ((4, C), (4, C, 5)),
+    fastbn.BatchRenorm2d: ((3, C, 2, 2), (C, 3, 2)),
+    fastbn.BatchRenorm3d: ((2, C, 2, 1, 3), (C, 2, 2, 2)),
 }
+R_MAX, D_MAX = 1.5, 0.5
 NAMES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 SEEDS = st.integers(0, 2**32 - 1)
 DTYPES = st.sampled_from([np.float32, np.float64])
@@ -46,11 +50,18 @@ class Life(RuleBasedStateMachine):
         dtype=DTYPES,
         last=st.booleans(),
         policy=st.sampled_from(["propagate", "skip", "raise"]),
+        ghost=st.sampled_from([None, None, 2]),
     )
-    def born(self, layer, momentum, affine, bias, tracked, dtype, last, policy):
+    def born(self, layer, momentum, affine, bias, tracked, dtype, last, policy, ghost):
+        self.renorm = "Renorm" in layer.__name__
+        tracked = tracked or self.renorm
+        self.ghost = None if self.renorm else ghost
+        self.more = (
+            {"r_max": R_MAX, "d_max": D_MAX} if self.renorm else {"virtual_batch_size": ghost}
+        )
         self.bn = layer(
             C, 1e-3, momentum, affine, tracked, dtype=dtype, bias=bias, axis=-1 if last else 1,
-            on_nonfinite=policy,
+            on_nonfinite=policy, **self.more,
         )  # fmt: skip
         self.dtype, self.momentum, self.policy, self.tracked = dtype, momentum, policy, tracked
         self.shapes, self.last = LAYERS[layer], last
@@ -112,26 +123,49 @@ class Life(RuleBasedStateMachine):
                 mean, var = reference.mean_and_var(x, axis)
             else:
                 mean, var = self.state["running_mean"], self.state["running_var"]
+            learns, terms, groups = self.training and not self.frozen, None, None
             expected = reference.normalize(x, mean, var, weight, bias, 1e-3, axis)
+            if learns and self.renorm:
+                terms = reference.renorm_terms(x, *self.running, R_MAX, D_MAX, 1e-3, axis)
+                expected = reference.renorm(x, *terms, weight, bias, 1e-3, axis)
+            elif learns and self.ghost:
+                groups = self.groups_of(x)
+                expected = reference.ghost(x, groups, weight, bias, 1e-3, axis)
             size = np.abs(expected) + reference.per_channel(
                 np.abs(bias) + np.abs(weight) * (1 + np.abs(mean)), x.ndim, axis)  # fmt: skip
         np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
         good = np.isfinite(expected)
         assert (np.abs(y[good] - expected[good]) <= 4 * unit * size[good]).all()
         if self.training and not self.frozen and self.tracked:
-            self.track(mean, var, x.size // C)
+            self.track(mean, var, x, axis)
         # parameters as they are now: a backward later must not see later ones
-        return x.copy(), axis, mean, var, weight.copy(), self.batch_mode, overwritten, dtype
+        return (
+            x.copy(), axis, mean, var, weight.copy(), self.batch_mode, overwritten, dtype, terms,
+            groups,
+        )  # fmt: skip
 
-    def track(self, mean, var, m):
+    @property
+    def running(self):
+        return self.state["running_mean"], self.state["running_var"]
+
+    def groups_of(self, x):
+        """Pairs of samples; of a single sample, all of it."""
+        if x.ndim == len(self.shapes[0]) - 1 and x.ndim > 2:
+            return [slice(None)]
+        return [slice(k, k + self.ghost) for k in range(0, len(x), self.ghost)]
+
+    def track(self, mean, var, x, axis):
         finite = np.isfinite(mean).all() and np.isfinite(var).all()
         if not finite and self.policy == "skip":
             return
         self.count += 1
         momentum = 1 / np.longdouble(self.count) if self.momentum is None else self.momentum
-        for name, value in (("running_mean", mean), ("running_var", var * m / (m - 1))):
-            new = (1 - momentum) * self.state[name] + momentum * value
-            self.agree(name, getattr(self.bn, name), new)
+        if self.renorm:
+            new = reference.renorm_running_step(*self.running, x, momentum, 1e-3, axis)
+        else:
+            new = reference.running_step(*self.running, x, momentum, axis)
+        for name, value in zip(("running_mean", "running_var"), new, strict=True):
+            self.agree(name, getattr(self.bn, name), value)
             # from here on as the layer has rounded it, so that errors do not add up
             self.state[name] = getattr(self.bn, name).astype(np.longdouble)
 
@@ -214,7 +248,7 @@ class Life(RuleBasedStateMachine):
         assert y.shape == x.shape
         if self.training and not self.frozen:
             self.cache = (x, axis, np.zeros(C), np.zeros(C), self.vector("weight", 1).copy(),
-                          True, False, x.dtype)  # fmt: skip
+                          True, False, x.dtype, None, None)  # fmt: skip
 
     @precondition(lambda self: self.batch_mode)
     @rule(seed=SEEDS)
@@ -239,7 +273,7 @@ class Life(RuleBasedStateMachine):
     # --- gradients ----------------------------------------------------------------------------
 
     def check_gradients(self, grads, dy, remembered):
-        x, axis, mean, var, weight, batch, _, dtype = remembered
+        x, axis, mean, var, weight, batch, _, dtype, terms, groups = remembered
         assert grads.x.shape == x.shape
         assert (grads.weight is None) == ("weight" not in self.state)
         assert (grads.bias is None) == ("bias" not in self.state)
@@ -249,7 +283,12 @@ class Life(RuleBasedStateMachine):
             return
         if not np.isfinite(x).all():
             return
-        wanted = reference.backward(dy, x, mean, var, weight, 1e-3, axis, batch)
+        if terms is not None:
+            wanted = reference.renorm_backward(dy, x, *terms, weight, 1e-3, axis)
+        elif groups is not None:
+            wanted = reference.ghost_backward(dy, x, groups, weight, 1e-3, axis)
+        else:
+            wanted = reference.backward(dy, x, mean, var, weight, 1e-3, axis, batch)
         unit = self.unit(dtype)
         size = 100 * max(1, *(np.abs(v).max() for v in wanted))
         for actual, value in zip(grads, wanted, strict=True):
@@ -267,6 +306,14 @@ class Life(RuleBasedStateMachine):
             self.refused(RuntimeError, self.bn.backward, dy)
         else:
             self.check_gradients(self.bn.backward(dy), dy, self.cache)
+
+    @rule(which=st.integers(0, 1), seed=SEEDS, dtype=DTYPES)
+    def learn(self, which, seed, dtype):
+        """A step of training: by chance alone most of a life is spent in other modes."""
+        self.train(mode=True)
+        self.freeze(frozen=False)
+        self.forward(which=which, seed=seed, dtype=dtype, out="none")
+        self.backward(seed=seed)
 
     @precondition(lambda self: self.kept)
     @rule(seed=SEEDS)
@@ -383,7 +430,7 @@ class Life(RuleBasedStateMachine):
             twin = type(self.bn)(
                 C, self.bn.eps, self.bn.momentum, self.bn.affine, self.bn.track_running_stats,
                 dtype=self.dtype, bias=self.bn.bias is not None, axis=self.bn.axis,
-                on_nonfinite=self.policy,
+                on_nonfinite=self.policy, **self.more,
             )  # fmt: skip
             twin.load_state_dict(self.bn.state_dict("p."), "p.")
             twin.train(self.training)
@@ -455,7 +502,7 @@ class Life(RuleBasedStateMachine):
 Life.TestCase.settings = settings(
     deadline=None,
     derandomize=True,
-    max_examples=60,
+    max_examples=300,
     stateful_step_count=30,
     suppress_health_check=[HealthCheck.too_slow],
 )
