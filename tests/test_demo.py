@@ -10,7 +10,7 @@ import pytest
 
 import fastbn
 from fastbn import cli, demo
-from fastbn.demo import network, timing, training
+from fastbn.demo import network, small_batches, timing, training
 from tests.internals import progress_bars
 
 Progress, track = progress_bars.Progress, progress_bars.track
@@ -190,6 +190,67 @@ class TestRun:
         assert "times as fast" not in out
 
 
+@pytest.mark.compiled
+class TestSmallBatches:
+    def test_output(self, capsys):
+        assert cli.main(["demo", "--small-batches", "--epochs", "1", "--seed", "1"]) == 0
+        out, err = capsys.readouterr()
+        assert re.fullmatch(PLAIN_PROGRESS, err)
+        assert out.isascii()
+        assert max(map(len, out.splitlines())) < 80
+        rows = re.findall(r"^ +(\d+)" + r" +(\d+)% \((\d+)%\)" * 3 + "$", out, re.M)
+        assert [int(row[0]) for row in rows] == list(small_batches.SIZES)
+        for size, *errors in (map(int, row) for row in rows):
+            expected = [100 * (2 / (m * size - 1)) ** 0.5 for m in (64, 16, 1)]
+            for k in range(3):
+                assert errors[2 * k + 1] == pytest.approx(expected[k], abs=0.51)
+                assert errors[2 * k] == pytest.approx(expected[k], rel=0.4, abs=1)
+        rows = re.findall(r"^ +(\d+)" + r" +([\d.]+)%" * 5 + "$", out, re.M)
+        assert [int(row[0]) for row in rows] == list(small_batches.SIZES)
+        for size, *shares in (map(float, row) for row in rows):
+            assert (shares[0] == shares[2]) or size > small_batches.GHOST
+        assert float(rows[0][4]) > float(rows[0][1]) + 20  # group norm, and batch norm, of two
+
+    def test_norms_are_what_they_are_called(self):
+        kinds = {
+            name: {type(make(8, images)).__name__ for images in (False, True)}
+            for name, make in small_batches._norms(16, 80).items()
+        }
+        assert list(kinds.values()) == [
+            {"BatchNorm1d", "BatchNorm2d"}, {"BatchRenorm1d", "BatchRenorm2d"},
+            {"BatchNorm1d", "BatchNorm2d"}, {"GroupNorm"}, {"LayerNorm"},
+        ]  # fmt: skip
+        ghost = small_batches._norms(16, 80)[list(kinds)[2]](8, True)
+        assert (ghost.virtual_batch_size, ghost.momentum) == (8, 0.05)
+
+    def test_picture(self, tmp_path):
+        pytest.importorskip("matplotlib")
+        from fastbn.demo import picture
+
+        sizes = small_batches.SIZES
+        errors = {str(n): (n, [n / size for size in sizes]) for n in (64, 16, 1)}
+        shares = {name: [0.9] * len(sizes) for name in small_batches._norms(1, 1)}
+        picture.draw(small_batches.Found(sizes, errors, shares), tmp_path / "small.png")
+        assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
+
+    @pytest.mark.parametrize(
+        ("there", "file", "says"),
+        [
+            (False, "a.png", r"needs matplotlib \(pip install matplotlib\)"),
+            (True, "a.txt", "expected a name that ends in .png, .svg or .pdf: 'a.txt'"),
+            (True, "nowhere/a.png", "there is no folder .*nowhere'"),
+        ],
+    )
+    def test_what_cannot_be_drawn_is_said_before_the_work(
+        self, there, file, says, capsys, monkeypatch
+    ):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: there or None)
+        assert cli.main(["demo", "--small-batches", file]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert re.search(says, " ".join(err.split()))
+
+
 class TestCommandLine:
     def test_version(self, capsys):
         assert cli.main(["--version"]) == 0
@@ -231,7 +292,7 @@ class TestCommandLine:
         ],
     )
     def test_what_ends_a_command(self, raised, code, message, capsys, monkeypatch):
-        def run(*arguments):
+        def run(**options):
             raise raised
 
         monkeypatch.setattr(demo, "run", run)

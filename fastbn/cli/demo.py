@@ -1,7 +1,9 @@
 """``fastbn demo``."""
 
 import argparse
+import importlib.util
 import math
+from pathlib import Path
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -18,9 +20,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument(
         "--epochs",
         type=_integer(1, 1000),
-        default=10,
         metavar="N",
-        help="passes over the training digits, 1 to 1000 (default: %(default)s)",
+        help="passes over the training digits, 1 to 1000 (default: 10, of small batches 20)",
     )
     parser.add_argument(
         "--seed",
@@ -32,14 +33,24 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument(
         "--learning-rate",
         type=_positive,
-        default=0.02,
         metavar="X",
-        help="of both networks; at 0.2 only one of them learns (default: %(default)s)",
+        help="of both networks; at 0.2 only one of them learns (default: 0.02, of small batches "
+        "0.01)",
     )
     parser.add_argument(
         "--skip-timing",
         action="store_true",
         help="leave out the last part, which needs 0.6 GB of memory",
+    )
+    parser.add_argument(
+        "--small-batches",
+        nargs="?",
+        const=True,
+        type=_picture,
+        metavar="FILE",
+        help="instead: how batch norm and others do with batches of 2 to 64 (one to three "
+        "minutes), and a picture of it if a file is named, such as small_batches.png, "
+        "which needs matplotlib",
     )
     parser.set_defaults(run=run)
 
@@ -49,8 +60,34 @@ def run(arguments: argparse.Namespace) -> None:
     # Imported here, so that --help and other commands need not wait for it.
     from fastbn import demo
 
+    given = {"epochs": arguments.epochs, "learning_rate": arguments.learning_rate}
+    options = {name: value for name, value in given.items() if value is not None}
+    if arguments.small_batches:
+        found = demo.run_small_batches(seed=arguments.seed, **options)
+        if arguments.small_batches is not True:
+            from fastbn.demo import picture
+
+            picture.draw(found, arguments.small_batches)
+        return
     activation = None if arguments.skip_timing else demo.ACTIVATION
-    demo.run(arguments.epochs, arguments.seed, arguments.learning_rate, activation)
+    demo.run(seed=arguments.seed, activation=activation, **options)
+
+
+def _picture(text: str) -> Path:
+    """Type of an option: a file that a picture can be written to."""
+    file = Path(text)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError(
+            "drawing needs matplotlib (pip install matplotlib); without a file name the figures "
+            "are printed alone"
+        )
+    if file.suffix not in (".png", ".svg", ".pdf"):
+        raise argparse.ArgumentTypeError(
+            f"expected a name that ends in .png, .svg or .pdf: {text!r}"
+        )
+    if not file.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {str(file.absolute().parent)!r}")
+    return file
 
 
 class _integer:
