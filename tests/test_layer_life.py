@@ -156,7 +156,8 @@ class Life(RuleBasedStateMachine):
             return [slice(None)]
         return [slice(k, k + self.ghost) for k in range(0, len(x), self.ghost)]
 
-    def track(self, mean, var, x, axis):
+    def track(self, mean, var, x, axis, count=None):
+        """The model's running statistics; ``count`` is what a mask keeps of each channel."""
         finite = np.isfinite(mean).all() and np.isfinite(var).all()
         if not finite and self.policy == "skip":
             return
@@ -164,6 +165,9 @@ class Life(RuleBasedStateMachine):
         momentum = 1 / np.longdouble(self.count) if self.momentum is None else self.momentum
         if self.renorm:
             new = reference.renorm_running_step(*self.running, x, momentum, 1e-3, axis)
+        elif count is not None:
+            pair = zip(self.running, (mean, var * count / (count - 1)), strict=True)
+            new = [(1 - momentum) * old + momentum * value for old, value in pair]
         else:
             new = reference.running_step(*self.running, x, momentum, axis)
         for name, value in zip(("running_mean", "running_var"), new, strict=True):

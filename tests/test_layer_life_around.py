@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
+import fastbn
 from tests import reference
 from tests.test_layer_life import DTYPES, SEEDS, C, Life
 
@@ -22,23 +23,27 @@ class LifeAround(Life):
         residual = np.random.default_rng(seed + 1).normal(size=x.shape).astype(dtype)
         self.bn.activation, self.bn.negative_slope = name, 0.25
         self.all_double = dtype == np.float64
-        how = {"residual": residual} if added else {}
+        how = {"residual": residual} if added or name is None else {}
+        if self.has_plain_calls_alone(x):
+            self.refused(NotImplementedError, self.bn, x, **how)
+            self.bn.activation = None
+            return
         y, cache = self.bn.forward_with_cache(x, **how)
         self.bn.activation = None
         *_, mean, var, weight, batch, _, _ = self.taken(x, axis)
         z = reference.normalize(x, mean, var, weight, self.vector("bias", 0), 1e-3, axis)
-        z = z + residual if added else z
+        z = z + residual if how else z
         parameters = (0.25,) if name == "leaky_relu" else ()
         value, derivative = reference.ACTIVATIONS[name] if name else (lambda z: z, np.ones_like)
         np.testing.assert_allclose(
             y, value(z, *parameters).astype(float), atol=float(40 * self.unit(dtype) * self.size(z))
         )
         gradients = self.bn.backward(np.ones_like(x), cache)
-        assert (gradients.residual is None) == (not added)
+        assert (gradients.residual is None) == (not how)
         dz = derivative(z, *parameters)
         smooth = name in (None, "silu", "sigmoid", "tanh", "gelu_tanh")  # no kinks to be beside of
         if smooth:
-            remembered = (x, axis, mean, var, weight, batch, False, dtype)
+            remembered = (x, axis, mean, var, weight, batch, False, dtype, None, None)
             self.check_gradients(gradients, dz, remembered)
         self.forget_the_forward()
 
@@ -50,6 +55,9 @@ class LifeAround(Life):
         if not self.batch_mode:
             y = self.bn(x, mask=mask)
             np.testing.assert_array_equal(y, self.bn(x))
+            return
+        if self.has_plain_calls_alone(x):
+            self.refused(NotImplementedError, self.bn, x, mask=mask)
             return
         if (moved.reshape(C, -1).sum(axis=1) < 2).any():
             self.refused(ValueError, self.bn, x, mask=mask)
@@ -67,8 +75,16 @@ class LifeAround(Life):
             y, right.astype(float), atol=float(40 * self.unit(dtype) * self.size(right))
         )
         if self.training and not self.frozen and self.tracked:
-            self.track(mean, var, moved.reshape(C, -1).sum(axis=1))
+            self.track(mean, var, x, axis, moved.reshape(C, -1).sum(axis=1))
         self.forget_the_forward()
+
+    def has_plain_calls_alone(self, x):
+        """Training of batch renorm and of ghost batches knows nothing of these."""
+        first = fastbn.BatchNorm1d, fastbn.BatchRenorm1d
+        batch = isinstance(self.bn, first) or x.ndim == len(self.shapes[0])
+        renorm = hasattr(self.bn, "r_max")
+        ghost = self.bn.virtual_batch_size is not None and batch
+        return self.bn.training and (renorm or ghost)
 
     def taken(self, x, axis):
         """The model takes a batch; what a cache of it holds."""
@@ -77,7 +93,7 @@ class LifeAround(Life):
         else:
             mean, var = (self.state[f"running_{n}"].copy() for n in ("mean", "var"))
         if self.training and not self.frozen and self.tracked:
-            self.track(mean, var, x.size // C)
+            self.track(mean, var, x, axis)
         return x, axis, mean, var, self.vector("weight", 1).copy(), self.batch_mode, False, x.dtype
 
     def size(self, values):

@@ -385,7 +385,7 @@ def changed(**how):
     [
         (lambda bn, x: bn(x[:1]), ValueError, "expected more than 1 value per channel"),
         (lambda bn, x: bn(x[:, :2]), ValueError, "num_features=3"),
-        (lambda bn, x: bn(x.astype(int)), TypeError, "x must be float32 or float64"),
+        (lambda bn, x: bn(x.astype(int)), TypeError, "x must be float32, float64"),
         (lambda bn, x: bn(x, out=x[:2]), ValueError, "out has shape"),
         (lambda bn, x: setattr(bn, "r_max", 0.5), ValueError, "r_max must be 1 or more, got 0.5"),
         (lambda bn, x: setattr(bn, "d_max", -1), ValueError, "d_max must be 0 or more, got -1"),

@@ -62,11 +62,11 @@ def checked(activation: Any, negative_slope: Any, residual: Any, x: np.ndarray) 
     return Epilogue(check_activation(activation), slope, residual)
 
 
-def refuse_with(what: str, fused: Any, mask: Any) -> None:
+def refuse_with(what: str, x: Any, fused: Any, mask: Any) -> None:
     """Refuse what there is with plain batch norm alone."""
     if fused is not None:
         raise NotImplementedError(
             f"{what} has no activation and no residual yet; apply them to the output"
         )
-    if mask is not None:
+    if mask is not None or isinstance(x, np.ma.MaskedArray):
         raise NotImplementedError(f"{what} takes no mask yet; leave out whole samples: x[mask]")

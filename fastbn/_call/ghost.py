@@ -11,9 +11,10 @@ from fastbn._call import pieces, work
 from fastbn._call.blocks import checked_gradient
 from fastbn._call.operations import Forward, ForwardCache
 from fastbn.kernels import formulas
+from fastbn.kernels.held import computed
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class GhostCache(ForwardCache):
     """What the gradients of a ghost batch norm take as well."""
 
@@ -109,5 +110,5 @@ def backward(dy: Any, cache: GhostCache, out: Any) -> tuple[Any, np.ndarray, np.
             sums += work.backward(
                 dy[some], x[some], dx[some], cache.axis, statistics, cache.weight
             )  # fmt: skip
-        d_weight, d_bias = sums.astype(dx.dtype)
+        d_weight, d_bias = sums.astype(computed(dx.dtype))
     return returned, d_weight, d_bias

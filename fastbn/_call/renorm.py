@@ -15,16 +15,17 @@ from fastbn._call.operations import Forward, ForwardCache
 from fastbn._call.views import assign_all
 from fastbn._system import threads
 from fastbn.kernels import formulas
+from fastbn.kernels.held import computed
 
 #: So many values that Bessel's correction is 1: the averages are of sigma, as it is.
 _UNCORRECTED = 1e300
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class RenormCache(ForwardCache):
     """What the gradients of a batch renormalization take as well."""
 
-    #: ``weight * r``, in x's dtype.
+    #: ``weight * r``, in the dtype that x is computed in.
     scale: np.ndarray
     r: np.ndarray
     d: np.ndarray
@@ -79,7 +80,7 @@ class Renorm(Forward):
             pair = formulas.renorm_affine(
                 self.r, self.d, 1.0 if weight is None else weight, 0.0 if bias is None else bias
             )
-            self.scale, shift = (v.astype(self.dtype) for v in pair)
+            self.scale, shift = (v.astype(computed(self.dtype)) for v in pair)
         self.statistics = np.concatenate([mean, var, rstd])
         work.normalize(self.x, self.out, self.axis, mean, var, self.scale, shift, self.eps)
 

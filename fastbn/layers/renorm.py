@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-import numpy as np
 from numpy.typing import DTypeLike
 
 from fastbn._call import backend, renorm, settings
+from fastbn._call.epilogue import refuse_with
 from fastbn._call.keywords import hide_foreign, refuse
-from fastbn._call.operations import Forward, ForwardCache
+from fastbn._call.operations import Forward
 from fastbn._call.settings import Device, OnNonfinite
 from fastbn.layers.base import BatchNorm
 from fastbn.layers.batch import BatchNorm1d, documented
@@ -217,14 +217,15 @@ class BatchRenorm(BatchNorm):
             )
         return super()._checked(name, value)
 
-    def _train(self, x: np.ndarray, out: np.ndarray | None) -> tuple[np.ndarray, ForwardCache]:
-        call = self._checked_call(x, out)
-        return call.run(), call.cache()
+    @property
+    def _plain_training(self) -> bool:
+        return False
 
-    def _call(self, x: Any, axis: int, out: Any) -> Forward:
+    def _call(self, x: Any, axis: int, out: Any, fused: Any, mask: Any) -> Forward:
         if not self._in_training:
-            return super()._call(x, axis, out)
+            return super()._call(x, axis, out, fused, mask)
         backend.cpu_only(x, "batch renormalization")
+        refuse_with("batch renormalization", x, fused, mask)
         return renorm.Renorm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
             self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked, self.r_max,
