@@ -75,14 +75,14 @@ def require(place: str) -> None:
     zeros((0,), np.dtype(np.float32), place)
 
 
-def to_numpy(array: Any) -> np.ndarray:
+def to_numpy(array: Any, name: str = "the array") -> np.ndarray:
     """A copy in host memory, when all that was launched before is done."""
     if not on_device(array):
         return array.copy()
     gpu = _arrays()
     with gpu.working_on(gpu.gpu_of(array)):
         gpu.cuda.synchronize()
-        return array.copy_to_host()
+        return gpu.to_host(name, array)
 
 
 def moved(array: Any, place: str) -> Any:
@@ -101,14 +101,18 @@ def _put(host: np.ndarray, place: str) -> Any:
         return gpu.cuda.to_device(host)
 
 
-def as_numba(array: Any, like: Any) -> Any:
-    """An array on a device as Numba's, without a copy; ValueError if it is not where another is."""
+def as_numba(name: str, array: Any, like: Any) -> Any:
+    """An array on a device as Numba's, without a copy; ValueError if it is not where another is.
+
+    This waits for whoever computes it: nobody remembers the stream.
+    """
     gpu = _arrays()
     number, expected = gpu.gpu_of(array), gpu.gpu_of(like)
     if None not in (number, expected) and number != expected:
         raise ValueError(f"the array lies on GPU {number}, and the layer's arrays on {expected}")
     with gpu.working_on(expected):
-        return gpu.as_numba(array)
+        gpu.cuda.synchronize()
+        return gpu.as_numba(name, array)
 
 
 def assign_all(arrays: Sequence[Any], values: Iterable[Any]) -> None:

@@ -4,15 +4,16 @@ Arrays are dense, in any order of memory. With 16-bit data, parameters and runni
 float32; else they have the dtype of x.
 """
 
-import threading
-import warnings
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda
 
-from fastbn._call import arguments, places, settings
+from fastbn._call import arguments, settings
 from fastbn._call.device_arrays import (
     DeviceArray,
     current,
@@ -24,42 +25,20 @@ from fastbn._call.device_arrays import (
     working_on,
 )
 from fastbn._call.device_cut import Cut, cut_of
+from fastbn._call.device_launch import launcher, scratch, together, turn
+from fastbn._call.device_streams import finish, in_order
 from fastbn._call.operations import ForwardCache
 from fastbn.kernels.cuda.kernels import Kernels, kernels_of
 from fastbn.kernels.cuda.once import OnceKernels, once_kernels_of
-from fastbn.kernels.cuda.sums import THREADS
 
 _PARAMETERS = {"float16": "float32", "bfloat16": "float32", "float32": "float32",
                "float64": "float64"}  # fmt: skip
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
-@lru_cache(maxsize=16)
-def _together(device: int) -> int:
-    """Blocks of a tile that surely are on a device together.
-
-    Two fit on each multiprocessor; a quarter of those, so that four such kernels may run at once.
-    """
-    if places.simulated():  # whose blocks run one after the other
-        return 1
-    return max(1, int(cuda.gpus[device].MULTIPROCESSOR_COUNT) // 2)
-
-
 def available() -> bool:
     """Whether there is a device, or a simulated one."""
     return cuda.is_available()
-
-
-@lru_cache(maxsize=256)
-def _scratch(device: int, thread: int, stream: int, parts: int, channels: int) -> tuple[Any, Any]:
-    """Partial sums and tickets, kept: what a thread launches on a stream runs in that order.
-
-    Two launches and one that reads once may use the same: both leave zeros.
-    """
-    partial = cuda.device_array(max(1, 2 * parts * channels), np.float64)
-    tickets = cuda.to_device(np.zeros(2 * channels + 1, np.int32))
-    cuda.synchronize()  # the zeros are there, for kernels of any stream
-    return partial, tickets
 
 
 @lru_cache(maxsize=16)
@@ -80,10 +59,12 @@ class _Tensor(NamedTuple):
     parameters: str
 
 
-def _tensor(x: DeviceArray, axis: Any, *others: DeviceArray, sums: bool = True) -> _Tensor:
+def _tensor(
+    x: DeviceArray, axis: Any, *others: DeviceArray, reads: int = 1, may_wait: bool = True
+) -> _Tensor:
     """What is known of a call before it is launched; ``others`` are walked together with x.
 
-    Without ``sums`` there is nothing that blocks could wait for.
+    So many arrays are ``read``. Unless blocks ``may_wait`` there are no kernels that read once.
     """
     if x.dtype not in _PARAMETERS:
         raise TypeError(
@@ -95,36 +76,16 @@ def _tensor(x: DeviceArray, axis: Any, *others: DeviceArray, sums: bool = True) 
     samples = int(np.prod([x.shape[k] for k in x.order[:place]], dtype=np.int64))
     length = int(np.prod([x.shape[k] for k in x.order[place + 1 :]], dtype=np.int64))
     aligned = x.aligned and all(other.aligned for other in others)
-    arrays = 2 if len(others) > 1 else 1  # that are read
-    together = _together(current()) if sums else 0
-    cut = cut_of(samples, channels, length, _BYTES[x.dtype], aligned, arrays, together)
+    most = together(current()) if may_wait else 0
+    cut = cut_of(samples, channels, length, _BYTES[x.dtype], aligned, reads, most)
     way = x.dtype == "float64", cut.lanes, cut.width
     kernels = kernels_of(*way), once_kernels_of(*way)
     return _Tensor(x, position, cut, *kernels, _PARAMETERS[x.dtype])
 
 
-def _launcher(kernel: Any, blocks: int, stream: int) -> Any:
-    """A kernel on so many blocks, in the stream that the owner of x works on."""
-    if places.simulated():  # whose launchers are one and the same object
-        return kernel[blocks, THREADS]
-    return _configured(kernel, blocks, stream)
-
-
-@lru_cache(maxsize=4096)
-def _configured(kernel: Any, blocks: int, stream: int) -> Any:
-    with warnings.catch_warnings():  # Numba warns of grids that cannot fill a device
-        warnings.simplefilter("ignore")
-        return kernel[blocks, THREADS, cuda.external_stream(stream) if stream else 0]
-
-
 def _numbers(tensor: _Tensor, count: int) -> Any:
     """New float64 numbers, from whoever allocates for the owner of x."""
     return described("numbers", vector_like(tensor.x, count, "float64")).flat
-
-
-def _scratch_of(tensor: _Tensor) -> tuple[Any, Any]:
-    thread = threading.get_ident()
-    return _scratch(current(), thread, tensor.x.stream, tensor.cut.parts, tensor.cut.channels)
 
 
 class Forward:
@@ -156,7 +117,8 @@ class Forward:
         training = settings.check_bool("training", training)
         self.tracked = arguments.check_running(running_mean, running_var)
         self.batch_statistics = training or not self.tracked
-        self.tensor = _tensor(self.x, axis, self.out, sums=self.batch_statistics)
+        self.tensor = _tensor(self.x, axis, self.out, may_wait=self.batch_statistics)
+        self.vectors: dict[str, DeviceArray] = {}
         self.weight, self.bias = self._vector("weight", weight), self._vector("bias", bias)
         self.running_mean = self._vector("running_mean", running_mean)
         self.running_var = self._vector("running_var", running_var)
@@ -169,13 +131,13 @@ class Forward:
             )
         if self.update:
             self.momentum = self._momentum(momentum)
-            self._check_updatable({"weight": weight, "bias": bias}, running_mean, running_var)
+            self._check_updatable()
         size = int(np.prod(self.x.shape, dtype=np.int64))
         self.empty = size == 0
         if self.batch_statistics and not self.empty:
             count = size // self.tensor.cut.channels
             arguments.check_batch_count(self.x.shape, count)
-        _check_out(self.out, self.x)
+        _check_out(self.out, self.x, vectors=self.vectors.values())
 
     def _vector(self, name: str, value: Any) -> Any:
         if value is None:
@@ -188,21 +150,29 @@ class Forward:
                 f"channels; expected {name} of shape ({channels},)"
             )
         if array.dtype != dtype:
+            way_out = "; x.astype('float32'), or make the layer with dtype='float64'"
             raise TypeError(
                 f"{name} has dtype {array.dtype}, expected {dtype} with x of {self.x.dtype}"
+                f"{way_out if self.x.dtype == 'float64' else ''}"
             )
+        self.vectors[name] = array
         return array.flat
 
-    def _check_updatable(self, vectors: dict[str, Any], running_mean: Any, running_var: Any):
+    def _check_updatable(self) -> None:
         """Running statistics are moved in place, so they lie in memory of their own."""
-        found = {name: v for name, v in vectors.items() if v is not None}
-        others = [self.x, self.out, *(described(name, v) for name, v in found.items())]
-        mean, var = described("running_mean", running_mean), described("running_var", running_var)
+        vectors = dict(self.vectors)
+        mean, var = vectors.pop("running_mean"), vectors.pop("running_var")
+        others = [self.x, self.out, *vectors.values()]
         for one, other in [(mean, var), *((v, o) for v in (mean, var) for o in others)]:
-            if one.overlaps(other) or one.same_memory(other):
+            if one.shares(other):
                 raise ValueError(
                     f"{one.name} and {other.name} share memory, but training updates {one.name} "
                     "in place; pass an array of its own"
+                )
+        for one in (mean, var):
+            if one.readonly:
+                raise ValueError(
+                    f"{one.name} is read-only, but training updates it in place; pass a copy"
                 )
 
     def _momentum(self, momentum: Any) -> float:
@@ -212,13 +182,21 @@ class Forward:
 
     def run(self) -> Any:
         """Launch the kernels; the output is there when the device has come to it."""
-        with working_on(self.gpu):
+        written = [self.out]
+        if self.update:
+            written += [self.vectors["running_mean"], self.vectors["running_var"]]
+        with working_on(self.gpu), self._in_order(*written):
             return self._run()
+
+    def _in_order(self, *written: DeviceArray) -> AbstractContextManager[None]:
+        streams = {array.stream for array in written}
+        return in_order(self.x, self.out, *self.vectors.values(), written=streams)
 
     def _run(self) -> Any:
         channels = self.tensor.cut.channels
         if self.empty:
-            self.statistics = cuda.to_device(np.zeros(3 * channels))
+            zeros = np.zeros(3 * channels)
+            self.statistics = cuda.to_device(zeros, stream=stream_of(self.x))
             return self.returned
         if self.batch_statistics:
             self.statistics = _numbers(self.tensor, 3 * channels)
@@ -235,11 +213,12 @@ class Forward:
         absent = _absent(current(), self.tensor.parameters)
         running = (self.running_mean, self.running_var) if self.update else (absent, absent)
         if cut.once:
-            _launcher(self.tensor.once.forward, cut.tiles * cut.parts, stream)(
-                self.x.flat, self.out.flat, self.weight, self.bias, self.statistics, *running,
-                *_scratch_of(self.tensor), self.eps, self.momentum, *cut.shape, cut.tiles,
-                cut.parts,
-            )  # fmt: skip
+            shared = scratch(cut, stream)
+            with turn(cut, stream):
+                launcher(self.tensor.once.forward, cut.tiles * cut.parts, stream)(
+                    self.x.flat, self.out.flat, self.weight, self.bias, self.statistics, *running,
+                    *shared, self.eps, self.momentum, *cut.shape, cut.tiles, cut.parts,
+                )  # fmt: skip
             return
         given = self.statistics, self.statistics[cut.channels :]
         if (self.tensor.kernels, self.x.dtype, current()) not in _begun:
@@ -253,17 +232,17 @@ class Forward:
         cut = self.tensor.cut
         if empty:
             cut = cut._replace(samples=0, channels=0)
-        _launcher(self.tensor.kernels.normalize, cut.tiles * cut.parts, self.tensor.x.stream)(
+        launcher(self.tensor.kernels.normalize, cut.tiles * cut.parts, self.tensor.x.stream)(
             self.x.flat, self.out.flat, mean, var, self.weight, self.bias, self.eps,
             *cut.shape, cut.parts, back,
         )  # fmt: skip
 
     def cache(self) -> ForwardCache:
         """For `backward`."""
-        with working_on(self.gpu):
+        with working_on(self.gpu), self._in_order():
             return self._cache()
 
-    def _cache(self) -> ForwardCache:
+    def _cache(self) -> "DeviceCache":
         statistics = self.statistics
         if statistics is None:
             statistics = self._running_statistics()
@@ -273,9 +252,9 @@ class Forward:
             weight = described("weight", vector).flat
             weight.copy_to_device(self.weight, stream=stream_of(self.x))
         overwritten = not self.empty and self.out.same_memory(self.x)
-        return ForwardCache(
+        return DeviceCache(
             self.x.given, self.tensor.axis, statistics, weight, self.bias.size > 0,
-            self.batch_statistics, overwritten,
+            self.batch_statistics, overwritten, stream=self.x.stream,
         )  # fmt: skip
 
     def _running_statistics(self) -> Any:
@@ -295,35 +274,48 @@ def moments(x: Any, axis: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _moments(x: Any, axis: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    tensor = _tensor(described("x", x), axis)
+    tensor = _tensor(described("x", x), axis, may_wait=False)
     channels, size = tensor.cut.channels, int(np.prod(tensor.x.shape, dtype=np.int64))
     count = size // channels if size else 0
     statistics = np.zeros((3, channels))
     if size:
         flat = _numbers(tensor, 3 * channels)
         absent = _absent(current(), tensor.parameters)
-        _sum_moments(tensor, flat, (absent, absent), 1.0, 0.0)
+        with in_order(tensor.x):
+            _sum_moments(tensor, flat, (absent, absent), 1.0, 0.0)
         statistics = flat.copy_to_host(stream=stream_of(tensor.x)).reshape(3, channels)
+        finish(tensor.x.stream)  # by then it has been copied
     return np.full(channels, float(count)), statistics[0], statistics[1] * count
 
 
 def _sum_moments(tensor: _Tensor, statistics, running, eps: float, momentum: float) -> None:
-    cut = tensor.cut
-    scratch = _scratch_of(tensor)
-    _launcher(tensor.kernels.moments, cut.tiles * cut.parts, tensor.x.stream)(
-        tensor.x.flat, statistics, *running, *scratch, eps, momentum,
-        *cut.shape, cut.parts,
+    cut, stream = tensor.cut, tensor.x.stream
+    launcher(tensor.kernels.moments, cut.tiles * cut.parts, stream)(
+        tensor.x.flat, statistics, *running, *scratch(cut, stream), eps, momentum, *cut.shape,
+        cut.parts,
     )  # fmt: skip
 
 
-def backward(dy: Any, cache: ForwardCache, out: Any) -> tuple[Any, Any, Any]:
+@dataclass(slots=True, eq=False)
+class DeviceCache(ForwardCache):
+    """With the stream that writes its statistics and weight."""
+
+    stream: int = 0
+
+
+def backward(dy: Any, cache: DeviceCache, out: Any) -> tuple[Any, Any, Any]:
     """Gradients in x, weight and bias, on the device."""
     with working_on(gpu_of(cache.x)):
-        return _backward(dy, cache, out)
+        x, gradient = described("x", cache.x), described("dy", dy)
+        _check_backward(x, gradient, cache)
+        returned = empty_like(x) if out is None else out
+        dx = described("out", returned)
+        _check_out(dx, x, gradient)
+        with in_order(x, gradient, dx, cached=cache.stream, written={dx.stream, cache.stream}):
+            return (returned, *_backward(gradient, x, dx, cache))
 
 
-def _backward(dy: Any, cache: ForwardCache, out: Any) -> tuple[Any, Any, Any]:
-    x, gradient = described("x", cache.x), described("dy", dy)
+def _check_backward(x: DeviceArray, gradient: DeviceArray, cache: DeviceCache) -> None:
     if cache.overwritten:
         raise RuntimeError(
             "the forward wrote its output over x (out=x), so there is nothing left to "
@@ -332,49 +324,61 @@ def _backward(dy: Any, cache: ForwardCache, out: Any) -> tuple[Any, Any, Any]:
     if (gradient.shape, gradient.dtype, gradient.order) != (x.shape, x.dtype, x.order):
         raise ValueError(
             f"dy has shape {gradient.shape}, dtype {gradient.dtype} and axes {gradient.order} in "
-            f"memory, expected those of x: {x.shape}, {x.dtype} and {x.order}"
+            f"memory, expected those of x: {x.shape}, {x.dtype} and {x.order}; copy it into "
+            "an array that lies as x does: in torch, torch.empty_like(x).copy_(dy)"
         )
-    returned = empty_like(x) if out is None else out
-    dx = described("out", returned)
-    _check_out(dx, x, gradient)
-    tensor = _tensor(x, cache.axis, gradient, dx)
+
+
+def _backward(
+    gradient: DeviceArray, x: DeviceArray, dx: DeviceArray, cache: DeviceCache
+) -> tuple[Any, Any]:
+    tensor = _tensor(x, cache.axis, gradient, dx, reads=2)
     cut, kernels, channels = tensor.cut, tensor.kernels, tensor.cut.channels
     d_weight, d_bias = (vector_like(x, channels, tensor.parameters) for _ in range(2))
     flat = [described("d", v).flat for v in (d_weight, d_bias)]
     if 0 in x.shape:
         for vector in flat:
-            vector.copy_to_device(np.zeros(channels, tensor.parameters))
-        return returned, d_weight, d_bias
+            zeros = np.zeros(channels, tensor.parameters)
+            vector.copy_to_device(zeros, stream=stream_of(x))
+        return d_weight, d_bias
     absent = _absent(current(), tensor.parameters)
     weight = absent if cache.weight is None else cache.weight
     frozen, stream, blocks = not cache.batch_statistics, x.stream, cut.tiles * cut.parts
+    shared = scratch(cut, stream)
     if cut.once:
-        _launcher(tensor.once.backward, blocks, stream)(
-            gradient.flat, x.flat, dx.flat, cache.statistics, weight, *flat, *_scratch_of(tensor),
-            frozen, *cut.shape, cut.tiles, cut.parts,
-        )  # fmt: skip
-        return returned, d_weight, d_bias
+        with turn(cut, stream):
+            launcher(tensor.once.backward, blocks, stream)(
+                gradient.flat, x.flat, dx.flat, cache.statistics, weight, *flat, *shared, frozen,
+                *cut.shape, cut.tiles, cut.parts,
+            )  # fmt: skip
+        return d_weight, d_bias
     sums = _numbers(tensor, 2 * channels)
-    _launcher(kernels.products, blocks, stream)(
-        gradient.flat, x.flat, cache.statistics, sums, *flat, *_scratch_of(tensor), *cut.shape,
-        cut.parts,
+    launcher(kernels.products, blocks, stream)(
+        gradient.flat, x.flat, cache.statistics, sums, *flat, *shared, *cut.shape, cut.parts,
     )  # fmt: skip
-    _launcher(kernels.gradient, blocks, stream)(
+    launcher(kernels.gradient, blocks, stream)(
         gradient.flat, x.flat, dx.flat, cache.statistics, sums, weight, frozen, *cut.shape,
         cut.parts, True,
     )  # fmt: skip
-    return returned, d_weight, d_bias
+    return d_weight, d_bias
 
 
-def _check_out(out: DeviceArray, x: DeviceArray, *inputs: DeviceArray) -> None:
+def _check_out(
+    out: DeviceArray, x: DeviceArray, *inputs: DeviceArray, vectors: Iterable[DeviceArray] = ()
+) -> None:
     if (out.shape, out.dtype, out.order) != (x.shape, x.dtype, x.order):
         raise ValueError(
             f"out has shape {out.shape}, dtype {out.dtype} and axes {out.order} in memory, "
             f"expected those of x: {x.shape}, {x.dtype} and {x.order}"
         )
+    if out.readonly:
+        raise ValueError("out is read-only, expected a writable array")
     for array in (x, *inputs):
         if out.overlaps(array):
             raise ValueError(
                 f"out overlaps {array.name} without being the same array; expected {array.name} "
                 "itself (in place), or an array of its own"
             )
+    for array in vectors:
+        if out.shares(array):
+            raise ValueError(f"out overlaps {array.name}; pass an array of its own")

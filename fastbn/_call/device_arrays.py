@@ -4,6 +4,7 @@ A kernel takes flat Numba arrays. The output is of the kind that came in: Numba'
 torch's, and Numba's for all others, who take that by its interface or DLPack.
 """
 
+import ctypes
 import math
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -34,6 +35,8 @@ class DeviceArray(NamedTuple):
     #: Where its memory begins, and how many bytes it is.
     pointer: int
     nbytes: int
+    #: Its owner lends it to be read.
+    readonly: bool
 
     @property
     def aligned(self) -> bool:
@@ -44,13 +47,14 @@ class DeviceArray(NamedTuple):
         """Whether both are the same values, in one place."""
         return (self.pointer, self.nbytes) == (other.pointer, other.nbytes)
 
+    def shares(self, other: "DeviceArray") -> bool:
+        """Whether they have a byte in common."""
+        begin = max(self.pointer, other.pointer)
+        return begin < min(self.pointer + self.nbytes, other.pointer + other.nbytes)
+
     def overlaps(self, other: "DeviceArray") -> bool:
         """Whether they share a part of their memory, and are not the same values."""
-        apart = (
-            self.pointer + self.nbytes <= other.pointer
-            or other.pointer + other.nbytes <= self.pointer
-        )
-        return not apart and not self.same_memory(other)
+        return self.shares(other) and not self.same_memory(other)
 
 
 def described(name: str, array: Any) -> DeviceArray:
@@ -70,22 +74,64 @@ def described(name: str, array: Any) -> DeviceArray:
     if places.is_tensor(array):
         stream = sys.modules["torch"].cuda.current_stream(array.device).cuda_stream
     nbytes = flat.size * flat.dtype.itemsize
-    return DeviceArray(name, array, flat, dtype, shape, order, stream, pointer, nbytes)
+    readonly = _is_readonly(array)
+    return DeviceArray(name, array, flat, dtype, shape, order, stream, pointer, nbytes, readonly)
 
 
-def as_numba(array: Any) -> Any:
-    """An array on a device as Numba's, without a copy."""
+def as_numba(name: str, array: Any) -> Any:
+    """An array on a device as Numba's, without a copy; ValueError if it has gaps or is lent to be
+    read."""
+    if described(name, array).readonly:
+        raise ValueError(f"{name} is read-only; load_state_dict copies it")
     if places.simulated():
         return array
     return cuda.as_cuda_array(with_interface(array))
 
 
+def to_host(name: str, array: Any) -> np.ndarray:
+    """A copy in host memory; bfloat16 as float32."""
+    there = described(name, array)
+    host = there.flat.copy_to_host()
+    if there.dtype == "bfloat16":
+        host = (host.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    host = host.reshape([there.shape[k] for k in there.order])
+    return host.transpose(np.argsort(there.order).astype(int))
+
+
 def with_interface(array: Any) -> Any:
     """The array, or what has Numba's interface instead of it."""
-    if places.simulated() or hasattr(array, "__cuda_array_interface__"):
+    if places.simulated() or _says_when(array):
         return array
     # what its owner has launched comes before what follows in the default stream
     return Borrowed(array, stream=1)
+
+
+def _says_when(array: Any) -> bool:
+    """Whether its interface will do: its stream is known, or there is no DLPack to ask for it."""
+    if hasattr(array, "gpu_data") or places.is_tensor(array):  # Numba's, torch's
+        return True
+    interface = getattr(array, "__cuda_array_interface__", None)  # refused for some dtypes
+    if interface is None:
+        return False
+    return interface.get("stream") is not None or not hasattr(array, "__dlpack__")
+
+
+def _is_readonly(array: Any) -> bool:
+    """Whether its owner says that nobody may write to it."""
+    if places.simulated() and hasattr(array, "_ary"):
+        return not array._ary.flags.writeable
+    array = owner_of(array)
+    if hasattr(array, "gpu_data") or places.is_tensor(array):
+        return False
+    if library_of(array) in ("jax", "jaxlib"):  # whose DLPack does not say that they never change
+        return True
+    interface = getattr(array, "__cuda_array_interface__", None)
+    return interface is not None and bool(interface["data"][1])
+
+
+def library_of(array: Any) -> str:
+    """The name of the package that its class comes from."""
+    return type(array).__module__.partition(".")[0]
 
 
 def _viewed(name: str, array: Any) -> Any:
@@ -100,7 +146,8 @@ def _viewed(name: str, array: Any) -> Any:
 
 def _strides(view: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Steps of the axes, in values."""
-    if places.simulated():
+    if places.simulated() or hasattr(view, "gpu_data"):
+        # Numba's own: its interface leaves them out where they are 0
         steps, size = view.strides, view.dtype.itemsize
     else:
         interface = view.__cuda_array_interface__
@@ -128,7 +175,7 @@ def _flat(view: Any, dtype: str, order: tuple[int, ...]) -> tuple[Any, int, int]
     """All values in the order of memory, as a Numba array; the owner's stream; where they are."""
     if places.simulated():
         flat = view.transpose(order).reshape(-1)
-        return flat, 0, flat._ary.__array_interface__["data"][0]
+        return flat, view.stream, flat._ary.__array_interface__["data"][0]
     interface = dict(view.__cuda_array_interface__)
     size = int(np.prod(interface["shape"], dtype=np.int64))
     typestr = _BFLOAT16.str if dtype == "bfloat16" else interface["typestr"]
@@ -141,9 +188,14 @@ def _flat(view: Any, dtype: str, order: tuple[int, ...]) -> tuple[Any, int, int]
 
 def empty_like(array: DeviceArray) -> Any:
     """A new array of the same kind, shape, dtype and memory order."""
-    library = type(array.given).__module__.partition(".")[0]
+    library = library_of(array.given)
     if places.is_tensor(array.given):
         return sys.modules["torch"].empty_like(array.given)
+    if array.dtype == "bfloat16" and library not in ("cupy", "numba"):
+        raise TypeError(
+            f"no output of bfloat16 can be made for an array of {library}; pass out=, or torch's "
+            "tensors"
+        )
     if library == "cupy":
         shape = tuple(array.shape[k] for k in array.order)
         with array.given.device:
@@ -161,11 +213,10 @@ def empty_like(array: DeviceArray) -> Any:
 
 def vector_like(array: DeviceArray, channels: int, dtype: str) -> Any:
     """A new array of one number per channel, of the same kind."""
-    library = type(array.given).__module__.partition(".")[0]
     if places.is_tensor(array.given):
         torch = sys.modules["torch"]
         return torch.empty(channels, dtype=getattr(torch, dtype), device=array.given.device)
-    if library == "cupy":
+    if library_of(array.given) == "cupy":
         with array.given.device:
             return sys.modules["cupy"].empty(channels, dtype)
     return cuda.device_array(channels, dtype, stream=stream_of(array))
@@ -173,7 +224,12 @@ def vector_like(array: DeviceArray, channels: int, dtype: str) -> Any:
 
 def stream_of(array: DeviceArray) -> Any:
     """The stream that an array's owner works on, as Numba takes it."""
-    return cuda.external_stream(array.stream) if array.stream else 0
+    return as_stream(array.stream)
+
+
+def as_stream(pointer: int) -> Any:
+    """A stream as Numba takes it."""
+    return cuda.external_stream(pointer) if pointer and not places.simulated() else pointer
 
 
 def current() -> int:
@@ -182,10 +238,42 @@ def current() -> int:
 
 
 def gpu_of(array: Any) -> int | None:
-    """The number of the GPU that an array lies on; None where its owner does not say."""
+    """The number of the GPU that an array lies on; None where nobody says."""
+    array = owner_of(array)
     if hasattr(array, "gpu_data"):  # Numba's
         return int(array.gpu_data.context.device.id)
-    return int(array.__dlpack_device__()[1]) if hasattr(array, "__dlpack_device__") else None
+    if hasattr(array, "__dlpack_device__"):
+        return int(array.__dlpack_device__()[1])
+    interface = getattr(array, "__cuda_array_interface__", None)
+    return None if interface is None else gpu_by_driver(interface["data"][0])
+
+
+def owner_of(array: Any) -> Any:
+    """Whose memory it is: Numba's arrays may be views of others', made on any GPU."""
+    while hasattr(array, "gpu_data"):
+        owner = getattr(array.gpu_data, "owner", None)
+        if not hasattr(type(owner), "__cuda_array_interface__") and not isinstance(owner, Borrowed):
+            break
+        array = owner
+    return array
+
+
+def gpu_by_driver(pointer: int) -> int | None:
+    """The number of the GPU that has this memory; None where the driver does not know."""
+    if places.simulated() or not pointer or len(cuda.gpus) == 1:
+        return None
+    from numba.cuda.cudadrv import driver
+
+    number, attribute = ctypes.c_int(), 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    try:
+        if not hasattr(driver, "binding"):  # Numba's own, without NVIDIA's module
+            driver.driver.cuPointerGetAttribute(ctypes.byref(number), attribute, pointer)
+            return number.value
+        kind = driver.binding.CUpointer_attribute(attribute)
+        there = driver.binding.CUdeviceptr(pointer)
+        return int(driver.driver.cuPointerGetAttribute(kind, there))
+    except driver.CudaAPIError:
+        return None
 
 
 def working_on(number: int | None) -> AbstractContextManager[Any]:

@@ -51,6 +51,7 @@ def tensor_of(capsule: Any) -> _Tensor:
 class Borrowed:
     """An array of somebody's, with the interface that other arrays on a GPU have.
 
+    It is asked for in the default stream of old, 1, so that stream is what its interface names.
     It keeps the capsule, and the capsule keeps the memory: nobody takes it over, so it is given
     back when the last of both is gone.
     """
@@ -71,7 +72,8 @@ class Borrowed:
         self.device = tensor.device.kind, tensor.device.number
         self.__cuda_array_interface__ = {
             "shape": self.shape, "strides": self.strides, "typestr": held.str,
-            "data": ((tensor.data or 0) + tensor.byte_offset, False), "version": 2,
+            "data": ((tensor.data or 0) + tensor.byte_offset, False), "version": 3,
+            "stream": 1,
         }  # fmt: skip
 
     def __dlpack_device__(self) -> tuple[int, int]:

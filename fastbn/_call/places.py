@@ -1,9 +1,9 @@
 """Where an array lies: in host memory or on an NVIDIA GPU. Nothing of CUDA is imported for it."""
 
-import os
 from typing import Any
 
 import numpy as np
+from numba import config
 
 from fastbn._call import dlpack
 
@@ -21,8 +21,8 @@ def on_device(array: Any) -> bool:
         return hasattr(kind, "__dlpack_device__") and dlpack.on_gpu(array)
     try:  # some have it wherever they are, and refuse it on the CPU
         return array.__cuda_array_interface__ is not None
-    except Exception:
-        return False
+    except Exception:  # or for a dtype that it has no letter for
+        return hasattr(kind, "__dlpack_device__") and dlpack.on_gpu(array)
 
 
 def is_tensor(array: Any) -> bool:
@@ -32,4 +32,4 @@ def is_tensor(array: Any) -> bool:
 
 def simulated() -> bool:
     """Whether Numba simulates a device."""
-    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"
+    return bool(getattr(config, "ENABLE_CUDASIM", False))

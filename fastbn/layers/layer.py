@@ -90,7 +90,7 @@ class Layer(Attributes):
                 f"the layer is on {self._device!r}, and {name} of type {type(value).__name__} is "
                 "not; copy it there, or move the layer: bn.to('cpu'), bn.to('cuda')"
             )
-        value = backend.as_numba(value, had)
+        value = backend.as_numba(name, value, had)
         if (value.shape, value.dtype) != (self._shape, had.dtype):
             raise ValueError(
                 f"{name} has shape {value.shape} and dtype {value.dtype}, expected "
@@ -200,9 +200,9 @@ class Layer(Attributes):
         Parameters
         ----------
         state : mapping of str to array
-            NumPy arrays or what converts to them, such as torch's CPU tensors. Where it has
-            running statistics and no ``num_batches_tracked``, as files from before torch 0.4.1
-            and hand-made ones, the counter starts at 0.
+            NumPy arrays or what converts to them, such as torch's tensors, on a GPU as well.
+            Where it has running statistics and no ``num_batches_tracked``, as files from before
+            torch 0.4.1 and hand-made ones, the counter starts at 0.
         prefix : str
             What stands before the names, e.g. ``"layer1.0.bn1."``; keys without it
             are not looked at.

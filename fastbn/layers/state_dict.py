@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn._call import arguments
+from fastbn._call import arguments, backend, places
 
 #: Keys and prefixes that a message shows; there may be hundreds.
 _SHOWN = 3
@@ -177,7 +177,7 @@ def _shape(state: Mapping[str, Any], key: str) -> Any:
 def _read_array(key: str, value: Any, current: np.ndarray) -> np.ndarray:
     """``value`` as a new array of ``current``'s shape and dtype, or an error that names the key."""
     try:
-        array = np.asarray(value)
+        array = backend.to_numpy(value, key) if places.on_device(value) else np.asarray(value)
     except Exception as error:
         raise ValueError(f"{key!r} cannot be read as an array: {error}") from error
     integral = current.dtype.kind == "i"
