@@ -77,6 +77,29 @@ class OnCpu:
         raise AttributeError("lies on the CPU")
 
 
+class OfAnotherDtype(OnCpu):
+    """Its interface has no letter for bfloat16, as JAX's; by DLPack it can be lent."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __dlpack_device__(self):
+        return self.kind, 0
+
+
+@pytest.mark.parametrize(("kind", "there"), [(2, True), (1, False)])
+def test_an_interface_that_is_refused_where_dlpack_knows_the_device(kind, there):
+    assert internals.on_device(OfAnotherDtype(kind)) is there
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_whether_a_device_is_simulated_is_numbas_decision(monkeypatch, value):
+    """It reads its settings from a file too."""
+    monkeypatch.setattr(config, "ENABLE_CUDASIM", value)
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", str(1 - value))
+    assert internals.is_simulated() is bool(value)
+
+
 class ByDlpack:
     """An array that lends its memory by DLPack alone, and says that a GPU has it."""
 

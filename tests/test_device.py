@@ -4,7 +4,10 @@ The simulator starts a Python thread for each of the device's, so shapes are tin
 """
 
 import copy
+import gc
 import pickle
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -293,6 +296,21 @@ def test_a_layer_moves_loads_and_is_copied(rng):
     assert there.state_dict()["running_var"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_a_state_dict_of_arrays_on_the_device(place, rng):
+    values = {"weight": rng.normal(size=3).astype(np.float32), "bias": np.ones(3, np.float32),
+              "running_mean": np.zeros(3), "running_var": np.ones(3),
+              "num_batches_tracked": np.array(7)}  # fmt: skip
+    layer = fastbn.BatchNorm1d(3, device=place)
+    layer.load_state_dict({name: put(value) for name, value in values.items()})
+    for name, array in layer.state_dict().items():
+        np.testing.assert_array_equal(array, values[name])
+    with pytest.raises(
+        ValueError, match=r"'weight' cannot be read as an array.*has gaps in memory"
+    ):
+        layer.load_state_dict({"weight": internals.repeated(5, 3)}, strict=False)
+
+
 def test_a_layer_on_a_gpu_by_its_number(monkeypatch, rng):
     first = fastbn.BatchNorm1d(3, device="cuda:0")
     assert "device='cuda:0'" in repr(first)
@@ -352,6 +370,11 @@ def test_arrays_of_one_call_lie_in_one_place(rng):
         ({"x": np.ones((6, 3), int)}, TypeError, "float16, bfloat16, float32 or float64"),
         ({"x": np.ones((6, 4), np.float32)}, ValueError, "weight has shape"),
         ({"weight": np.ones(3)}, TypeError, "weight has dtype float64, expected float32"),
+        (
+            {"x": np.ones((6, 3))},
+            TypeError,
+            r"float32, expected float64 .*x\.astype.*dtype='float64'",
+        ),
         ({"out": np.ones((6, 2), np.float32)}, ValueError, "out has shape"),
         ({"running_var": None}, ValueError, "running_mean was given without running_var"),
         ({"x": np.ones((1, 3), np.float32)}, ValueError, "more than 1 value per channel"),
@@ -366,9 +389,242 @@ def test_what_does_not_fit(change, error, says):
         fastbn.batch_norm(**arguments, training=True)
 
 
+def test_a_gradient_that_lies_otherwise_than_x(rng):
+    x, dy = (put(rng.normal(size=(2, 3, 4)).astype(np.float32)) for _ in range(2))
+    _, cache = fastbn.batch_norm_forward(x.transpose((0, 2, 1)), training=True)
+    with pytest.raises(
+        ValueError, match=r"lies as x does: in torch, .*empty_like\(x\)\.copy_\(dy\)"
+    ):
+        fastbn.batch_norm_backward(dy.reshape(2, 4, 3), cache)
+
+
 def test_a_policy_that_would_wait_for_the_device():
     with pytest.raises(NotImplementedError, match="would wait for the device"):
         fastbn.batch_norm(put(np.ones((6, 3), np.float32)), training=True, on_nonfinite="skip")
+
+
+# --- memory ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_out_that_overlaps_a_vector(name, training):
+    flat = put(np.arange(15, dtype=np.float32))
+    x, vector = put(np.ones((4, 3), np.float32)), flat[:3]
+    arguments = {"running_mean": put(np.ones(3, np.float32)),
+                 "running_var": put(np.ones(3, np.float32)), name: vector}  # fmt: skip
+    for out in (flat[:12], flat[2:14]):
+        with pytest.raises(ValueError, match=f"out overlaps {name}|{name} and out share memory"):
+            fastbn.batch_norm(x, **arguments, training=training, out=out.reshape(4, 3))
+    assert got(flat).tolist() == list(range(15))
+    fastbn.batch_norm(x, **arguments, training=training, out=flat[3:].reshape(4, 3))
+
+
+def test_an_out_that_is_a_vector():
+    """One sample has as many values as a vector, so both may be the same memory."""
+    weight, ones = put(np.ones(3, np.float32)), put(np.ones(3, np.float32))
+    with pytest.raises(ValueError, match="out overlaps weight"):
+        fastbn.batch_norm(
+            put(np.ones((1, 3), np.float32)), ones, ones, weight, out=weight.reshape(1, 3)
+        )
+
+
+def test_memory_that_is_lent_to_be_read(rng):
+    def ones():
+        return put(np.ones(3, np.float32))
+
+    x, frozen = put(rng.normal(size=(6, 3)).astype(np.float32)), internals.read_only(ones())
+    out = internals.read_only(put(np.zeros((6, 3), np.float32)))
+    with pytest.raises(ValueError, match="out is read-only"):
+        fastbn.batch_norm(x, training=True, out=out)
+    _, cache = fastbn.batch_norm_forward(x, training=True)
+    with pytest.raises(ValueError, match="out is read-only"):
+        fastbn.batch_norm_backward(x, cache, out=out)
+    for running in ((frozen, ones()), (ones(), frozen)):
+        with pytest.raises(ValueError, match=r"running_\w+ is read-only, but training updates it"):
+            fastbn.batch_norm(x, *running, training=True)
+    fastbn.batch_norm(x, frozen, ones(), frozen, training=False)  # is only read
+    layer = fastbn.BatchNorm1d(3, device="cuda")
+    with pytest.raises(ValueError, match="running_var is read-only; load_state_dict copies it"):
+        layer.running_var = frozen
+
+
+def test_who_says_that_memory_is_lent_to_be_read(monkeypatch):
+    arrays = internals.on_a_device(monkeypatch)
+
+    def of(flag, module="cupy"):
+        interface = {"data": (0, flag), "typestr": "<f4", "shape": (3,)}
+        return type("A", (), {"__module__": module, "__cuda_array_interface__": interface})()
+
+    assert arrays.is_readonly(of(True))
+    assert not arrays.is_readonly(of(False))
+    assert arrays.is_readonly(of(False, "jaxlib._jax"))  # its DLPack does not say so
+    owner = of(True)
+    assert arrays.owner_of(SimpleNamespace(gpu_data=SimpleNamespace(owner=owner))) is owner
+    assert not arrays.is_readonly(SimpleNamespace(gpu_data=SimpleNamespace(owner=None)))
+
+
+def test_one_value_with_a_step_of_zero_is_no_vector(monkeypatch):
+    layer = fastbn.BatchNorm1d(64, device="cuda")
+    with pytest.raises(ValueError, match=r"weight of shape .* has gaps in memory"):
+        layer.weight = internals.repeated(1, 64)
+    arrays = internals.on_a_device(monkeypatch)
+    numba = SimpleNamespace(
+        gpu_data=None, strides=(0,), dtype=np.dtype("f4"),
+        __cuda_array_interface__={"shape": (64,), "strides": None, "typestr": "<f4"},
+    )  # fmt: skip
+    assert arrays.strides_of(numba, (64,)) == (0,)
+
+
+def test_no_output_of_bfloat16_for_arrays_of_others():
+    """Numba has no such dtype."""
+    arrays, *_ = internals.device_modules()
+    array = internals.as_bfloat16(internals.lent(put(np.zeros((4, 3), np.uint16))))
+    with pytest.raises(TypeError, match=r"no output of bfloat16 can be made .* lender; pass out="):
+        arrays.empty_like(array)
+
+
+def test_a_batch_of_another_size_allocates_nothing_and_waits_for_nobody(monkeypatch, rng):
+    assert all(
+        a is b for a, b in zip(internals.scratch_of(5), internals.scratch_of(8), strict=True)
+    )
+    assert internals.scratch_of(9)[0] is not internals.scratch_of(8)[0]
+    cuda = internals.simulated_device()
+    monkeypatch.setattr(cuda, "synchronize", lambda: pytest.fail("waits for the device"))
+    x = put(rng.normal(size=(6, 11)).astype(np.float32))  # no other test has 11 channels so
+    fastbn.batch_norm(x, training=True)
+
+
+# --- streams --------------------------------------------------------------------------------
+
+
+def on(stream, array):
+    return put(array).bind(stream)
+
+
+def test_a_call_comes_after_what_other_streams_were_asked_for_and_before_what_follows(monkeypatch):
+    asked, _ = internals.record_streams(monkeypatch)
+    ones = np.ones(3, np.float32)
+    x, out = on(7, np.eye(4, 3, dtype=np.float32)), on(6, np.empty((4, 3), np.float32))
+    arguments = on(9, ones), on(9, ones), on(8, ones), on(7, ones)
+    fastbn.batch_norm(x, *arguments, training=True, out=out)
+    launched = asked.index(("forward", 7))
+    before, after = asked[:launched], asked[launched + 1 :]
+    assert {(7, "waits for", stream) for stream in (6, 8, 9)} == {a for a in before if len(a) == 3}
+    assert {a for a in after if len(a) == 3} == {(6, "waits for", 7), (9, "waits for", 7)}
+    assert after.count(("record", 7)) == 2
+    del asked[:]
+    fastbn.batch_norm(x, on(7, ones), on(7, ones), out=on(7, got(out)))
+    assert [a[0] for a in asked] == ["normalize"]  # one stream needs no events
+
+
+def test_statistics_come_to_the_host_when_they_are_there(monkeypatch):
+    asked, _ = internals.record_streams(monkeypatch)
+    fastbn.channel_stats(on(7, np.eye(4, 3, dtype=np.float32)))
+    assert asked == [("moments", 7), ("record", 7), ("finish", 7)]
+
+
+def test_a_backward_on_another_stream_comes_after_the_statistics_of_its_forward(monkeypatch):
+    x = on(7, np.eye(4, 3, dtype=np.float32))
+    y, cache = fastbn.batch_norm_forward(x, weight=on(7, np.ones(3, np.float32)), training=True)
+    asked, _ = internals.record_streams(monkeypatch)
+    x.stream = 8  # as torch's current one changes
+    fastbn.batch_norm_backward(y.bind(8), cache, out=on(8, got(y)))
+    assert asked == [
+        ("record", 7), (8, "waits for", 7), ("backward", 8), ("record", 8), (7, "waits for", 8),
+    ]  # fmt: skip
+
+
+def test_an_empty_batch_keeps_to_its_stream(monkeypatch):
+    streams, x = [], on(7, np.empty((0, 3), np.float32))
+    cuda = internals.simulated_device()
+    original = cuda.to_device
+    monkeypatch.setattr(
+        cuda, "to_device", lambda a, stream=0: (streams.append(stream), original(a, stream))[1]
+    )
+    fastbn.batch_norm(x, training=True)
+    assert streams == [7]
+
+
+def test_memory_of_others_is_kept_until_the_kernels_are_done(monkeypatch):
+    asked, event = internals.record_streams(monkeypatch)
+
+    def call(array):
+        fastbn.batch_norm(array, training=True)
+        return weakref.ref(array)
+
+    first = call(internals.lent(on(7, np.eye(4, 3, dtype=np.float32))))
+    gc.collect()
+    assert first() is not None
+    assert asked[-1] == ("record", 7)
+    second = call(internals.lent(on(7, np.eye(5, 3, dtype=np.float32))))
+    event.ready = True
+    del asked[:]
+    third = call(put(np.eye(5, 3, dtype=np.float32)))  # Numba's own needs nobody to keep it
+    gc.collect()
+    assert (first(), second(), third()) == (None, None, None)
+
+
+def test_no_more_than_two_kernels_whose_blocks_wait_for_each_other(monkeypatch):
+    """One stream runs its own one by one; from the second on, each waits for the one before."""
+    asked, _ = internals.record_streams(monkeypatch, launch=False)
+    internals.share_once(monkeypatch, parts=2)
+    x, kernel = np.eye(4, 3, dtype=np.float32), "forward"
+    for stream in (7, 7, 8, 7, 9):
+        fastbn.batch_norm(on(stream, x), training=True, out=on(stream, x))
+    assert asked == [
+        (kernel, 7), (kernel, 7),
+        (kernel, 8), ("record", 8),
+        (7, "waits for", 8), (kernel, 7), ("record", 7),
+        (9, "waits for", 7), (kernel, 9), ("record", 9),
+    ]  # fmt: skip
+
+
+class Lender:
+    """An array with an interface and DLPack; it notes for which stream it is asked."""
+
+    def __init__(self, stream):
+        self.array, self.asked = np.ones((4, 3), np.float32), []
+        self.__cuda_array_interface__ = {"data": (0, False), "version": 2, **stream}
+
+    def __dlpack__(self, stream=None):
+        self.asked.append(stream)
+        return self.array.__dlpack__()
+
+
+def test_an_interface_without_a_stream_is_not_taken_where_dlpack_orders_the_call(monkeypatch):
+    arrays = internals.on_a_device(monkeypatch)
+    named = Lender({"stream": 5})
+    assert arrays.with_interface(named) is named
+    for unnamed in (Lender({}), Lender({"stream": None})):
+        borrowed = arrays.with_interface(unnamed)
+        assert unnamed.asked == [1]
+        assert borrowed.__cuda_array_interface__["stream"] == 1
+        assert borrowed.__cuda_array_interface__["version"] == 3
+    alone = SimpleNamespace(__cuda_array_interface__={"data": (0, False)})
+    assert arrays.with_interface(alone) is alone
+
+
+# --- which GPU ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("binding", [True, False])
+def test_the_driver_says_where_memory_lies(monkeypatch, binding):
+    assert internals.driver_of_a_device(monkeypatch, binding, gpu=1)(4096) == 1
+
+
+def test_where_an_array_lies_whose_owner_says_it_or_not(monkeypatch):
+    arrays = internals.on_a_device(monkeypatch)
+    monkeypatch.setattr(arrays, "gpu_by_driver", {4096: 3}.get)
+    interface = {"data": (4096, False)}
+    silent = type("Silent", (), {"__cuda_array_interface__": interface})()
+    says = type("Says", (), {"__cuda_array_interface__": interface,
+                             "__dlpack_device__": lambda self: (2, 1)})()  # fmt: skip
+    context = SimpleNamespace(device=SimpleNamespace(id=0))
+    for owner, gpu in ((silent, 3), (says, 1), (None, 0)):
+        view = SimpleNamespace(gpu_data=SimpleNamespace(owner=owner, context=context))
+        assert arrays.gpu_of(view) == gpu  # of the owner, whichever was current
+        assert owner is None or arrays.gpu_of(owner) == gpu
 
 
 # --- how work is cut ------------------------------------------------------------------------
@@ -399,6 +655,17 @@ def test_a_cut_follows_from_the_shape(item, arrays):
         assert cut.parts >= 1
 
 
+def test_what_a_cut_is_told(monkeypatch, rng):
+    """Arrays that are read, and blocks that may wait: none where nothing is read once."""
+    found = internals.record_cuts(monkeypatch)
+    x = put(rng.normal(size=(6, 3)).astype(np.float32))
+    fastbn.channel_stats(x)
+    y, cache = fastbn.batch_norm_forward(x, training=True)
+    fastbn.batch_norm_backward(y, cache)
+    fastbn.batch_norm(x, put(np.zeros(3, np.float32)), put(np.ones(3, np.float32)))
+    assert found == [(1, 0), (1, 1), (2, 1), (1, 0)]
+
+
 @pytest.mark.parametrize(
     ("channels", "length", "lanes"),
     [  # by the bytes of a value
@@ -422,10 +689,16 @@ def test_what_lies_side_by_side_is_read_at_once(channels, length, lanes):
         assert cut_of(10**6, channels, length, item, False, 1, 1).lanes == 1
 
 
+def test_as_many_blocks_of_a_tile_as_there_are_multiprocessors(monkeypatch):
+    """Two fit on each, and no more than two such kernels run at once."""
+    assert internals.blocks_together(monkeypatch, 132) == 132
+
+
 def test_which_design_a_tensor_of_a_network_takes():
     cut_of, _, threads = internals.device_cut()
     if threads == 256:  # as on a device: with 132 multiprocessors
-        assert cut_of(256, 64, 3136, 4, True, 1, 132).once
+        assert cut_of(256, 64, 3136, 4, True, 1, 132).once  # of 56 x 56 values, forward
+        assert not cut_of(256, 64, 3136, 4, True, 2, 132).once  # and backward
         assert not cut_of(1, 1, 2**26, 4, True, 1, 132).once
     assert cut_of(2, 3, 4, 4, True, 1, 1).parts == 1
 

@@ -18,6 +18,8 @@ from fastbn._call.dlpack import Borrowed, dense
 
 #: What a kernel takes bfloat16 as.
 _BFLOAT16 = np.dtype(np.uint16)
+#: Nobody gets their memory before what their stream has been asked for is done.
+_KEEP_IT_THEMSELVES = "numba", "torch", "cupy"
 
 
 class DeviceArray(NamedTuple):
@@ -37,6 +39,8 @@ class DeviceArray(NamedTuple):
     nbytes: int
     #: Its owner lends it to be read.
     readonly: bool
+    #: Its owner may free it while a kernel works on it.
+    lent: bool
 
     @property
     def aligned(self) -> bool:
@@ -65,17 +69,19 @@ def described(name: str, array: Any) -> DeviceArray:
             f"x lies on a device, and {name} is {where}; copy one of them: arrays of one call lie "
             "in one place"
         )
-    view = _viewed(name, array)
-    _check_gpu(name, view)
+    view, owner = _viewed(name, array), owner_of(array)
+    _check_gpu(name, owner)
     dtype = str(array.dtype if places.is_tensor(array) else view.dtype).removeprefix("torch.")
     shape = tuple(array.shape)
-    order = _memory_order(name, shape, _strides(view, shape))
+    order = _memory_order(name, shape, strides_of(view, shape))
     flat, stream, pointer = _flat(view, dtype, order)
     if places.is_tensor(array):
         stream = sys.modules["torch"].cuda.current_stream(array.device).cuda_stream
     nbytes = flat.size * flat.dtype.itemsize
-    readonly = _is_readonly(array)
-    return DeviceArray(name, array, flat, dtype, shape, order, stream, pointer, nbytes, readonly)
+    return DeviceArray(
+        name, array, flat, dtype, shape, order, stream, pointer, nbytes, is_readonly(owner),
+        not places.is_tensor(owner) and library_of(owner) not in _KEEP_IT_THEMSELVES,
+    )  # fmt: skip
 
 
 def as_numba(name: str, array: Any) -> Any:
@@ -116,11 +122,10 @@ def _says_when(array: Any) -> bool:
     return interface.get("stream") is not None or not hasattr(array, "__dlpack__")
 
 
-def _is_readonly(array: Any) -> bool:
+def is_readonly(array: Any) -> bool:
     """Whether its owner says that nobody may write to it."""
     if places.simulated() and hasattr(array, "_ary"):
         return not array._ary.flags.writeable
-    array = owner_of(array)
     if hasattr(array, "gpu_data") or places.is_tensor(array):
         return False
     if library_of(array) in ("jax", "jaxlib"):  # whose DLPack does not say that they never change
@@ -144,7 +149,7 @@ def _viewed(name: str, array: Any) -> Any:
     return array.view(torch.int16) if array.dtype == torch.bfloat16 else array
 
 
-def _strides(view: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+def strides_of(view: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Steps of the axes, in values."""
     if places.simulated() or hasattr(view, "gpu_data"):
         # Numba's own: its interface leaves them out where they are 0

@@ -9,11 +9,8 @@ from typing import Any
 
 from numba import cuda
 
-from fastbn._call.device_arrays import DeviceArray, as_stream, current, library_of, owner_of
-from fastbn._call.places import is_tensor, simulated
-
-#: Their memory is taken by nobody else before what their stream has been asked for is done.
-_KEEP_IT_THEMSELVES = "numba", "torch", "cupy"
+from fastbn._call.device_arrays import DeviceArray, as_stream, current
+from fastbn._call.places import simulated
 
 _lock = threading.RLock()  # an owner that is freed may call
 #: By GPU: an event and the arrays that are lent until then, in the order of the calls.
@@ -34,7 +31,7 @@ def in_order(
     finally:
         for stream in set(written):
             follow(stream, {x.stream})
-        _keep(x.stream, [array for array in (x, *others) if _is_lent(array)])
+        _keep(x.stream, [array for array in (x, *others) if array.lent])
 
 
 def follow(stream: int, others: Iterable[int]) -> None:
@@ -53,11 +50,6 @@ def event_on(stream: int) -> Any:
 def finish(stream: int) -> None:
     """Wait until all is done that a stream was asked for."""
     event_on(stream).synchronize()
-
-
-def _is_lent(array: DeviceArray) -> bool:
-    owner = owner_of(array.given)
-    return not is_tensor(owner) and library_of(owner) not in _KEEP_IT_THEMSELVES
 
 
 def _keep(stream: int, arrays: list[DeviceArray]) -> None:
