@@ -484,6 +484,14 @@ def test_no_output_of_bfloat16_for_arrays_of_others():
         arrays.empty_like(array)
 
 
+def test_bfloat16_comes_to_the_host_as_float32(monkeypatch):
+    arrays, *_ = internals.device_modules()
+    bits = put(np.array([0x3F80, 0xC040], np.uint16))
+    known = internals.as_bfloat16(bits)
+    monkeypatch.setattr(arrays, "described", lambda name, array: known)
+    assert arrays.to_host("weight", bits).tolist() == [1.0, -3.0]
+
+
 def test_a_batch_of_another_size_allocates_nothing_and_waits_for_nobody(monkeypatch, rng):
     assert all(
         a is b for a, b in zip(internals.scratch_of(5), internals.scratch_of(8), strict=True)
