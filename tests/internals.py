@@ -17,13 +17,11 @@ from fastbn._call import (
     backend,
     blocks,
     dlpack,
-    groups,
     known,
     masked,
     places,
     plan,
     prepared,
-    rows,
     work,
 )
 from fastbn._call import pieces as _pieces
@@ -615,8 +613,9 @@ def small_pieces(monkeypatch):
 
 def small_blocks(monkeypatch):
     """Let samples go in blocks of few bytes."""
-    for module in (blocks, groups, rows):
-        monkeypatch.setattr(module, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(blocks.processor, "last_level_cache", lambda: 1 << 20)
+    monkeypatch.setattr(blocks, "CACHE_SHARE", 1 << 8)
 
 
 # --- formulas ---------------------------------------------------------------------------------

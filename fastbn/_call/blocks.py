@@ -9,11 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastbn._call import arguments, backend, overlap
-from fastbn._system import outputs
+from fastbn._system import outputs, processor
 from fastbn.kernels.held import computed
 
-#: Bytes of a block that goes through several operations, each of which finds it in cache.
-BLOCK_BYTES = 2 * 1024 * 1024
+#: A block that goes through several operations is so large at least, or a part of the last-level
+#: cache: each operation finds it in a cache, and starting one costs as much as a few 100 KB.
+BLOCK_BYTES, CACHE_SHARE = 2 * 1024 * 1024, 8
+
+
+def block_bytes() -> int:
+    """Bytes of such a block."""
+    return max(BLOCK_BYTES, processor.last_level_cache() // CACHE_SHARE)
 
 
 def checked_input(x: Any, what: str) -> np.ndarray:
@@ -63,7 +69,7 @@ def blocks(
     if whole and (size is None or written.nbytes <= size):
         yield slice(0, samples), list(arrays)
         return
-    step = max(1, (size or BLOCK_BYTES) // max(1, each))
+    step = max(1, (size or block_bytes()) // max(1, each))
     for start in range(0, samples, max(1, step)):
         some = slice(start, min(samples, start + step))
         given = [array[some] for array in arrays]

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastbn._call import arguments, backend, settings, work
 from fastbn._call.blocks import (
-    BLOCK_BYTES,
+    block_bytes,
     blocks,
     checked_gradient,
     checked_input,
@@ -21,8 +21,8 @@ from fastbn._call.blocks import (
 from fastbn.kernels import formulas
 from fastbn.kernels.held import computed
 
-#: Values of a row from which on each has terms of its own, of its sample and channel. Rows that
-#: are shorter are normalized without weight and bias, which are applied in a second pass.
+#: Values of a channel from which on it has terms of its own in each sample. Shorter ones are
+#: normalized without weight and bias, which are applied in a second pass.
 _ROW = 16
 #: Stands for an eps in ``1 / sqrt(1 + eps)``, which is then 1.
 NOTHING = 1e-300
@@ -97,7 +97,7 @@ class GroupNorm:
             return self._plain, None
         if self.groups == self.channels:
             return self._each_channel, None
-        return (self._each_row if length >= _ROW else self._in_two), BLOCK_BYTES
+        return (self._each_group, None) if length >= _ROW else (self._in_two, block_bytes())
 
     def _plain(self, x, out):
         """Without weight and bias."""
@@ -113,19 +113,11 @@ class GroupNorm:
         statistics = work.forward(x, out, 1, weight, bias, self.eps)
         return statistics.reshape(3, -1, self.groups)
 
-    def _each_row(self, x, out):
-        """Statistics of groups, then each channel of each sample with terms of its own."""
-        samples, channels, _ = x.shape
-        found = work.moments(x.reshape(1, samples * self.groups, -1), 1)
-        assert found
-        walk, mean, m2 = found
-        var = m2 / walk.count
-        x, out = x.reshape(1, samples * channels, -1), out.reshape(1, samples * channels, -1)
-        of_rows = (np.repeat(v, channels // self.groups) for v in (mean, var))
-        work.normalize(x, out, 1, *of_rows, *self._repeated(samples), self.eps)
-        with np.errstate(invalid="ignore"):
-            rstd = formulas.reciprocal_std(var, self.eps)
-        return np.array([mean, var, rstd]).reshape(3, samples, self.groups)
+    def _each_group(self, x, out):
+        """Each channel of each sample with terms of its own, from those of its group."""
+        weight, bias = self._repeated(1)
+        statistics = work.group_forward(x, out, self.groups, weight, bias, self.eps)
+        return statistics.reshape(3, -1, self.groups)
 
     def _in_two(self, x, out):
         """`_plain`, and then weight and bias, as in an evaluation."""
@@ -139,7 +131,7 @@ class GroupNorm:
         dtype = computed(self.out.dtype)
         weight = np.ones(self.channels, dtype) if self.weight is None else self.weight
         bias = np.zeros(self.channels, dtype) if self.bias is None else self.bias
-        return np.tile(weight, samples), np.tile(bias, samples)
+        return [arguments.kernel_vector(np.tile(v, samples), dtype) for v in (weight, bias)]
 
     def cache(self) -> GroupCache:
         """For `backward`."""
@@ -206,7 +198,7 @@ def backward(dy: Any, cache: GroupCache, out: Any) -> tuple[Any, np.ndarray, np.
     if cache.x.size:
         arrays = (np.moveaxis(array, cache.axis, 1) for array in (dx, dy, cache.x))
         way = _channels_backward if cache.groups == channels else _groups_backward
-        size = None if cache.groups == channels else BLOCK_BYTES
+        size = None if cache.groups == channels else block_bytes()
         for some, block in blocks(size, *arrays):
             shape = len(block[0]), channels, -1
             sums += way(cache, cache.statistics[:, some], *(a.reshape(shape) for a in block))

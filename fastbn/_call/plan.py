@@ -30,6 +30,8 @@ Strides = tuple[int, ...]
 #: together, so that the second read comes from there. Long runs count for more than a nearer
 #: cache: 4 MiB was up to 1.5 times as fast as half of an L2.
 TILE_SHARE, TILE_BYTES = 8, 4 * 1024 * 1024
+#: The same where each channel lies in one piece, and a tile too: the next cache is worth more then.
+ONE_ROW_BYTES = 512 * 1024
 #: Bytes below which waking threads costs more than it saves.
 PARALLEL_BYTES = 256 * 1024
 #: Samples from which on each thread sums and normalizes some of them, where all is in cache.
@@ -53,6 +55,8 @@ class Walk:
     rows, channels, length : a channel has ``rows`` rows of ``length`` contiguous values
     steps : for each array, the distances of rows and of channels
     extents : for each array, the length of its flat view
+    per_group, per_sample : where each channel is a group of a group norm, channels of a group, and
+        groups of a sample; else 0
     plans : what has been planned on this walk, by operation and dtype
     """
 
@@ -62,6 +66,8 @@ class Walk:
     length: int
     steps: tuple[tuple[int, int], ...]
     extents: tuple[int, ...]
+    per_group: int = 0
+    per_sample: int = 0
     plans: "dict[tuple[str, np.dtype], Plan]" = field(default_factory=dict, compare=False)
 
     @property
@@ -175,7 +181,7 @@ class Plan:
         self.entry: Entry = getattr(entries, self._operation.entries[0])
         self._frames: dict[tuple[int, bool], np.ndarray] = {}
         bytes_each = walk.count * walk.channels * dtype.itemsize
-        cache, arrays = processor.last_level_cache(), len(walk.steps)
+        cache, arrays = processor.last_level_cache(), sum(step != (0, 0) for step in walk.steps)
         self.large = bytes_each >= PARALLEL_BYTES
         fits = bytes_each * arrays <= cache
         self._tile = 0  # channels that go through all steps while they are in cache
@@ -183,7 +189,8 @@ class Plan:
         shared = fits and walk.rows >= SHARED_ROWS
         if two_passes and self.large and walk.layout == "first" and not shared:
             of_channel = walk.count * dtype.itemsize * max(1, arrays - 1)
-            self._tile = min(TILE_BYTES, cache // TILE_SHARE) // of_channel
+            tile_bytes = TILE_BYTES if walk.rows > 1 else ONE_ROW_BYTES
+            self._tile = min(tile_bytes, cache // TILE_SHARE) // of_channel
         long = walk.length >= STREAM_VALUES if walk.layout == "first" else walk.is_dense()
         self._streaming = not fits and long
         self.serial = None if self.large else self.frame(1, in_place=False)
@@ -218,6 +225,8 @@ class Plan:
                 walk.rows, walk.channels, fold, self._operation.column_chain, walk.is_dense(), lanes
             )
         columns, terms = (tile or fields[name] for name in ("columns", "terms"))
+        terms *= max(1, walk.per_group)
+        fields["terms"] = terms
         fields |= _scratch(tile or walk.channels, fields["segments"], columns, terms)
         for name, step in zip(self._operation.arrays, walk.steps, strict=True):
             fields[f"{name}_row"], fields[f"{name}_channel"] = step
@@ -232,6 +241,7 @@ class Plan:
             all_channels=walk.channels, count=walk.count, item_bytes=self.dtype.itemsize,
             value_bytes=value_bytes, tile=tile, tiles=tiles,
             scratch_bytes=fields["tile_bytes"] * tiles, frozen=self._operation.frozen,
+            per_group=walk.per_group, per_sample=walk.per_sample,
             uncentered=self._operation.uncentered,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastbn._call import arguments, settings, work
 from fastbn._call.blocks import (
-    BLOCK_BYTES,
+    block_bytes,
     blocks,
     checked_gradient,
     checked_input,
@@ -113,7 +113,7 @@ def backward(dy: Any, cache: RowCache, out: Any) -> tuple[Any, np.ndarray, np.nd
     if cache.x.size:
         weight = None if cache.weight is None else cache.weight.reshape(-1)
         arrays = _with_rows(len(cache.normalized_shape), dx, dy, cache.x)
-        for _, block in blocks(BLOCK_BYTES // 2, *arrays):
+        for _, block in blocks(block_bytes() // 2, *arrays):
             dy, x, dx_block = (a.reshape(-1, values) for a in block)
             statistics = cache.statistics[:, start : start + len(x)]
             sums += _block_backward(dy, x, dx_block, statistics, weight, cache)

@@ -40,6 +40,7 @@ _MODES: dict[Mode, tuple[str, ...]] = {
         "normalize",
         "forward",
         "forward_each",
+        "group_forward",
         "uncentered_forward",
         "uncentered_forward_each",
         "backward",

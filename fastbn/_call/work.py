@@ -182,6 +182,26 @@ def forward_each(x, out, weight, bias, eps, uncentered) -> np.ndarray:
     return statistics
 
 
+def group_forward(x, out, groups, weight, bias, eps) -> np.ndarray:
+    """`forward` of each group of channels of each sample of contiguous (N, C, L)."""
+    plan = _walk_of_groups(*x.shape, groups).plan("group_forward", x.dtype)
+    statistics, views = np.empty(3 * len(x) * groups), (flat(a, a.size) for a in (x, out))
+    entry = plan.entry.of(plan.dtype, plan.dtype)
+    in_place = overlap.same_elements(x, out)
+    launch(plan, entry, in_place, *views, weight, bias, statistics, eps)
+    return statistics
+
+
+@lru_cache(maxsize=KEPT)
+def _walk_of_groups(samples: int, channels: int, length: int, groups: int) -> Walk:
+    """Each group a channel."""
+    size = channels // groups * length
+    steps, extents = ((0, size),) * 2, (samples * channels * length,) * 2
+    return Walk(
+        "first", 1, samples * groups, size, steps, extents, channels // groups, groups
+    )  # fmt: skip
+
+
 @lru_cache(maxsize=KEPT)
 def _walk_of_rows(rows: int, length: int) -> Walk:
     """Each row a channel; and two vectors that go with every row."""

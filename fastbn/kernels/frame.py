@@ -45,6 +45,9 @@ FIELDS = (
     "statistics",  # rows of mean, variance (or m2) and 1 / std, float64
     "d_weight", "d_bias",
     "frozen",  # whether the statistics are constants to a backward
+    "per_group",  # of a group norm, whose groups are the channels that are summed: channels of each
+    "per_sample",  # and groups of a sample
+    "first_group",  # of the tile at hand
     "uncentered",  # whether no mean is subtracted, and var is the mean of squares
     # memory for what lies between the steps: where it begins; then where in it, in bytes, until
     # `passes` makes them addresses; and sizes in columns

@@ -22,6 +22,7 @@ _SUMS: dict[str, ModuleType] = {"first": first_sums, "last": last_sums}
 _ELEMENTWISE: dict[str, ModuleType] = {"first": first_elementwise, "last": last_elementwise}
 _WIDE_TERMS = {
     terms.normalizing_terms: terms.wide_normalizing_terms,
+    terms.group_normalizing_terms: terms.wide_group_normalizing_terms,
     terms.gradient_terms: terms.wide_gradient_terms,
     terms.given_gradient_terms: terms.wide_given_gradient_terms,
 }
@@ -83,6 +84,7 @@ OPERATIONS = {
         None, None, terms.given_gradient_terms, "gradient",
     ),
 }  # fmt: skip
+OPERATIONS["group_forward"] = OPERATIONS["forward"]._replace(finish=terms.group_normalizing_terms)
 for _name in "forward", "forward_each", "backward":
     OPERATIONS[f"uncentered_{_name}"] = OPERATIONS[_name]._replace(uncentered=True)
 for _name in list(pointwise.EVERY):  # with an activation, a residual, or both

@@ -76,7 +76,8 @@ def each_tile(frame, tile, like):
     lo = tile * f.tile
     f.channels = min(f.tile, f.all_channels - lo)
     f.columns = f.channels
-    f.terms = f.channels
+    f.terms = f.channels * max(1, f.per_group)
+    f.first_group = lo
     f.first += lo * f.first_channel * f.item_bytes
     f.second += lo * f.second_channel * f.item_bytes
     f.third += lo * f.third_channel * f.item_bytes
@@ -84,9 +85,9 @@ def each_tile(frame, tile, like):
     f.statistics += 8 * lo
     f.mean += 8 * lo
     f.var += 8 * lo
-    if f.weight != 0:
+    if f.weight != 0 and f.per_group == 0:  # those of groups are found by their number
         f.weight += lo * f.weight_bytes
-    if f.bias != 0:
+    if f.bias != 0 and f.per_group == 0:
         f.bias += lo * f.weight_bytes
     f.d_weight += lo * f.value_bytes
     f.d_bias += lo * f.value_bytes

@@ -1,5 +1,7 @@
 """From statistics to the terms of the elementwise pass: rows of the table, a column a channel."""
 
+import numpy as np
+
 from fastbn.kernels import formulas
 from fastbn.kernels.compile import inlined, inner, part
 from fastbn.kernels.simd import (
@@ -132,6 +134,55 @@ def wide_normalizing_terms(frame, task, like):
         marks[c] = 0.0 if holds_one(mean[c], rstd, scale[c]) else 1.0
     repeat_columns(rows, channels, f.terms)
     repeat_columns((marks,), channels, f.terms)
+
+
+# --- normalize groups of channels -----------------------------------------------------------------
+# What is summed together is a group of one sample. The elementwise pass goes over its channels.
+
+
+@part("group_normalizing_terms")
+def group_normalizing_terms(frame, task, like):
+    """The groups' statistics; center, scale and shift of each of their channels."""
+    f = frame_at(frame)
+    each, marked = f.per_group, 0
+    mean, var, rstd = three_rows(f.statistics, 8 * f.all_channels, like)
+    weight, bias = values_at(f.weight, like), values_at(f.bias, like)
+    rows = three_of_table(f.table, f.terms * f.value_bytes, like)
+    center, scale, shift = rows
+    for g in range(f.channels):
+        var[g] /= f.count
+        rstd[g] = reciprocal_std(var[g], f.eps)
+        of_sample = (f.first_group + g) % f.per_sample * each
+        for k in range(each):
+            c = g * each + k
+            center[c] = mean[g]
+            of_weight = np.float64(weight[of_sample + k])
+            of_bias = np.float64(bias[of_sample + k])
+            terms = affine_terms(residual(mean[g], center[c]), rstd[g], of_weight, of_bias)
+            scale[c], shift[c] = terms
+            marked += not holds_one(mean[g], rstd[g], terms[0])
+    f.marked = marked if f.value_bytes == 4 else 0
+    f.channels *= each
+    f.length //= each
+    f.first_channel = f.out_channel = f.length
+
+
+@part("wide_group_normalizing_terms")
+def wide_group_normalizing_terms(frame, task, like):
+    """`wide_normalizing_terms` after `group_normalizing_terms`."""
+    f = frame_at(frame)
+    each = f.per_group
+    mean, _, rstd = three_rows(f.statistics, 8 * f.all_channels, like)
+    weight, bias = values_at(f.weight, like), values_at(f.bias, like)
+    _, _, _, marks = four_of_table(f.table, f.terms * f.value_bytes, like)
+    rows = three_rows(f.wide_table, 8 * f.terms, like)
+    wide_mean, scale, shift = rows
+    for c in range(f.channels):
+        g = c // each
+        of_channel = (f.first_group + g) % f.per_sample * each + c - g * each
+        wide_mean[c], shift[c] = mean[g], np.float64(bias[of_channel])
+        scale[c] = affine_terms(0.0, rstd[g], np.float64(weight[of_channel]), 0.0)[0]
+        marks[c] = 0.0 if holds_one(mean[g], rstd[g], scale[c]) else 1.0
 
 
 # --- gradient -------------------------------------------------------------------------------------
