@@ -168,6 +168,13 @@ def batch_norm(
             )
             if found is not None:
                 return found[0]
+    elif mask is None and training is False and not plain and on_nonfinite == "propagate":
+        y = prepared.evaluate_fused(
+            x, running_mean, running_var, weight, bias, eps, axis, out, activation,
+            negative_slope, residual,
+        )  # fmt: skip
+        if y is not None:
+            return y
     call = backend.forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
         on_nonfinite, None, None if plain else (activation, negative_slope, residual), mask,

@@ -17,6 +17,7 @@ from fastbn._call.plan import Plan
 from fastbn._call.run import launch
 from fastbn._call.work import move
 from fastbn._system import outputs, threads
+from fastbn.kernels.activations import suffix
 
 _NO_COUNTER = np.zeros(1, np.int64)
 _INT64 = np.dtype(np.int64)
@@ -64,6 +65,47 @@ def evaluate(
             plan.serial, x.ravel(), out.ravel(), mean, var, weight, bias, eps
         ):  # fmt: skip
             launch(plan, entry, out is x, x.ravel(), out.ravel(), mean, var, weight, bias, eps)
+    except TypeError:
+        return None  # a kind of array that the entry has not been compiled for
+    return out
+
+
+def evaluate_fused(
+    x: Any, mean: Any, var: Any, weight: Any, bias: Any, eps: Any, axis: Any, out: Any,
+    activation: Any, slope: Any, residual: Any,
+) -> np.ndarray | None:  # fmt: skip
+    """`evaluate`, plus a residual, through an activation."""
+    if type(x) is not ndarray or type(axis) is not int or type(eps) is not float:
+        return None
+    if not (activation is None or type(activation) is str) or type(slope) is not float:
+        return None
+    of_operation = known.get(f"normalize{suffix(activation, residual is not None)}")
+    shape, strides = x.shape, x.strides
+    if of_operation is None:
+        return None  # no such activation
+    found = of_operation.get((shape, strides, x.dtype, axis if axis >= 0 else axis + x.ndim))
+    if found is None or not (0.0 < eps < _INFINITY and -_INFINITY < slope < _INFINITY):
+        return None
+    dtype, channels, absent, plan, entry = found
+    if not (
+        _is_vector(mean, dtype, channels) and _is_vector(var, dtype, channels)
+        and (weight is None or _is_vector(weight, dtype, channels))
+        and (bias is None or _is_vector(bias, dtype, channels))
+        and (residual is None or _like(residual, x))
+    ):  # fmt: skip
+        return None
+    if out is None:
+        out = _new_output(plan, x, dtype)
+    elif not (_like(out, x) and _apart(out, x, mean, var, weight, bias)) or (
+        residual is not None and out is not residual and _may_share(out, residual)
+    ):
+        return None
+    added = absent if residual is None else residual.ravel()
+    weight, bias = (absent if v is None else v for v in (weight, bias))
+    arguments = x.ravel(), added, out.ravel(), mean, var, weight, bias, eps, slope
+    try:
+        if plan.large or entry(plan.serial, *arguments):
+            launch(plan, entry, out is x or out is residual, *arguments)
     except TypeError:
         return None  # a kind of array that the entry has not been compiled for
     return out

@@ -83,8 +83,9 @@ def normalize(x, out, axis, mean, var, weight, bias, eps, epilogue=NOTHING) -> N
     )  # fmt: skip
     if target is not out:
         np.copyto(out, target)
-    elif mean.dtype == dtype and not epilogue.suffix:
-        remember("normalize", axis, plan, entry, x, out)
+    elif mean.dtype == dtype:
+        arrays = (x, out) if residual is None else (x, residual, out)
+        remember(f"normalize{epilogue.suffix}", axis, plan, entry, *arrays)
 
 
 def _walked_with(axis: int, x: np.ndarray, residual: Any, out: np.ndarray) -> Walked | None:

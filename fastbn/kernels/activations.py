@@ -155,6 +155,7 @@ ACTIVATIONS = {
 }
 
 
+@cache
 def suffix(activation: str | None, residual: bool = False) -> str:
     """What the names of fused formulas end in."""
     return f"_{activation}" * (activation is not None) + "_residual" * residual

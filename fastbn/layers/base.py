@@ -129,12 +129,18 @@ class BatchNorm(LayerState):
         """
         if self._in_training:
             return self.forward_with_cache(x, out=out, residual=residual, mask=mask)[0]
-        plain = residual is None and mask is None and self.activation is None
-        if plain and type(x) is np.ndarray and x.ndim in self._takes:
-            found = prepared.evaluate(
-                x, self.running_mean, self.running_var, self.weight, self.bias,
-                self.eps, self._axis_of(x.ndim), out,
-            )  # fmt: skip
+        if mask is None and type(x) is np.ndarray and x.ndim in self._takes:
+            if residual is None and self.activation is None:
+                found = prepared.evaluate(
+                    x, self.running_mean, self.running_var, self.weight, self.bias,
+                    self.eps, self._axis_of(x.ndim), out,
+                )  # fmt: skip
+            else:
+                found = prepared.evaluate_fused(
+                    x, self.running_mean, self.running_var, self.weight, self.bias,
+                    self.eps, self._axis_of(x.ndim), out,
+                    self.activation, self.negative_slope, residual,
+                )  # fmt: skip
             if found is not None:
                 return found
         return self._checked_call(x, out, residual, mask).run()
