@@ -8,7 +8,7 @@ import pytest
 from numba import config
 
 import fastbn
-from tests import internals
+from tests import internals_device as devices
 from tests import subprocess_tools as tools
 
 no_device = pytest.mark.skipif(config.ENABLE_CUDASIM, reason="Numba simulates a device")
@@ -89,7 +89,7 @@ class OfAnotherDtype(OnCpu):
 
 @pytest.mark.parametrize(("kind", "there"), [(2, True), (1, False)])
 def test_an_interface_that_is_refused_where_dlpack_knows_the_device(kind, there):
-    assert internals.on_device(OfAnotherDtype(kind)) is there
+    assert devices.on_device(OfAnotherDtype(kind)) is there
 
 
 @pytest.mark.parametrize("value", [0, 1])
@@ -97,7 +97,7 @@ def test_whether_a_device_is_simulated_is_numbas_decision(monkeypatch, value):
     """It reads its settings from a file too."""
     monkeypatch.setattr(config, "ENABLE_CUDASIM", value)
     monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", str(1 - value))
-    assert internals.is_simulated() is bool(value)
+    assert devices.is_simulated() is bool(value)
 
 
 class ByDlpack:
@@ -117,13 +117,13 @@ class ByDlpack:
 
 @pytest.mark.parametrize("device", [(2, 0), (13, 1)], ids=["its own memory", "managed memory"])
 def test_what_lies_on_a_device_by_dlpack(device):
-    assert internals.on_device(ByDlpack(np.ones(3), device))
+    assert devices.on_device(ByDlpack(np.ones(3), device))
 
 
 @pytest.mark.parametrize("device", [(1, 0), (10, 0), None], ids=["CPU", "ROCm", "refused"])
 def test_what_does_not_lie_on_a_device_by_dlpack(device):
     array = ByDlpack(np.ones(3), device)
-    assert not internals.on_device(array)
+    assert not devices.on_device(array)
     with pytest.raises(TypeError, match="must be a numpy"):
         fastbn.batch_norm(array)
 
@@ -132,7 +132,7 @@ def test_what_does_not_lie_on_a_device_by_dlpack(device):
 def test_memory_that_is_lent_by_dlpack(dtype):
     base = np.arange(48).reshape(2, 4, 6).astype(dtype)
     for array in (base, base.transpose(2, 0, 1), base[:, 1:], base[:0], base[0, 0, 0, ...]):
-        borrowed = internals.borrowed(ByDlpack(array, (2, 3)))
+        borrowed = devices.borrowed(ByDlpack(array, (2, 3)))
         interface = borrowed.__cuda_array_interface__
         assert borrowed.shape == array.shape == interface["shape"]
         assert str(borrowed.dtype) == dtype
@@ -149,16 +149,16 @@ def test_memory_that_is_lent_by_dlpack(dtype):
 
 def test_kinds_of_values_that_numpy_lacks():
     bits = np.arange(6, dtype=np.uint16)
-    borrowed = internals.borrowed(internals.as_dtype(bits, code=4))
+    borrowed = devices.borrowed(devices.as_dtype(bits, code=4))
     assert borrowed.dtype == "bfloat16"
     assert borrowed.__cuda_array_interface__["typestr"] == "<u2"
     with pytest.raises(TypeError, match="DLPack says dtype 3 of 16 bits"):
-        internals.borrowed(internals.as_dtype(bits, code=3))
+        devices.borrowed(devices.as_dtype(bits, code=3))
 
 
 def test_memory_is_lent_for_as_long_as_somebody_has_it():
     array = np.ones(1000)
-    borrowed = internals.borrowed(array)
+    borrowed = devices.borrowed(array)
     before = sys.getrefcount(array)
     del borrowed
     gc.collect()
@@ -166,11 +166,11 @@ def test_memory_is_lent_for_as_long_as_somebody_has_it():
 
 
 def test_what_lies_on_a_device():
-    assert not internals.on_device(OnCpu())
+    assert not devices.on_device(OnCpu())
     subclass = type("Own", (type("Tensor", (), {"__module__": "torch"}),), {"is_cuda": True})()
-    assert internals.on_device(subclass)
-    assert internals.on_device(OnDevice())
+    assert devices.on_device(subclass)
+    assert devices.on_device(OnDevice())
     for array in (np.ones(3), None, [1.0], type("Tensor", (), {"__module__": "torch"})()):
-        assert not internals.on_device(array)
+        assert not devices.on_device(array)
     tensor = type("Tensor", (), {"__module__": "torch", "is_cuda": True})()
-    assert internals.on_device(tensor)
+    assert devices.on_device(tensor)

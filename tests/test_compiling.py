@@ -262,6 +262,38 @@ def test_warmup_compiles_what_a_mode_needs_and_no_more(mode, nothing, tmp_path):
     assert [k for k in range(3) if compiled[k] == 0] == list(nothing)
 
 
+WARMED_AROUND = """
+import ml_dtypes
+import numpy as np
+from tests.internals import Native
+native = Native()
+import fastbn
+
+fastbn.warmup(["float16", "bfloat16"], ["channels_first"], ["evaluation"], progress=False)
+fastbn.warmup(["float32"], ["channels_first"], ["norms"], progress=False)
+native.__init__()
+x = np.random.default_rng(0).normal(size=(8, 64, 14, 14)).astype("f4")
+mean, var = np.zeros(64, "f4"), np.ones(64, "f4")
+for kind in (np.float16, ml_dtypes.bfloat16):
+    fastbn.batch_norm(x.astype(kind), mean, var)
+for layer in (fastbn.GroupNorm(8, 64), fastbn.LayerNorm(14), fastbn.RMSNorm((14, 14)),
+              fastbn.InstanceNorm2d(64, affine=True), fastbn.GroupNorm(4, 64, affine=False)):
+    layer(x)
+print(len(native.compiled), end=" ")
+fastbn.batch_norm(x, mean, var, activation="silu")
+print(len(native.compiled))
+"""
+
+
+@compiled_only
+def test_warmup_for_16_bits_and_norms_and_what_an_activation_compiles(tmp_path):
+    """Of a fused evaluation the pass and its entry are new: nothing else is compiled again."""
+    pytest.importorskip("ml_dtypes")
+    after, fused = map(int, tools.run(WARMED_AROUND, env={"NUMBA_CACHE_DIR": tmp_path}).split())
+    assert after == 0
+    assert 0 < fused < 12
+
+
 BROKEN_WORKERS = """
 import sys, numpy as np
 from tests.internals import Native
@@ -301,7 +333,7 @@ def test_warmup_shows_its_progress_on_a_terminal_only_if_asked(monkeypatch, caps
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        ({"dtypes": ["float16"]}, ValueError, "dtypes must be among float32, float64"),
+        ({"dtypes": ["float128"]}, ValueError, "dtypes must be among float32, float64"),
         ({"dtypes": ["int32"]}, ValueError, "dtypes must be among"),
         ({"dtypes": ["nonsense"]}, (TypeError, ValueError), "nonsense"),
         ({"dtypes": "float32"}, TypeError, "dtypes must be a list"),

@@ -19,6 +19,7 @@ from fastbn._system import threads
 from fastbn._system.progress import Progress
 from fastbn.kernels import disk_cache, parts
 from fastbn.kernels.compile import Unit
+from fastbn.kernels.held import BFLOAT16, held
 
 __all__ = ["warmup"]
 
@@ -28,7 +29,9 @@ _T = TypeVar("_T")
 Layout = Literal["channels_first", "channels_last"]
 Mode = Literal["evaluation", "training", "statistics", "norms"]
 
-_DTYPES = ("float32", "float64")
+_DTYPES = ("float32", "float64", "float16", "bfloat16")
+#: Those that are meant if none are named.
+_USUAL = _DTYPES[:2]
 _LAYOUTS: dict[Layout, str] = {"channels_first": "first", "channels_last": "last"}
 #: By mode, the operations of `kernels.parts`. A training call whose ``out`` lies otherwise than x
 #: takes its statistics and then normalizes.
@@ -58,7 +61,7 @@ _WORKER = "from fastbn._call.warmup import compile_as_told; compile_as_told()"
 
 
 def warmup(
-    dtypes: Iterable[DTypeLike] = _DTYPES,
+    dtypes: Iterable[DTypeLike] = _USUAL,
     layouts: Iterable[Layout] = tuple(_LAYOUTS),
     modes: Iterable[Mode] = _OF_BATCH_NORM,
     *,
@@ -79,8 +82,8 @@ def warmup(
 
     Parameters
     ----------
-    dtypes : iterable of "float32", "float64"
-        Of the arrays to come.
+    dtypes : iterable of "float32", "float64", "float16", "bfloat16"
+        Of the arrays to come; by default the first two.
     layouts : iterable of "channels_first", "channels_last"
         Tables ``(N, C)`` count as channels last.
     modes : iterable of "evaluation", "training", "statistics", "norms"
@@ -141,13 +144,16 @@ def _as_list(name: str, values: Iterable) -> list:
 
 
 def _checked_dtype(dtype: DTypeLike) -> np.dtype:
+    """How memory holds a dtype."""
+    if isinstance(dtype, str) and dtype == "bfloat16":  # NumPy knows it with ml_dtypes alone
+        return BFLOAT16
     try:
         found = np.dtype(dtype)
     except Exception:  # strings are parsed, and fail in many ways
         raise TypeError(f"dtypes must be among {', '.join(_DTYPES)}, got {dtype!r}") from None
     if found.name not in _DTYPES:
         raise ValueError(f"dtypes must be among {', '.join(_DTYPES)}, got {dtype!r}")
-    return found
+    return held(found)
 
 
 def _units(
@@ -229,7 +235,7 @@ def _serve(
 def compile_as_told() -> None:
     """What such a process does: compile the units that it is told, one by one."""
     every = {name: None for names in _MODES.values() for name in names}
-    units = _units(map(np.dtype, _DTYPES), _LAYOUTS.values(), every)
+    units = _units(map(_checked_dtype, _DTYPES), _LAYOUTS.values(), every)
     for line in sys.stdin:
         unit = units[line.strip()]
         if not unit.stored():  # another program may warm the same cache up
