@@ -2,7 +2,11 @@
 
 ``prepared``     calls like one before: look up, run
 ``operations``   the others: every check, then the work, then the update
-``arguments``    checks and their messages
+``arguments``    checks of arrays and their messages; ``settings``: of numbers and names
+``epilogue``     what follows normalizing in the same pass
+``masked``       statistics of what a mask keeps
+``groups``       group and instance norm, ``rows``: layer and RMS norm, in ``blocks`` of samples
+``ghost``        batch norm of each group of samples; ``renorm``: with another weight and bias
 ``pieces``       statistics of arrays that no kernel can walk
 ``work``         which views go into an operation, and what is copied first
 ``known``        what a call leaves behind for later ones like it

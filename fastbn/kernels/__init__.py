@@ -19,6 +19,10 @@ shift          what is subtracted before squares are summed; it follows the chan
 center         the mean in x's precision, which the elementwise pass subtracts
 terms          what the elementwise pass needs of a channel: center, scale, shift (slope, offset)
 power          the sum of squares of deviations from shifts; much more than m2 costs digits
+held           how memory has a value: 16 bits stand for floating-point numbers; they are computed
+               in float32
+fused          of a pass that also adds a residual, or ends in an activation
+per_group      channels that a group norm takes together; to sums, such a group is one channel
 marked         of a channel that x's precision cannot sum or compute; it is done again in float64
 wide           of what works in float64, for marked channels
 part           native code that runs on a frame and a task, reached through its address
