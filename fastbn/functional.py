@@ -40,6 +40,17 @@ class Gradients(_Gradients):
 
     residual: np.ndarray | Any = None
 
+    def __repr__(self) -> str:
+        more = "" if self.residual is None else f", residual={self.residual!r}"
+        return f"{super().__repr__().removesuffix(')')}{more})"
+
+    def _replace(self, /, **fields: Any) -> "Gradients":
+        """As of any named tuple; ``residual`` is kept, or replaced too."""
+        residual = fields.pop("residual", self.residual)
+        found = super()._replace(**fields)
+        found.residual = residual
+        return found
+
     def parameters(self) -> dict[str, np.ndarray]:
         """The gradients of weight and bias, those that there are, by name.
 

@@ -283,7 +283,7 @@ def rms_norm(
     """Divide by the root mean square over the last axes: layer norm without a mean.
 
     ``y = x / sqrt(mean(x * x) + eps) * weight``. Without ``eps`` it is the distance from 1 to the
-    next number of the dtype, as in torch.
+    next number of the dtype that x is computed in, as in torch.
 
     Parameters
     ----------

@@ -173,3 +173,14 @@ def test_a_processor_that_cannot_convert(monkeypatch):
     internals.without_float16(monkeypatch)
     with pytest.raises(NotImplementedError, match=r"needs a processor with F16C.*astype"):
         fastbn.batch_norm(np.ones((5, 77), np.float16), training=True)
+
+
+@kinds
+def test_a_state_dict_of_16_bits_loads(kind, rng):
+    layer, state = fastbn.BatchNorm1d(4), {}
+    for name, array in layer.state_dict().items():
+        drawn_one = rng.uniform(0.5, 2, array.shape).astype(np.float32).astype(dtype_of(kind))
+        state[name] = np.array(3) if name == "num_batches_tracked" else drawn_one
+    layer.load_state_dict(state)
+    for name, array in layer.state_dict().items():
+        np.testing.assert_array_equal(array, state[name].astype(array.dtype))

@@ -241,6 +241,57 @@ def test_in_place(rng):
             fastbn.norm_backward(dy, cache)
 
 
+def test_gradients_over_x_itself(rng):
+    x, dy, weight, bias = drawn(rng, (6, 4, 20), 20, "float32")
+    for forward in (
+        lambda x: fastbn.layer_norm_forward(x, 20, weight, bias),
+        lambda x: fastbn.rms_norm_forward(x, 20, weight),
+        lambda x: fastbn.group_norm_forward(x, 2, weight[:4], bias[:4]),
+        lambda x: fastbn.instance_norm_forward(x, None, None, weight[:4]),
+    ):
+        right = fastbn.norm_backward(dy, forward(x)[1])
+        own = x.copy()
+        found = fastbn.norm_backward(dy, forward(own)[1], out=own)
+        assert found.x is own
+        for one, other in zip(found, right, strict=True):
+            if other is not None:
+                np.testing.assert_allclose(one, other, atol=2e-6)
+    weight = drawn(rng, (4, 20), (4, 20), "float32")[2]
+    y, cache = fastbn.layer_norm_forward(x[0], (4, 20), weight, out=weight)
+    assert y is weight
+    same = fastbn.layer_norm_forward(x[0], (4, 20), cache.weight)
+    np.testing.assert_array_equal(y, same[0])
+
+
+def test_blocks_of_one_sample(rng, monkeypatch):
+    """As where samples are large, or one is left."""
+    internals.small_blocks(monkeypatch)
+    for samples in (1, 2, 3):
+        x, dy, weight, _ = drawn(rng, (samples, 1, 3000), 3000, "float32")
+        turned = np.asfortranarray(x)
+        for forward in (
+            lambda x, w=weight: fastbn.layer_norm_forward(x, 3000, w),
+            lambda x: fastbn.rms_norm_forward(x, 3000),
+            lambda x: fastbn.instance_norm_forward(x, None, None, np.ones(1, "f4")),
+            lambda x: fastbn.group_norm_forward(x.reshape(-1, 3, 1000), 1, np.ones(3, "f4")),
+        ):
+            y, cache = forward(x)
+            other, odd = forward(turned)
+            np.testing.assert_array_equal(other, y)
+            found, right = (fastbn.norm_backward(dy.reshape(y.shape), c) for c in (odd, cache))
+            np.testing.assert_allclose(found.x, right.x, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["group", "instance", "layer", "RMS"])
+def test_x_of_another_shape_since_the_forward(name, rng):
+    layer = LAYERS[name][0]()
+    x = rng.normal(size=(3, 4, 5)).astype(np.float32)
+    layer(x)
+    x.shape = (5, 4, 3)
+    with pytest.raises(RuntimeError, match="another shape since the forward"):
+        layer.backward(np.ones_like(x))
+
+
 def test_empty_arrays():
     for shape in ((0, 4, 3), (2, 4, 0)):
         x = np.empty(shape, np.float32)
@@ -378,6 +429,11 @@ def test_representations_are_those_of_torch():
         (lambda x: fastbn.group_norm(x, 3), ValueError, "num_groups=3 must divide.*has 4"),
         (lambda x: fastbn.group_norm(x, 0), ValueError, "num_groups must be a positive"),
         (lambda x: fastbn.group_norm(x, 2.0), TypeError, "num_groups must be a positive"),
+        (lambda x: fastbn.group_norm(x, None), TypeError, "num_groups must be a positive"),
+        (lambda x: fastbn.GroupNorm(2, 4)(x[:, :2]), ValueError, "with 2 channels on axis 1"),
+        (lambda x: fastbn.LayerNorm(5).to("cuda"), NotImplementedError, "on a device yet"),
+        (lambda x: fastbn.InstanceNorm1d(4).to("cuda"), NotImplementedError, "on a device yet"),
+        (lambda x: fastbn.InstanceNorm1d(4, device="gpu"), ValueError, "device must be None"),
         (lambda x: fastbn.group_norm(x, 2, axis=0), ValueError, "axis 0 has the samples"),
         (lambda x: fastbn.group_norm(x, 2, np.ones(3)), ValueError, "weight has length 3"),
         (lambda x: fastbn.group_norm(x[:, :, 0], 4), ValueError, "more than 1 value in each of 4"),

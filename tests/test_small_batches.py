@@ -103,7 +103,7 @@ def test_it_does_not_look_at_arrays_and_changes_nothing():
         (fastbn.BatchNorm2d(5), (), ValueError, "must be of positive integers"),
         (fastbn.BatchNorm2d(5), (2.0, 5, 3, 3), TypeError, "shape must be a tuple of integers"),
         (fastbn.BatchNorm2d(5), "2533", TypeError, "shape must be a tuple of integers"),
-        (fastbn.BatchNorm2d(5), np.zeros((2, 5, 3, 3)), TypeError, r"such as x\.shape"),
+        (fastbn.BatchNorm2d(5), np.zeros((2, 5, 3, 3)), TypeError, r"pass x\.shape"),
         (fastbn.GroupNorm(2, 4), (2, 6, 3), ValueError, "num_channels=4"),
         (fastbn.LayerNorm((3, 4)), (2, 4), ValueError, "end with its normalized_shape"),
         (fastbn.RMSNorm(4), (2, 4), TypeError, "that takes means and variances.*got RMSNorm"),

@@ -129,13 +129,21 @@ def check_gradient(dy: np.ndarray, x: np.ndarray, overwritten: bool) -> None:
         raise ValueError(f"dy has shape {dy.shape}, expected the shape of x, {x.shape}")
     if native(dy.dtype) != native(x.dtype):
         raise ValueError(
-            f"dy has dtype {dy.dtype}, expected the dtype of x, {x.dtype}; "
-            f"dy.astype(np.{x.dtype.name})"
+            f"dy has dtype {dy.dtype}, expected the dtype of x, {x.dtype}; dy.astype(x.dtype)"
         )
     if overwritten:
         raise RuntimeError(
-            "the forward wrote its output over x (out=x), so there is nothing left to "
-            "differentiate; run the forward with another out, or without one"
+            "the forward wrote its output over x or the residual (out=x), so there is nothing left "
+            "to differentiate; run the forward with another out, or without one"
+        )
+
+
+def check_same_shape(x: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Refuse an ``x`` that is not of the shape that the forward saw."""
+    if x.shape != shape:
+        raise RuntimeError(
+            f"x has been given another shape since the forward, {x.shape}; "
+            "reshape a view of it (x.reshape), or run the forward again"
         )
 
 

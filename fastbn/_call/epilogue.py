@@ -1,5 +1,6 @@
 """What follows normalizing in the same pass: a residual that is added, then an activation."""
 
+import difflib
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -38,9 +39,11 @@ def check_activation(value: Any) -> str | None:
     way = ""
     if value == "gelu":
         way = "; 'gelu_tanh' is gelu in its tanh form"
-    elif value in ("swish", "hard_swish", "leakyrelu"):
-        here = {"swish": "silu", "hard_swish": "hardswish", "leakyrelu": "leaky_relu"}[value]
-        way = f"; here it is {here!r}"
+    elif isinstance(value, str):
+        plain = value.lower().replace("_", "")
+        here = {"swish": "silu", "hswish": "hardswish", "leakyrelu": "leaky_relu"}.get(plain)
+        near = difflib.get_close_matches(plain, get_args(Activation), n=1)
+        way = f"; here it is {here or near[0]!r}" if here or near else ""
     elif callable(value):
         way = "; call it on the output"
     raise ValueError(
@@ -57,13 +60,13 @@ def checked(activation: Any, negative_slope: Any, residual: Any, x: np.ndarray) 
         if residual.shape != x.shape or len(set(native)) > 1:
             raise ValueError(
                 f"residual has shape {residual.shape} and dtype {residual.dtype}, expected those "
-                f"of x, {x.shape} and {x.dtype}"
+                f"of x, {x.shape} and {x.dtype}; residual.astype(x.dtype) has its dtype"
             )
     return Epilogue(check_activation(activation), slope, residual)
 
 
 def refuse_with(what: str, x: Any, fused: Any, mask: Any) -> None:
-    """Refuse what there is with plain batch norm alone."""
+    """Raise for a residual, an activation or a mask, which only batch norm itself takes."""
     if fused is not None:
         raise NotImplementedError(
             f"{what} has no activation and no residual yet; apply them to the output"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import pieces, work
+from fastbn._call import arguments, pieces, work
 from fastbn._call.blocks import checked_gradient
 from fastbn._call.operations import Forward, ForwardCache
 from fastbn.kernels import formulas
@@ -98,11 +98,7 @@ class Ghost(Forward):
 def backward(dy: Any, cache: GhostCache, out: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     """Gradients in x, weight and bias: group by group, those of the parameters added up."""
     x = cache.x
-    if x.shape != cache.shape:
-        raise RuntimeError(
-            f"x has been given another shape since the forward, {x.shape}; "
-            "reshape a view of it (x.reshape), or run the forward again"
-        )
+    arguments.check_same_shape(x, cache.shape)
     dy, returned, dx = checked_gradient(dy, x, cache.overwritten, out)
     sums = np.zeros((2, x.shape[cache.axis]))
     with np.errstate(invalid="ignore", over="ignore"):

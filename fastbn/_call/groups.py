@@ -37,6 +37,7 @@ class GroupCache:
     """
 
     x: np.ndarray
+    shape: tuple[int, ...]
     axis: int
     groups: int
     statistics: np.ndarray
@@ -54,7 +55,7 @@ class GroupNorm:
         if self.axis == 0:
             raise ValueError("axis 0 has the samples, and axis must be that of the channels")
         self.channels = self.x.shape[self.axis]
-        self.groups = self.channels if num_groups is None else settings.check_num_groups(num_groups)
+        self.groups = self._checked_groups(num_groups)
         if self.groups and self.channels % self.groups:
             raise ValueError(
                 f"num_groups={self.groups} must divide the number of channels, and x of shape "
@@ -76,6 +77,9 @@ class GroupNorm:
             )
         inputs = {"x": self.x, "weight": weight, "bias": bias}
         self.returned, self.out = checked_output(out, self.x, inputs)
+
+    def _checked_groups(self, num_groups: Any) -> int:
+        return settings.check_num_groups(num_groups)
 
     def run(self) -> Any:
         """Normalize; returns the output."""
@@ -136,7 +140,7 @@ class GroupNorm:
     def cache(self) -> GroupCache:
         """For `backward`."""
         return GroupCache(
-            self.x, self.axis, self.groups, self.statistics,
+            self.x, self.x.shape, self.axis, self.groups, self.statistics,
             None if self.weight is None else self.weight.copy(), self.bias is not None,
             overwrites(self.out, self.x),
         )  # fmt: skip
@@ -148,7 +152,7 @@ class InstanceNorm(GroupNorm):
     def __init__(
         self, x, running_mean, running_var, weight, bias, momentum, eps, axis, out, counter=None
     ):
-        super().__init__(x, None, weight, bias, eps, axis, out)
+        super().__init__(x, "all", weight, bias, eps, axis, out)
         self.update = arguments.check_running(running_mean, running_var)
         if self.update:
             of_x = f"x of shape {self.x.shape} has {self.channels} channels"
@@ -163,6 +167,9 @@ class InstanceNorm(GroupNorm):
             inputs = {"x": self.x, "weight": weight, "bias": bias, "out": self.out}
             arguments.check_updatable(*self.running, counter, inputs)
             self.counter = counter
+
+    def _checked_groups(self, num_groups: Any) -> int:
+        return self.channels  # each is a group
 
     def run(self) -> Any:
         """Normalize, then move the running statistics by the averages over samples."""
@@ -193,6 +200,7 @@ def instance_call(
 def backward(dy: Any, cache: GroupCache, out: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     """Gradients in x, weight and bias."""
     dy, returned, dx = checked_gradient(dy, cache.x, cache.overwritten, out)
+    arguments.check_same_shape(cache.x, cache.shape)
     channels = cache.x.shape[cache.axis]
     sums = np.zeros((2, channels))
     if cache.x.size:
@@ -212,7 +220,7 @@ def _channels_backward(cache, statistics, dy, x, dx):
     samples, channels, _ = x.shape
     weight = None if cache.weight is None else np.tile(cache.weight, samples)
     dy, x, dx = (a.reshape(1, samples * channels, -1) for a in (dy, x, dx))
-    found = work.backward(dy, x, dx, 1, statistics.reshape(-1), weight)
+    found = work.backward(dy, x, dx, 1, statistics.ravel(), weight)
     return [d.reshape(samples, channels).sum(axis=0, dtype=np.float64) for d in found]
 
 

@@ -35,15 +35,18 @@ def check_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
         kind = f"dtype {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
         raise TypeError(
-            f"mask must be a numpy.ndarray of bools, True where a value counts, got {kind}"
+            f"mask must be a numpy.ndarray of bools, True where a value counts, got {kind}; "
+            "np.asarray(mask, bool)"
         )
-    try:
+    if len(mask.shape) == len(shape) and all(
+        m in (1, n) for m, n in zip(mask.shape, shape, strict=True)
+    ):
         return np.broadcast_to(mask, shape)
-    except ValueError:
-        raise ValueError(
-            f"mask has shape {mask.shape}, which does not broadcast to that of x, {shape}; a mask "
-            f"of samples is mask.reshape({', '.join(['-1'] + ['1'] * (len(shape) - 1))})"
-        ) from None
+    raise ValueError(
+        f"mask has shape {mask.shape}, expected as many axes as x of shape {shape} has, each as "
+        "long or 1: for x of (N, C, L), a mask of (N, L) is mask[:, None], with channels last "
+        "mask[..., None]; one of samples has 1 everywhere else"
+    )
 
 
 def kept_of(mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -84,6 +87,11 @@ def _sum(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 def check_counts(count: np.ndarray, shape: tuple[int, ...]) -> None:
     """Batch statistics of one value or none mean nothing."""
+    if not count.any():
+        raise ValueError(
+            f"mask keeps nothing of x of shape {shape}; True is what counts: ~mask, where True "
+            "marks padding"
+        )
     few = np.flatnonzero(count < 2)
     if few.size:
         shown = ", ".join(map(str, few[:5])) + (", ..." if few.size > 5 else "")
@@ -104,7 +112,12 @@ def update_of(statistics: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, fl
 
 
 def backward(dy, x, dx, axis, statistics, weight, kept, count) -> tuple[np.ndarray, np.ndarray]:
-    """As `work.backward`; what is left out depends on the statistics, and they not on it."""
+    """As `work.backward`.
+
+    Values that are left out are normalized with the statistics and did not go into them, so their
+    gradient is ``dy * scale`` alone.
+    """
+    x = _finite_where_left_out(x, axis, statistics, kept)
     alike = [a if work.walked(axis, a, dx) else _copy_as(dx, a) for a in (dy, x)]
     target = dx if work.walked(axis, *alike, dx) else outputs.new_output(x, dx.dtype)
     dy, x = (a if work.walked(axis, a, target) else _copy_as(target, a) for a in alike)
@@ -124,6 +137,18 @@ def backward(dy, x, dx, axis, statistics, weight, kept, count) -> tuple[np.ndarr
     if target is not dx:
         np.copyto(dx, target)
     return d_weight, d_bias
+
+
+def _finite_where_left_out(x, axis, statistics, kept):
+    """``x`` itself, or with the mean for NaN and infinity that do not count.
+
+    A loss leaves such places out, and 0 * NaN would spoil the sums of all others.
+    """
+    spoiled = ~kept & ~np.isfinite(x)
+    if not spoiled.any():
+        return x
+    mean = statistics[: x.shape[axis]].reshape([-1 if k == axis else 1 for k in range(x.ndim)])
+    return np.where(spoiled, mean, x).astype(arguments.native(x.dtype))
 
 
 def _copy_as(like: np.ndarray, array: np.ndarray) -> np.ndarray:

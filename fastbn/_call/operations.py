@@ -16,8 +16,8 @@ from fastbn.kernels.held import computed
 class ForwardCache:
     """What a backward needs of its forward. Opaque: fields may change between versions.
 
-    It refers to ``x`` and does not copy it: change ``x`` and the gradients are
-    those of the changed values.
+    It refers to ``x`` and the residual and does not copy them: change one and the
+    gradients are those of the changed values.
     """
 
     x: np.ndarray
@@ -239,8 +239,11 @@ def _through_epilogue(dy, cache, target):
     if epilogue.activation is None:
         np.copyto(target, dy)
         return dy
-    if overlap.shares_memory(target, cache.x) or (
-        epilogue.residual is not None and overlap.shares_memory(target, epilogue.residual)
+    unfit = work.walked(cache.axis, target) is None  # by no kernel
+    if (
+        unfit
+        or overlap.shares_memory(target, cache.x)
+        or (epilogue.residual is not None and overlap.shares_memory(target, epilogue.residual))
     ):
         target = outputs.new_output(cache.x, target.dtype)  # x is needed once more
     work.activation_gradient(

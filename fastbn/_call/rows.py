@@ -31,6 +31,7 @@ class RowCache:
     """
 
     x: np.ndarray
+    shape: tuple[int, ...]
     normalized_shape: tuple[int, ...]
     eps: float
     uncentered: bool
@@ -54,7 +55,9 @@ class RowNorm:
         self.weight, self.bias = (
             None
             if value is None
-            else arguments.check_parameter(name, value, self.shape, "normalized_shape is as long")
+            else arguments.check_parameter(
+                name, value, self.shape, f"normalized_shape is {self.shape}"
+            )
             for name, value in (("weight", weight), ("bias", bias))
         )
         if eps is None and uncentered:
@@ -63,6 +66,8 @@ class RowNorm:
         self.uncentered, self.values = uncentered, math.prod(self.shape)
         inputs = {"x": self.x, "weight": self.weight, "bias": self.bias}
         self.returned, self.out = checked_output(out, self.x, inputs)
+        if self.weight is not None and overwrites(self.out, self.weight):
+            self.weight = self.weight.copy()  # gradients take it as it is now
 
     def run(self) -> Any:
         """Normalize; returns the output."""
@@ -100,7 +105,7 @@ class RowNorm:
         """For `backward`."""
         weight = None if self.weight is None else np.array(self.weight, computed(self.out.dtype))
         return RowCache(
-            self.x, self.shape, self.eps, self.uncentered, self.statistics, weight,
+            self.x, self.x.shape, self.shape, self.eps, self.uncentered, self.statistics, weight,
             self.bias is not None, overwrites(self.out, self.x),
         )  # fmt: skip
 
@@ -108,6 +113,7 @@ class RowNorm:
 def backward(dy: Any, cache: RowCache, out: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     """Gradients in x, weight and bias."""
     dy, returned, dx = checked_gradient(dy, cache.x, cache.overwritten, out)
+    arguments.check_same_shape(cache.x, cache.shape)
     values = math.prod(cache.normalized_shape)
     sums, start = np.zeros((2, values)), 0
     if cache.x.size:
@@ -135,10 +141,11 @@ def _block_backward(dy, x, dx, statistics, weight, cache):
         found = work.products(dy, x_hat, 1, plain)
     if weight is not None:
         zeros, ones = np.zeros(columns, x.dtype), np.ones(columns, x.dtype)
-        work.normalize(dy, dx, 1, zeros, ones, weight, None, NOTHING)
-        dy = dx
+        gradient = np.empty_like(dx) if overwrites(dx, x) else dx  # x is read once more
+        work.normalize(dy, gradient, 1, zeros, ones, weight, None, NOTHING)
+        dy = gradient
     operation = "uncentered_backward" if cache.uncentered else "backward"
-    work.backward(dy[None], x[None], dx[None], 1, statistics.reshape(-1), None, operation)
+    work.backward(dy[None], x[None], dx[None], 1, statistics.ravel(), None, operation)
     return found
 
 

@@ -225,7 +225,7 @@ def products(dy, x, axis, statistics) -> tuple[np.ndarray, np.ndarray]:
 
 
 def given_gradient(dy, x, dx, axis, terms) -> None:
-    """Write ``(dy * scale) + (x - mean) * slope + offset``; ``terms`` has them in this order."""
+    """Write ``dy * scale + (x - mean) * slope + offset``; ``terms``: mean, scale, slope, offset."""
     together = walked(axis, dy, x, dx)
     assert together
     plan = together.walk.plan("given_gradient", held(dx.dtype))

@@ -29,7 +29,7 @@ _PARAMETERS = """
         Where parameters and running statistics are, and input is expected: on the CPU
         (default), on the current NVIDIA GPU, or on the one of that number.
     dtype : float32 (default) or float64
-        Of parameters and running statistics. Input of either dtype is taken, and
+        Of parameters and running statistics. Input of any dtype of numbers is taken, and
         the output has the input's.
     bias : bool
         False: a weight, but no bias.

@@ -35,7 +35,7 @@ _DOCUMENTATION = """
         evaluation; otherwise each sample's own statistics serve in both modes.
     device : None or "cpu"
     dtype : float32 (default) or float64
-        Of parameters and running statistics. Input of either dtype is taken, and
+        Of parameters and running statistics. Input of any dtype of numbers is taken, and
         the output has the input's.
     bias : bool
         False: a weight, but no bias.
@@ -65,6 +65,7 @@ class InstanceNorm(LayerState):
     """An instance normalization layer; subclasses say which inputs they take."""
 
     __slots__ = ()
+    _on_cpu_alone = True
 
     @hide_foreign
     def __init__(
@@ -83,10 +84,6 @@ class InstanceNorm(LayerState):
     ) -> None:
         if foreign:
             refuse(type(self), foreign)
-        if device not in (None, "cpu"):
-            raise NotImplementedError(
-                f"there is no {type(self).__name__} on a device yet; leave device out"
-            )
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias,
             axis=axis,

@@ -42,6 +42,8 @@ class Layer(Attributes):
     #: those that are measured.
     _LEARNS: ClassVar[dict[str, int]] = {"weight": 1, "bias": 0}
     _MEASURED: ClassVar[dict[str, int]] = {}
+    #: Whether there are no kernels for it on a device.
+    _on_cpu_alone: ClassVar[bool] = False
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -147,7 +149,7 @@ class Layer(Attributes):
 
         The layer then takes arrays that lie there, and gives such.
         """
-        place = settings.check_device(device)
+        place = self._checked_place(device)
         new = {
             name: backend.moved(array, place)
             for name, array in self._arrays().items()
@@ -157,6 +159,17 @@ class Layer(Attributes):
         for name, array in new.items():
             object.__setattr__(self, name, array)
         return self
+
+    def _checked_place(self, device: Any) -> str:
+        """Where the layer is to be; an error if it cannot be there."""
+        place = settings.check_device(device)
+        if self._on_cpu_alone and place != "cpu":
+            raise NotImplementedError(
+                f"there is no {type(self).__name__} on a device yet, got device={device!r}; leave "
+                "it on the CPU, or take batch norm"
+            )
+        backend.require(place)
+        return place
 
     def parameters(self) -> dict[str, np.ndarray]:
         """The arrays that learn, by name: ``weight`` and ``bias``, those that the layer has.

@@ -55,7 +55,7 @@ _DOCUMENTATION = """
         True: renormalization is about running statistics.
     device : None or "cpu"
     dtype : float32 (default) or float64
-        Of parameters and running statistics. Input of either dtype is taken, and
+        Of parameters and running statistics. Input of any dtype of numbers is taken, and
         the output has the input's.
     r_max, d_max : number, or callable of the step
         The limits, at least 1 and 0, ``math.inf`` for none. A callable is asked before each

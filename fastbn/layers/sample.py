@@ -26,14 +26,11 @@ class SampleNorm(Layer):
     """A layer without running statistics; subclasses say what is normalized together."""
 
     __slots__ = ()
+    _on_cpu_alone = True
 
     def _start(self, device: Device, dtype: DTypeLike | None, weight: bool, bias: bool) -> None:
         """Make the arrays."""
-        self._device = settings.check_device(device)
-        if self._device != "cpu":
-            raise NotImplementedError(
-                f"there is no {type(self).__name__} on a device yet; leave device out"
-            )
+        self._device = self._checked_place(device)
         kind = settings.parameter_dtype(dtype)
         self.weight = self._zeros(kind) if weight else None
         self.bias = self._zeros(kind) if weight and bias else None
@@ -105,7 +102,7 @@ class GroupNorm(SampleNorm):
         Have a learnable weight (starts at 1) and bias (starts at 0) for each channel.
     device : None or "cpu"
     dtype : float32 (default) or float64
-        Of the parameters. Input of either dtype is taken, and the output has the input's.
+        Of the parameters. Input of any dtype of numbers is taken, and the output has the input's.
     bias : bool
         False: a weight, but no bias.
     axis : int
@@ -187,15 +184,16 @@ class GroupNorm(SampleNorm):
         return f"the layer has num_channels={self.num_channels}"
 
     def _call(self, x: Any, out: Any) -> groups.GroupNorm | rows.RowNorm:
-        call = groups.GroupNorm(
-            x, self.num_groups, self.weight, self.bias, self.eps, self.axis, out
-        )
-        if call.channels != self.num_channels:  # which weight and bias would not tell if absent
+        shape = getattr(x, "shape", ())
+        there = len(shape) > 1 and -len(shape) <= self.axis < len(shape)  # else the call says so
+        if there and shape[self.axis] != self.num_channels:
             raise ValueError(
-                f"GroupNorm reads x of shape {call.x.shape} with {call.channels} channels on axis "
+                f"GroupNorm reads x of shape {shape} with {shape[self.axis]} channels on axis "
                 f"{self.axis}, and num_channels={self.num_channels}"
             )
-        return call
+        return groups.GroupNorm(
+            x, self.num_groups, self.weight, self.bias, self.eps, self.axis, out
+        )
 
     def __repr__(self) -> str:
         axis = f", axis={self.axis}" if self.axis != 1 else ""
@@ -256,7 +254,7 @@ class LayerNorm(_RowNorm):
         False: a weight, but no bias.
     device : None or "cpu"
     dtype : float32 (default) or float64
-        Of the parameters. Input of either dtype is taken, and the output has the input's.
+        Of the parameters. Input of any dtype of numbers is taken, and the output has the input's.
 
     Raises
     ------
@@ -312,12 +310,12 @@ class RMSNorm(_RowNorm):
         Sizes of the last axes, which are normalized together.
     eps : float or None
         Added to the mean square inside the root; None: the distance from 1 to the next number
-        of the input's dtype.
+        of the dtype that the input is computed in.
     elementwise_affine : bool
         Have a learnable weight (starts at 1) of that shape.
     device : None or "cpu"
     dtype : float32 (default) or float64
-        Of the weight. Input of either dtype is taken, and the output has the input's.
+        Of the weight. Input of any dtype of numbers is taken, and the output has the input's.
 
     Raises
     ------

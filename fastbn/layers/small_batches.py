@@ -143,6 +143,8 @@ standard deviations, of the variance 25 %. That is enough.
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:
+    if hasattr(shape, "shape"):
+        raise TypeError("shape must be a tuple of integers, got an array; pass x.shape")
     sized = isinstance(shape, Sequence) and not isinstance(shape, str)
     if not sized or any(
         isinstance(n, (bool, np.bool_)) or not hasattr(type(n), "__index__") for n in shape

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastbn._call import arguments, backend, settings
+from fastbn._call import arguments, settings
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.settings import Device, OnNonfinite
 from fastbn.kernels import formulas
@@ -75,8 +75,7 @@ class LayerState(Layer):
         bias = settings.check_bool("bias", bias)
         self.axis = axis
         self.on_nonfinite = on_nonfinite
-        self._device = settings.check_device(device)
-        backend.require(self._device)
+        self._device = self._checked_place(device)
         kind = settings.parameter_dtype(dtype)
         self.weight = self._zeros(kind) if self.affine else None
         self.bias = self._zeros(kind) if self.affine and bias else None
@@ -146,7 +145,7 @@ class LayerState(Layer):
         self._fill(self._MEASURED)
 
     def affine_terms(self) -> tuple[np.ndarray, np.ndarray]:
-        """What evaluation applies: ``y = x * scale + shift``, per channel.
+        """What evaluation applies before residual and activation: ``x * scale + shift``.
 
         ``scale = weight / sqrt(running_var + eps)`` and
         ``shift = bias - running_mean * scale``, worked out in float64 and rounded to

@@ -181,7 +181,8 @@ def _read_array(key: str, value: Any, current: np.ndarray) -> np.ndarray:
     except Exception as error:
         raise ValueError(f"{key!r} cannot be read as an array: {error}") from error
     integral = current.dtype.kind == "i"
-    if array.dtype.kind not in ("iu" if integral else "iuf"):
+    bfloat16 = array.dtype.name == "bfloat16" and not integral
+    if not bfloat16 and array.dtype.kind not in ("iu" if integral else "iuf"):
         kind = "an integer" if integral else "a real number"
         raise ValueError(f"{key!r} must hold {kind}, got dtype {array.dtype}; nothing was loaded")
     if array.shape != current.shape:
