@@ -213,14 +213,7 @@ class BatchNorm(LayerState):
             If there is no cache and no training forward to take one from: `eval`, `freeze`,
             `load_state_dict` and the resets forget the last one.
         """
-        cache = self._cache if cache is None else cache
-        if cache is None:
-            raise RuntimeError(
-                "no training call to differentiate: eval(), freeze(), loading and resets forget "
-                "the last one; call bn(x) in train() mode first, or, frozen or in evaluation too, "
-                "y, cache = bn.forward_with_cache(x) and then bn.backward(dy, cache)"
-            )
-        return batch_norm_backward(dy, cache)
+        return batch_norm_backward(dy, self._or_last(cache))
 
     def _checked_call(self, x: Any, out: Any, residual: Any, mask: Any) -> Forward:
         """The call with all its checks."""

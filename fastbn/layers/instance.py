@@ -146,12 +146,7 @@ class InstanceNorm(LayerState):
         RuntimeError
             If there is no cache and no training forward to take one from.
         """
-        cache = self._cache if cache is None else cache
-        if cache is None:
-            raise RuntimeError(
-                "no training call to differentiate: call the layer in train() mode first, or "
-                "y, cache = layer.forward_with_cache(x) and then layer.backward(dy, cache)"
-            )
+        cache = self._or_last(cache)
         single = getattr(dy, "ndim", 0) == cache.x.ndim - 1
         found = norms.norm_backward(dy[None] if single else dy, cache)
         return found._replace(x=found.x[0]) if single else found

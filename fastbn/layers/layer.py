@@ -132,6 +132,17 @@ class Layer(Attributes):
             self._cache = None
         return self
 
+    def _or_last(self, cache: Any) -> Any:
+        """A cache, or that of the last training forward; RuntimeError if there is neither."""
+        found = self._cache if cache is None else cache
+        if found is None:
+            raise RuntimeError(
+                "no training call to differentiate: eval(), freeze(), loading and resets forget "
+                "the last one; call bn(x) in train() mode first, or, frozen or in evaluation too, "
+                "y, cache = bn.forward_with_cache(x) and then bn.backward(dy, cache)"
+            )
+        return found
+
     # --- arrays -----------------------------------------------------------------------------
 
     def reset_parameters(self) -> None:

@@ -71,13 +71,7 @@ class SampleNorm(Layer):
         RuntimeError
             If there is no cache and no training forward to take one from.
         """
-        cache = self._cache if cache is None else cache
-        if cache is None:
-            raise RuntimeError(
-                "no training call to differentiate: call the layer in train() mode first, or "
-                "y, cache = layer.forward_with_cache(x) and then layer.backward(dy, cache)"
-            )
-        return norms.norm_backward(dy, cache)
+        return norms.norm_backward(dy, self._or_last(cache))
 
     def _dtype_shown(self) -> str:
         dtypes = {array.dtype.name for array in self._arrays().values()} - {"float32"}
