@@ -168,7 +168,8 @@ def batch_norm(
     if foreign:
         refuse(batch_norm, foreign)
     plain = residual is None and activation is None
-    if plain and mask is None and on_nonfinite == "propagate":
+    quick = mask is None and on_nonfinite == "propagate"
+    if quick and plain:
         if training is False:
             y = prepared.evaluate(x, running_mean, running_var, weight, bias, eps, axis, out)
             if y is not None:
@@ -179,7 +180,7 @@ def batch_norm(
             )
             if found is not None:
                 return found[0]
-    elif mask is None and training is False and not plain and on_nonfinite == "propagate":
+    elif quick and training is False:
         y = prepared.evaluate_fused(
             x, running_mean, running_var, weight, bias, eps, axis, out, activation,
             negative_slope, residual,

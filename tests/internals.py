@@ -9,6 +9,7 @@ import ctypes
 import functools
 import threading
 import time
+from typing import get_args
 from unittest import mock
 
 import numba
@@ -17,6 +18,7 @@ import numpy as np
 from fastbn._call import (
     backend,
     blocks,
+    epilogue,
     known,
     masked,
     plan,
@@ -367,6 +369,13 @@ def small_blocks(monkeypatch):
 # --- formulas ---------------------------------------------------------------------------------
 
 ACTIVATIONS = activations.ACTIVATIONS
+
+
+def activation_names():
+    """Those that a type checker knows."""
+    return get_args(epilogue.Activation)
+
+
 fused, activation_gradient = activations.fused, activations.activation_gradient
 #: Of what exp, expm1 and tanh of vectors are made of, by dtype.
 LOG4_E = exponential.LOG4_E

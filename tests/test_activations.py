@@ -314,6 +314,10 @@ def test_fused_formulas(name, residual, dtype, rng):
     assert_close(found[off], wanted[off], tolerance, 10 * tolerance)
 
 
+def test_the_names_that_a_call_takes_are_those_there_are():
+    assert internals.activation_names() == tuple(internals.ACTIVATIONS)
+
+
 def test_every_variant_has_a_name_of_its_own():
     makers = internals.fused, internals.activation_gradient
     every = [make(name, residual) for make in makers for name in NAMES for residual in (0, 1)]

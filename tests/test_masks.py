@@ -148,13 +148,14 @@ def test_what_is_left_out_does_not_count_whatever_it_is(garbage, rng):
 
 
 @pytest.mark.parametrize("mean", [0, 30])
-def test_nan_in_padding_does_not_reach_the_gradients(mean, rng):
+@pytest.mark.parametrize("more", [{}, {"activation": "silu"}], ids=["", "silu"])
+def test_nan_in_padding_does_not_reach_the_gradients(more, mean, rng):
     x, dy, weight, bias, *_ = drawn(rng, (8, 3, 4), 1, "float32")
     mask = np.ones((8, 1, 4), bool)
     mask[5:, :, 2:] = False
     there = np.broadcast_to(mask, x.shape)
     dy[~there] = 0  # as a loss that leaves padding out
-    how = {"weight": weight, "bias": bias, "training": True, "mask": mask}
+    how = {"weight": weight, "bias": bias, "training": True, "mask": mask, **more}
     _, cache = fastbn.batch_norm_forward(x + np.float32(mean), **how)
     right = fastbn.batch_norm_backward(dy, cache)
     for garbage in (np.nan, np.inf):

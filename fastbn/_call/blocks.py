@@ -12,8 +12,8 @@ from fastbn._call import arguments, backend, overlap
 from fastbn._system import outputs, processor
 from fastbn.kernels.held import computed
 
-#: A block that goes through several operations is so large at least, or a part of the last-level
-#: cache: each operation finds it in a cache, and starting one costs as much as a few 100 KB.
+#: Least size of a block that several operations go over, and its part of the last-level cache.
+#: Smaller ones would stay in cache too, but starting an operation costs as much as a few 100 KB.
 BLOCK_BYTES, CACHE_SHARE = 2 * 1024 * 1024, 8
 
 

@@ -24,8 +24,8 @@ from fastbn.kernels.held import computed
 #: Values of a channel from which on it has terms of its own in each sample. Shorter ones are
 #: normalized without weight and bias, which are applied in a second pass.
 _ROW = 16
-#: Stands for an eps in ``1 / sqrt(1 + eps)``, which is then 1.
-NOTHING = 1e-300
+#: An eps so small that ``1 / sqrt(1 + eps)`` is 1.
+NO_EPS = 1e-300
 
 
 @dataclass(slots=True, eq=False)
@@ -127,7 +127,7 @@ class GroupNorm:
         """`_plain`, and then weight and bias, as in an evaluation."""
         statistics = self._plain(x, out)
         mean, var = np.zeros(self.channels, x.dtype), np.ones(self.channels, x.dtype)
-        work.normalize(out, out, 1, mean, var, self.weight, self.bias, NOTHING)
+        work.normalize(out, out, 1, mean, var, self.weight, self.bias, NO_EPS)
         return statistics
 
     def _repeated(self, samples):

@@ -117,7 +117,6 @@ def backward(dy, x, dx, axis, statistics, weight, kept, count) -> tuple[np.ndarr
     Values that are left out are normalized with the statistics and did not go into them, so their
     gradient is ``dy * scale`` alone.
     """
-    x = _finite_where_left_out(x, axis, statistics, kept)
     alike = [a if work.walked(axis, a, dx) else _copy_as(dx, a) for a in (dy, x)]
     target = dx if work.walked(axis, *alike, dx) else outputs.new_output(x, dx.dtype)
     dy, x = (a if work.walked(axis, a, target) else _copy_as(target, a) for a in alike)
@@ -139,7 +138,7 @@ def backward(dy, x, dx, axis, statistics, weight, kept, count) -> tuple[np.ndarr
     return d_weight, d_bias
 
 
-def _finite_where_left_out(x, axis, statistics, kept):
+def finite_where_left_out(x, axis, statistics, kept):
     """``x`` itself, or with the mean for NaN and infinity that do not count.
 
     A loss leaves such places out, and 0 * NaN would spoil the sums of all others.

@@ -189,7 +189,7 @@ class Forward:
         if array is None or not self.given or self.x.size == 0:
             return False
         if array is not self.x and self.epilogue.activation is None:
-            return False  # a sum's gradient does not take what was added
+            return False  # without an activation the gradients do not need the residual
         return overlap.same_elements(self.out, array)
 
     def _fused_cache(self):
@@ -219,8 +219,10 @@ def backward(dy: Any, cache: Any, out: Any) -> tuple[Any, ...]:
         residual = (outputs.new_output(x, dtype),)
     if x.size == 0:
         return returned, *np.zeros((2, cache.statistics.size // 3), computed(dtype)), *residual
+    if cache.kept is not None:
+        x = masked.finite_where_left_out(x, cache.axis, cache.statistics, cache.kept[0])
     if cache.epilogue is not None:
-        dy = _through_epilogue(dy, cache, *(residual or (dx,)))
+        dy = _through_epilogue(dy, x, cache, *(residual or (dx,)))
     if cache.kept is not None:
         gradients = masked.backward(
             dy, x, dx, cache.axis, cache.statistics, cache.weight, *cache.kept
@@ -233,21 +235,18 @@ def backward(dy: Any, cache: Any, out: Any) -> tuple[Any, ...]:
     return returned, d_weight, d_bias, *residual
 
 
-def _through_epilogue(dy, cache, target):
+def _through_epilogue(dy, x, cache, target):
     """The gradient in the normalized values, which is also that in the residual: ``target``."""
     epilogue, bias, eps = cache.epilogue
     if epilogue.activation is None:
         np.copyto(target, dy)
         return dy
-    unfit = work.walked(cache.axis, target) is None  # by no kernel
-    if (
-        unfit
-        or overlap.shares_memory(target, cache.x)
-        or (epilogue.residual is not None and overlap.shares_memory(target, epilogue.residual))
+    if epilogue.residual is None and (  # else the target is an array of its own
+        work.walked(cache.axis, target) is None or overlap.shares_memory(target, x)
     ):
-        target = outputs.new_output(cache.x, target.dtype)  # x is needed once more
+        target = outputs.new_output(x, target.dtype)  # x is needed once more
     work.activation_gradient(
-        dy, cache.x, target, cache.axis, cache.statistics, cache.weight, bias, eps, epilogue
+        dy, x, target, cache.axis, cache.statistics, cache.weight, bias, eps, epilogue
     )
     return target
 

@@ -18,7 +18,7 @@ from fastbn._call.blocks import (
     checked_output,
     overwrites,
 )
-from fastbn._call.groups import NOTHING
+from fastbn._call.groups import NO_EPS
 from fastbn.kernels.held import computed
 
 
@@ -142,7 +142,7 @@ def _block_backward(dy, x, dx, statistics, weight, cache):
     if weight is not None:
         zeros, ones = np.zeros(columns, x.dtype), np.ones(columns, x.dtype)
         gradient = np.empty_like(dx) if overwrites(dx, x) else dx  # x is read once more
-        work.normalize(dy, gradient, 1, zeros, ones, weight, None, NOTHING)
+        work.normalize(dy, gradient, 1, zeros, ones, weight, None, NO_EPS)
         dy = gradient
     operation = "uncentered_backward" if cache.uncentered else "backward"
     work.backward(dy[None], x[None], dx[None], 1, statistics.ravel(), None, operation)

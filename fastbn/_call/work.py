@@ -139,6 +139,7 @@ def forward(x, out, axis, weight, bias, eps, operation="forward", epilogue=NOTHI
     others = (out,) if residual is None else (residual, out)
     together = _summed_alike(axis, x, 1, x, *others)
     if together is None:
+        assert operation == "forward"  # the others come with arrays that lie alike
         return _forward_in_two(x, out, axis, weight, bias, eps, epilogue)
     plan = together.walk.plan(f"{operation}{epilogue.suffix}", held(out.dtype))
     dtype = computed(plan.dtype)
