@@ -23,6 +23,8 @@ from fastbn._call import (
     masked,
     plan,
     prepared,
+    row_plan,
+    rows,
     work,
 )
 from fastbn._call import pieces as _pieces
@@ -47,7 +49,9 @@ PIECE = _pieces.PIECE
 def forget_plans():
     """Every call from now on is the first of its kind; what is compiled stays so."""
     plan.walk_of.cache_clear()
-    work._walk_of_rows.cache_clear()
+    row_plan.row_plan.cache_clear()
+    work._walk_of_groups.cache_clear()
+    work._walk_of_channels.cache_clear()
     known.forget()
 
 
@@ -357,6 +361,15 @@ def small_pieces(monkeypatch):
 
 
 # --- norms of samples -------------------------------------------------------------------------
+
+
+def refuse_copies(monkeypatch):
+    """Norms of samples go over arrays as they are, or fail."""
+
+    def blocks_of(*arguments):
+        raise AssertionError("an array is to be copied")
+
+    monkeypatch.setattr(rows, "blocks", blocks_of)
 
 
 def small_blocks(monkeypatch):

@@ -98,6 +98,20 @@ def norm(x, axes, weight, bias, eps, centered=True):
     return (x - mean) / np.sqrt(var + eps) * weight + bias
 
 
+def norm_backward(dy, x, weight, eps, centered=True):
+    """Gradients of `norm` over the last axis in x, weight and bias, step by step."""
+    dy, x = np.asarray(dy, np.longdouble), np.asarray(x, np.longdouble)
+    mean = x.mean(-1, keepdims=True) if centered else 0
+    std = np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + eps)
+    x_hat = (x - mean) / std
+    d_hat = dy * weight
+    d_var = (d_hat * x_hat).mean(-1, keepdims=True)
+    d_mean = d_hat.mean(-1, keepdims=True) if centered else 0
+    dx = (d_hat - d_mean - x_hat * d_var) / std
+    rows = tuple(range(x.ndim - 1))
+    return dx, (dy * x_hat).sum(rows), dy.sum(rows)
+
+
 def group_norm(x, groups, weight, bias, eps, axis=1):
     """Wu & He 2018: channels in ``groups``, each normalized by itself in each sample."""
     x = np.moveaxis(np.asarray(x, np.longdouble), axis, 1)
@@ -105,6 +119,18 @@ def group_norm(x, groups, weight, bias, eps, axis=1):
     y = norm(grouped, -1, 1, 0, eps).reshape(x.shape)
     y = y * per_channel(weight, x.ndim, 1) + per_channel(bias, x.ndim, 1)
     return np.moveaxis(y, 1, axis)
+
+
+def group_norm_backward(dy, x, groups, weight, eps, axis=1):
+    """Gradients of `group_norm` in x, weight and bias."""
+    dy, x = (np.moveaxis(np.asarray(v, np.longdouble), axis, 1) for v in (dy, x))
+    grouped, d_hat = (
+        v.reshape(len(x), groups, -1) for v in (x, dy * per_channel(weight, x.ndim, 1))
+    )
+    dx = norm_backward(d_hat, grouped, 1, eps)[0].reshape(x.shape)
+    x_hat = norm(grouped, -1, 1, 0, eps).reshape(x.shape)
+    others = other_axes(x.ndim, 1)
+    return np.moveaxis(dx, 1, axis), (dy * x_hat).sum(others), dy.sum(others)
 
 
 # --- activations: functions of a long double, or of an array of them ----------------------------

@@ -18,7 +18,6 @@ from fastbn._call.blocks import (
     checked_output,
     overwrites,
 )
-from fastbn.kernels import formulas
 from fastbn.kernels.held import computed
 
 #: Values of a channel from which on it has terms of its own in each sample. Shorter ones are
@@ -206,8 +205,7 @@ def backward(dy: Any, cache: GroupCache, out: Any) -> tuple[Any, np.ndarray, np.
     if cache.x.size:
         arrays = (np.moveaxis(array, cache.axis, 1) for array in (dx, dy, cache.x))
         way = _channels_backward if cache.groups == channels else _groups_backward
-        size = None if cache.groups == channels else block_bytes()
-        for some, block in blocks(size, *arrays):
+        for some, block in blocks(None, *arrays):
             shape = len(block[0]), channels, -1
             sums += way(cache, cache.statistics[:, some], *(a.reshape(shape) for a in block))
     with np.errstate(over="ignore"):
@@ -225,24 +223,10 @@ def _channels_backward(cache, statistics, dy, x, dx):
 
 
 def _groups_backward(cache, statistics, dy, x, dx):
-    """Sums of each channel of each sample, from them the terms of each group, then dx."""
-    samples, channels, length = x.shape
+    """Groups of channels: sums of each channel of each sample, terms of each group."""
+    samples, channels, _ = x.shape
     each = channels // cache.groups
-    dy, x, dx = (a.reshape(1, samples * channels, length) for a in (dy, x, dx))
-    mean, _, rstd = (np.repeat(v.reshape(-1), each) for v in statistics)
-    of_rows = np.concatenate([mean, np.ones_like(mean), rstd])
-    sum_dy_x_hat, sum_dy = (
-        v.reshape(samples, channels).astype(np.float64) for v in work.products(dy, x, 1, of_rows)
-    )
-    weight = np.ones(channels) if cache.weight is None else cache.weight.astype(np.float64)
-    of_group = ((sums * weight).reshape(-1, each).sum(axis=1) for sums in (sum_dy, sum_dy_x_hat))
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        dy_of_group, x_hat_of_group = of_group
-        rstd_of_group = statistics[2].reshape(-1)
-        terms = formulas.input_gradient_terms(
-            each * length, dy_of_group, x_hat_of_group / rstd_of_group, 0.0, rstd_of_group, 1.0
-        )
-        _, slope, offset = (np.repeat(term, each) for term in terms)
-        scale = rstd * np.tile(weight, samples)
-        work.given_gradient(dy, x, dx, 1, np.concatenate([mean, scale, slope, offset]))
-    return sum_dy_x_hat.sum(axis=0), sum_dy.sum(axis=0)
+    of_channels = np.repeat(statistics.reshape(3, -1), each, axis=1).reshape(-1)
+    weight = None if cache.weight is None else np.tile(cache.weight, samples)
+    found = work.group_backward(dy, x, dx, cache.groups, of_channels, weight)
+    return [d.sum(axis=0, dtype=np.float64) for d in found]

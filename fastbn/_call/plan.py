@@ -57,6 +57,7 @@ class Walk:
     extents : for each array, the length of its flat view
     per_group, per_sample : where each channel is a group of a group norm, channels of a group, and
         groups of a sample; else 0
+    of_group : channels whose gradients have statistics in common; or 0
     plans : what has been planned on this walk, by operation and dtype
     """
 
@@ -68,6 +69,7 @@ class Walk:
     extents: tuple[int, ...]
     per_group: int = 0
     per_sample: int = 0
+    of_group: int = 0
     plans: "dict[tuple[str, np.dtype], Plan]" = field(default_factory=dict, compare=False)
 
     @property
@@ -214,7 +216,7 @@ class Plan:
     def _new_frame(self, threads: int, in_place: bool) -> np.ndarray:
         walk, value_bytes = self.walk, computed(self.dtype).itemsize
         lanes = VECTOR_BYTES // value_bytes
-        tile = self._tile_for(threads)
+        tile, of_group = self._tile_for(threads), walk.of_group
         tiles = -(-walk.channels // tile) if tile else 1
         if walk.layout == "first":
             fields = cut_first(walk.rows, walk.channels, walk.length, self._operation.row_chain)
@@ -238,11 +240,10 @@ class Plan:
         )  # fmt: skip
         return new_frame(
             **fields, **addresses, rows=walk.rows, length=walk.length, channels=walk.channels,
-            all_channels=walk.channels, count=walk.count, item_bytes=self.dtype.itemsize,
-            value_bytes=value_bytes, tile=tile, tiles=tiles,
+            all_channels=walk.channels, count=walk.count * max(1, of_group),
+            item_bytes=self.dtype.itemsize, value_bytes=value_bytes, tile=tile, tiles=tiles,
             scratch_bytes=fields["tile_bytes"] * tiles, frozen=self._operation.frozen,
-            per_group=walk.per_group, per_sample=walk.per_sample,
-            uncentered=self._operation.uncentered,
+            per_group=walk.per_group, per_sample=walk.per_sample, of_group=of_group,
         )  # fmt: skip
 
     def add_wide_parts(self) -> None:
@@ -259,9 +260,12 @@ class Plan:
         """Channels of a tile such that all threads have as many; 0 without tiles."""
         channels = self.walk.channels
         if self._tile == 0 or channels < 2 * threads:
-            return 0 if threads > 1 else min(self._tile, channels)
-        tiles = threads * -(-channels // (self._tile * threads))
-        return -(-channels // tiles)
+            tile = 0 if threads > 1 else min(self._tile, channels)
+        else:
+            tiles = threads * -(-channels // (self._tile * threads))
+            tile = -(-channels // tiles)
+        whole = max(1, self.walk.of_group)
+        return -(-tile // whole) * whole
 
 
 def _scratch(channels: int, segments: int, columns: int, terms: int) -> dict[str, int]:

@@ -4,22 +4,26 @@ Weight and bias belong to the columns.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from fastbn._call import arguments, settings, work
+from fastbn._call import arguments, overlap, settings
 from fastbn._call.blocks import (
-    block_bytes,
     blocks,
     checked_gradient,
     checked_input,
     checked_output,
     overwrites,
 )
-from fastbn._call.groups import NO_EPS
-from fastbn.kernels.held import computed
+from fastbn._call.row_plan import RowPlan, row_plan
+from fastbn._call.run import launch
+from fastbn._call.views import flat
+from fastbn.kernels.frame import LEFT
+from fastbn.kernels.held import computed, held
 
 
 @dataclass(slots=True, eq=False)
@@ -74,32 +78,38 @@ class RowNorm:
         if self.x.size == 0:
             self.statistics = np.zeros((3, 0))
             return self.returned
-        parameters = self._parameters()
+        dtype = computed(self.out.dtype)
+        weight, bias = (
+            _constant(absent, self.values, dtype) if v is None
+            else arguments.kernel_vector(v.reshape(-1), dtype)
+            for v, absent in ((self.weight, 1.0), (self.bias, 0.0))
+        )  # fmt: skip
         found = [
-            self._block(x.reshape(-1, self.values), out.reshape(-1, self.values), parameters)
-            for _, (x, out) in blocks(None, *_with_rows(len(self.shape), self.out, self.x))
+            self._rows(x, out, weight, bias)
+            for _, (x, out) in _tables(self.values, len(self.shape), self.out, self.x)
         ]
         self.statistics = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
         return self.returned
 
-    def _parameters(self) -> list[np.ndarray] | None:
-        """Weight and bias of each column; None without either."""
-        if self.weight is None and self.bias is None:
-            return None
-        dtype = computed(self.out.dtype)
-        weight = np.ones(self.values, dtype) if self.weight is None else self.weight
-        bias = np.zeros(self.values, dtype) if self.bias is None else self.bias
-        return [arguments.kernel_vector(v.reshape(-1), dtype) for v in (weight, bias)]
+    def _rows(self, x, out, weight, bias) -> np.ndarray:
+        """Normalize a table of rows; rows of their statistics.
 
-    def _block(self, x, out, parameters) -> np.ndarray:
-        """Normalize some rows; rows of their statistics."""
-        if parameters is not None:
-            weight, bias = parameters
-            found = work.forward_each(x, out, weight, bias, self.eps, self.uncentered)
-        else:
-            operation = "uncentered_forward" if self.uncentered else "forward"
-            found = work.forward(x[None], out[None], 1, None, None, self.eps, operation)
-        return found.reshape(3, -1)
+        What float32 cannot hold is done once more, in float64.
+        """
+        statistics, plan = np.empty((3, len(x))), _plan("row_forward", x, out)
+        entry = plan.entry.of(plan.dtype, computed(plan.dtype))
+        in_cache = not plan.streams_to(out) or overlap.same_elements(x, out)
+        outcome = launch(
+            plan, entry, in_cache, *_views(plan, x, out), weight, bias, statistics.reshape(-1),
+            self.eps, self.uncentered,
+        )  # fmt: skip
+        if outcome == LEFT:
+            left = statistics[2] < 0.0
+            wide = x[left].astype(np.float64)
+            statistics[:, left] = self._rows(wide, wide, *(_wide(v) for v in (weight, bias)))
+            with np.errstate(over="ignore"):
+                out[left] = wide
+        return statistics
 
     def cache(self) -> RowCache:
         """For `backward`."""
@@ -114,41 +124,96 @@ def backward(dy: Any, cache: RowCache, out: Any) -> tuple[Any, np.ndarray, np.nd
     """Gradients in x, weight and bias."""
     dy, returned, dx = checked_gradient(dy, cache.x, cache.overwritten, out)
     arguments.check_same_shape(cache.x, cache.shape)
-    values = math.prod(cache.normalized_shape)
-    sums, start = np.zeros((2, values)), 0
+    values, start = math.prod(cache.normalized_shape), 0
+    sums = np.zeros((2, values))
+    weight = None if cache.weight is None else cache.weight.reshape(-1)
     if cache.x.size:
-        weight = None if cache.weight is None else cache.weight.reshape(-1)
-        arrays = _with_rows(len(cache.normalized_shape), dx, dy, cache.x)
-        for _, block in blocks(block_bytes() // 2, *arrays):
-            dy, x, dx_block = (a.reshape(-1, values) for a in block)
+        for _, (dy_rows, x, dx_rows) in _tables(
+            values, len(cache.normalized_shape), dx, dy, cache.x
+        ):
             statistics = cache.statistics[:, start : start + len(x)]
-            sums += _block_backward(dy, x, dx_block, statistics, weight, cache)
+            sums += _gradients(dy_rows, x, dx_rows, statistics, weight, cache.uncentered)
             start += len(x)
     with np.errstate(over="ignore"):
         gradients = (d.astype(computed(dx.dtype)).reshape(cache.normalized_shape) for d in sums)
     return returned, *gradients
 
 
-def _block_backward(dy, x, dx, statistics, weight, cache):
-    """Some rows: their part of the gradients of weight and bias; dx is written."""
-    columns = x.shape[1]
-    mean, var, _ = statistics
-    found = np.zeros((2, columns))
-    if weight is not None or cache.has_bias:
-        x_hat = np.empty_like(x)
-        work.normalize(x[None], x_hat[None], 1, mean, var, None, None, cache.eps)
-        plain = np.concatenate([np.zeros(columns), np.ones(2 * columns)])
-        found = work.products(dy, x_hat, 1, plain)
-    if weight is not None:
-        zeros, ones = np.zeros(columns, x.dtype), np.ones(columns, x.dtype)
-        gradient = np.empty_like(dx) if overwrites(dx, x) else dx  # x is read once more
-        work.normalize(dy, gradient, 1, zeros, ones, weight, None, NO_EPS)
-        dy = gradient
-    operation = "uncentered_backward" if cache.uncentered else "backward"
-    work.backward(dy[None], x[None], dx[None], 1, statistics.ravel(), None, operation)
+def _gradients(dy, x, dx, statistics, weight, uncentered) -> np.ndarray:
+    """Write dx of a table of rows; their part of the gradients of weight and bias.
+
+    What float32 cannot hold is done once more, in float64.
+    """
+    (rows, columns), plan = x.shape, _plan("row_gradient", dy, x, dx)
+    dtype = computed(plan.dtype)
+    of_columns = _constant(1.0, columns, dtype) if weight is None else weight
+    found, left = np.empty((2, columns)), np.zeros(rows)
+    in_cache = not plan.streams_to(dx) or any(overlap.same_elements(dx, a) for a in (dy, x))
+    outcome = launch(
+        plan, plan.entry.of(plan.dtype, dtype), in_cache, *_views(plan, dy, x, dx),
+        np.ascontiguousarray(statistics).reshape(-1), of_columns, *found, left, uncentered,
+    )  # fmt: skip
+    if outcome == LEFT:
+        some = left > 0.0
+        wide_dy, wide_x = (a[some].astype(np.float64) for a in (dy, x))
+        wide = None if weight is None else _wide(weight)
+        found += _gradients(wide_dy, wide_x, wide_dy, statistics[:, some], wide, uncentered)
+        with np.errstate(over="ignore"):
+            dx[some] = wide_dy
     return found
 
 
-def _with_rows(dimensions: int, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Arrays with an axis of rows, if they have none but those that are normalized."""
-    return tuple(a[None] if a.ndim == dimensions else a for a in arrays)
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _tables(
+    values: int, dimensions: int, written: np.ndarray, *read: np.ndarray
+) -> Iterable[tuple[slice, list[np.ndarray]]]:
+    """Arrays as tables of rows, as `blocks` gives them: all at once if kernels can walk them.
+
+    ``dimensions``: how many of the last axes make a row.
+    """
+    arrays = (*read, written)
+    if all(_is_table(a, values) and a.dtype == written.dtype for a in arrays):
+        # only what is contiguous has another shape
+        return [(slice(None), [a.reshape(-1, values) for a in arrays])]
+    arrays = tuple(a[None] if a.ndim == dimensions else a for a in (written, *read))
+    return ((some, [a.reshape(-1, values) for a in block]) for some, block in blocks(None, *arrays))
+
+
+def _is_table(array: np.ndarray, values: int) -> bool:
+    """Whether rows of so many values are contiguous, and equally far apart."""
+    if not array.flags.aligned or not array.dtype.isnative:
+        return False
+    if array.flags.c_contiguous:
+        return True
+    row, value = array.strides if array.ndim == 2 else (0, 0)
+    nbytes = values * array.itemsize
+    return (
+        array.shape[-1] == values and value == array.itemsize
+        and row >= nbytes and row % array.itemsize == 0
+    )  # fmt: skip
+
+
+def _plan(name: str, *tables: np.ndarray) -> RowPlan:
+    """The plan of tables of one shape and dtype."""
+    steps = tuple(table.strides[0] // table.itemsize for table in tables)
+    return row_plan(name, held(tables[0].dtype), *tables[0].shape, steps)
+
+
+def _views(plan: RowPlan, *tables: np.ndarray) -> list[np.ndarray]:
+    """From the first to the last value of each."""
+    return [
+        flat(table, (len(table) - 1) * step + table.shape[1]).view(plan.dtype)
+        for table, step in zip(tables, plan.steps, strict=True)
+    ]
+
+
+def _wide(vector: np.ndarray) -> np.ndarray:
+    return np.array(vector, np.float64, order="C")
+
+
+@lru_cache(maxsize=8)
+def _constant(value: float, size: int, dtype: np.dtype) -> np.ndarray:
+    """A weight or bias that changes nothing; nobody writes to it."""
+    return np.full(size, value, dtype)

@@ -42,15 +42,12 @@ _MODES: dict[Mode, tuple[str, ...]] = {
     "norms": (
         "normalize",
         "forward",
-        "forward_each",
         "group_forward",
-        "uncentered_forward",
-        "uncentered_forward_each",
         "backward",
-        "uncentered_backward",
+        "group_backward",
         "moments",
-        "products",
-        "given_gradient",
+        "row_forward",
+        "row_gradient",
     ),
 }
 #: Those that are meant if none are named.

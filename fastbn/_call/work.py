@@ -122,7 +122,6 @@ def forward(x, out, axis, weight, bias, eps, operation="forward", epilogue=NOTHI
     """Write ``x`` normalized with its own statistics to ``out``.
 
     Returns the statistics: all means, all variances and all ``1 / sqrt(variance + eps)``.
-    ``operation`` "uncentered_forward" subtracts no mean; ``x`` and ``out`` are then contiguous.
     """
     residual = epilogue.residual
     if walked(axis, x) is None:  # in the memory order of an output of its own
@@ -175,15 +174,6 @@ def activation_gradient(dy, x, out, axis, statistics, weight, bias, eps, epilogu
     )  # fmt: skip
 
 
-def forward_each(x, out, weight, bias, eps, uncentered) -> np.ndarray:
-    """`forward` of each row of a contiguous table, with a weight and a bias for each column."""
-    plan = _walk_of_rows(*x.shape).plan(f"{'uncentered_' * uncentered}forward_each", x.dtype)
-    statistics, views = np.empty(3 * x.shape[0]), (flat(a, a.size) for a in (x, weight, bias, out))
-    entry = plan.entry.of(plan.dtype, plan.dtype)
-    launch(plan, entry, overlap.same_elements(x, out), *views, statistics, eps)
-    return statistics
-
-
 def group_forward(x, out, groups, weight, bias, eps) -> np.ndarray:
     """`forward` of each group of channels of each sample of contiguous (N, C, L)."""
     plan = _walk_of_groups(*x.shape, groups).plan("group_forward", x.dtype)
@@ -194,6 +184,31 @@ def group_forward(x, out, groups, weight, bias, eps) -> np.ndarray:
     return statistics
 
 
+def group_backward(dy, x, dx, groups, statistics, weight) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients of `group_forward`: of x to ``dx``, those of weight and bias for each sample.
+
+    ``statistics`` and ``weight`` are those of each channel of each sample.
+    """
+    plan = _walk_of_channels(*x.shape, x.shape[1] // groups).plan("group_backward", x.dtype)
+    d_weight, d_bias = np.empty((2, *x.shape[:2]), x.dtype)
+    in_place = any(overlap.same_elements(dx, array) for array in (dy, x))
+    launch(
+        plan, plan.entry.of(plan.dtype, plan.dtype), in_place,
+        *(flat(a, a.size) for a in (dy, x, dx)), statistics,
+        ABSENT[x.dtype] if weight is None else weight, d_weight.reshape(-1), d_bias.reshape(-1),
+    )  # fmt: skip
+    return d_weight, d_bias
+
+
+@lru_cache(maxsize=KEPT)
+def _walk_of_channels(samples: int, channels: int, length: int, of_group: int) -> Walk:
+    """Each channel of each sample."""
+    steps, extents = ((0, length),) * 3, (samples * channels * length,) * 3
+    return Walk(
+        "first", 1, samples * channels, length, steps, extents, of_group=of_group
+    )  # fmt: skip
+
+
 @lru_cache(maxsize=KEPT)
 def _walk_of_groups(samples: int, channels: int, length: int, groups: int) -> Walk:
     """Each group a channel."""
@@ -202,13 +217,6 @@ def _walk_of_groups(samples: int, channels: int, length: int, groups: int) -> Wa
     return Walk(
         "first", 1, samples * groups, size, steps, extents, channels // groups, groups
     )  # fmt: skip
-
-
-@lru_cache(maxsize=KEPT)
-def _walk_of_rows(rows: int, length: int) -> Walk:
-    """Each row a channel; and two vectors that go with every row."""
-    steps = ((0, length), (0, 0), (0, 0), (0, length))
-    return Walk("first", 1, rows, length, steps, (rows * length, length, length, rows * length))
 
 
 def products(dy, x, axis, statistics) -> tuple[np.ndarray, np.ndarray]:
@@ -250,8 +258,7 @@ def _forward_in_two(x, out, axis, weight, bias, eps, epilogue) -> np.ndarray:
 def backward(dy, x, dx, axis, statistics, weight, operation="backward"):
     """Write the gradient of ``x`` to ``dx``; return those of weight and bias.
 
-    ``operation`` "frozen_backward" takes the statistics for constants, "uncentered_backward" is
-    that of "uncentered_forward".
+    ``operation`` "frozen_backward" takes the statistics for constants.
     """
     if walked(axis, x) is None:
         x = _copy_of(x, x)

@@ -26,8 +26,8 @@ running_update = compiled_formula(formulas.running_update)
 unbiased = compiled_formula(formulas.unbiased)
 
 
-#: What entries return, or 0: a part is missing; there was no memory. Both can be called again.
-MISSING, NO_MEMORY = 1, 2
+#: What entries return too, besides `frame`'s outcomes: there was no memory. It can be called again.
+NO_MEMORY = 2
 
 
 @inlined
@@ -141,17 +141,33 @@ def gradient_fused(template, dy, x, residual, out, statistics, weight, bias, eps
     return run(address)
 
 
-@entry(lambda x, parameter, running: (_INT64, x, x, x, x, _FLOAT64, float))
-def forward_each(template, x, weight, bias, out, statistics, eps):
-    """`forward` with a weight and a bias for each value of a row."""
+@entry(lambda x, parameter, running: (_INT64, x, x, *[parameter] * 2, _FLOAT64, float, bool))
+def row_forward(template, x, out, weight, bias, statistics, eps, uncentered):
+    """Normalize rows, with a weight and a bias for each column; `LEFT` if some are left.
+
+    ``uncentered``: no mean is subtracted, and the variance is the mean of squares.
+    """
     address = begin(template)
     if address == 0:
         return NO_MEMORY
     f = frame_at(address)
-    f.first, f.second, f.third = address_of(x), address_of(weight), address_of(bias)
-    f.out, f.eps = address_of(out), eps
-    f.statistics, f.mean_bytes = address_of(statistics), 8
-    f.mean, f.var = f.statistics, f.statistics + 8 * f.all_channels
+    f.first, f.out, f.eps = address_of(x), address_of(out), eps
+    f.weight, f.bias = address_of(weight), address_of(bias)
+    f.statistics, f.uncentered = address_of(statistics), uncentered
+    return run(address)
+
+
+@entry(lambda x, parameter, running: (_INT64, x, x, x, _FLOAT64, parameter, *[_FLOAT64] * 3, bool))
+def row_gradient(template, dy, x, dx, statistics, weight, d_weight, d_bias, left, uncentered):
+    """Gradients of `row_forward`; `LEFT` if there are none of rows that are marked in ``left``."""
+    address = begin(template)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.second, f.out = address_of(dy), address_of(x), address_of(dx)
+    f.statistics, f.weight = address_of(statistics), address_of(weight)
+    f.d_weight, f.d_bias, f.left = address_of(d_weight), address_of(d_bias), address_of(left)
+    f.uncentered = uncentered
     return run(address)
 
 

@@ -48,6 +48,7 @@ FIELDS = (
     "per_group",  # of a group norm, whose groups are the channels that are summed: channels of each
     "per_sample",  # and groups of a sample
     "first_group",  # of the tile at hand
+    "of_group",  # of the gradient of a group norm, whose channels are summed: channels of a group
     "uncentered",  # whether no mean is subtracted, and var is the mean of squares
     # memory for what lies between the steps: where it begins; then where in it, in bytes, until
     # `passes` makes them addresses; and sizes in columns
@@ -56,12 +57,16 @@ FIELDS = (
     "marks", "marked",  # of each channel: whether float32 cannot hold it; how many these are
     "sums", "parameters",  # float64 rows: of two sums; of parameters
     "table", "wide_table", "terms",  # the elementwise pass's terms, and their columns
+    "left",  # of each row: whether it is left because float32 cannot hold it
     # what came of it
     "missing",  # a wide part is needed and was not there: nothing has been written
     "eps", "count",
     "slope",  # of leaky_relu
 )  # fmt: skip
 FLOATS = ("eps", "count", "slope")
+
+#: Outcomes, in ``missing``: a part is missing; rows are left that float32 cannot hold.
+MISSING, LEFT = 1, 3
 
 DTYPE = np.dtype([(name, np.float64 if name in FLOATS else np.int64) for name in FIELDS])
 WORDS = len(FIELDS)

@@ -78,14 +78,17 @@ def rows_with(compute: Callable, stores_whole: Callable) -> Callable:
     return row
 
 
-def lines_with(count: int, compute: Callable, terms_at: Callable, stores_whole: Callable):
+def lines_with(
+    count: int, compute: Callable, terms_at: Callable, stores_whole: Callable,
+    loads_whole: Callable = loads_each,
+):  # fmt: skip
     """Make ``lines(table, like, pointers, starts, aparts, out, k, apart, width, column)``.
 
     ``count`` lines at a time, which begin ``aparts`` from each other; ``column`` is the first's.
     All are loaded before any is stored: a load from the same place of a page as a store that is
     still under way waits for it (4 KiB aliasing).
     """
-    load, load_first = loads_each(count), loads_each_first(count)
+    load, load_first = loads_whole(count), loads_each_first(count)
     store, store_first, lanes_of = stores_whole(count), stores_first(count), lanes()
 
     @inlined

@@ -4,7 +4,7 @@ A new operation is a row of `OPERATIONS`; a new elementwise pass is a line in `p
 is compiled before `addresses` asks for it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from fastbn.kernels.channels_last import elementwise as last_elementwise
 from fastbn.kernels.channels_last import sums as last_sums
 from fastbn.kernels.compile import Part, Unit, loop_address, loop_unit
 from fastbn.kernels.held import computed
+from fastbn.kernels.rows import backward, forward
 
 _SUMS: dict[str, ModuleType] = {"first": first_sums, "last": last_sums}
 _ELEMENTWISE: dict[str, ModuleType] = {"first": first_elementwise, "last": last_elementwise}
@@ -24,6 +25,7 @@ _WIDE_TERMS = {
     terms.normalizing_terms: terms.wide_normalizing_terms,
     terms.group_normalizing_terms: terms.wide_group_normalizing_terms,
     terms.gradient_terms: terms.wide_gradient_terms,
+    terms.group_gradient_terms: terms.wide_group_gradient_terms,
     terms.given_gradient_terms: terms.wide_given_gradient_terms,
 }
 #: The dtype of parts that know float64 alone, whatever x is.
@@ -41,7 +43,7 @@ class Operation(NamedTuple):
     finish: Part | None
     apply: str | None
     frozen: bool = False  # the statistics are constants to a backward
-    uncentered: bool = False  # no mean is subtracted: root mean square
+    of_rows: Callable[[bool], Part] | None = None  # instead of ``reduce``; streaming or not
     #: Additions in x's precision that one sum may go through: along a row, which has 64 sums side
     #: by side, and down a column, which has one and none to average with. Equal squares round in
     #: one direction: 64 of them cost up to 1.3e-6 of a variance, 32 half of that.
@@ -70,11 +72,6 @@ OPERATIONS = {
         ("moments",), ("first",), slice(1), "moments", merge.merge_moments, None, None,
         row_chain=32, column_chain=16,
     ),
-    "forward_each": Operation(
-        ("forward_each",), ("first", "second", "third", "out"), slice(1),
-        "moments", merge.merge_moments, terms.normalizing_terms, "normalize_each",
-        row_chain=32, column_chain=16,
-    ),
     "products": Operation(
         ("backward",), ("first", "second"), slice(2),
         "products", merge.merge_products, terms.gradient_terms, None,
@@ -83,10 +80,17 @@ OPERATIONS = {
         ("given_gradient",), ("first", "second", "out"), slice(0),
         None, None, terms.given_gradient_terms, "gradient",
     ),
+    "row_forward": Operation(
+        ("row_forward",), ("first", "out"), slice(0),
+        None, forward.forward_left, None, None, of_rows=forward.forward_part_of,
+    ),
+    "row_gradient": Operation(
+        ("row_gradient",), ("first", "second", "out"), slice(0),
+        None, backward.gradient_sums, None, None, of_rows=backward.gradient_part_of,
+    ),
 }  # fmt: skip
+OPERATIONS["group_backward"] = OPERATIONS["backward"]._replace(finish=terms.group_gradient_terms)
 OPERATIONS["group_forward"] = OPERATIONS["forward"]._replace(finish=terms.group_normalizing_terms)
-for _name in "forward", "forward_each", "backward":
-    OPERATIONS[f"uncentered_{_name}"] = OPERATIONS[_name]._replace(uncentered=True)
 for _name in list(pointwise.EVERY):  # with an activation, a residual, or both
     _kind, _, _how = _name.partition("_")
     _more = ("second",) * _name.endswith("_residual")
@@ -125,8 +129,11 @@ def _parts(
 ) -> dict[str, tuple[Part, np.dtype]]:
     """By field of the frame, the parts of an operation and of which dtype they are."""
     found = {}
-    if operation.reduce is not None and operation.merge is not None:
+    if operation.reduce is not None:
         found["reduce"] = getattr(_SUMS[layout], operation.reduce), dtype
+    if operation.of_rows is not None:
+        found["reduce"] = operation.of_rows(streaming), dtype
+    if operation.merge is not None:
         found["merge"] = operation.merge, _ANY
     if operation.finish is not None:
         found["finish"] = operation.finish, dtype

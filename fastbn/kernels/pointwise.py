@@ -265,7 +265,6 @@ class Made(NamedTuple):
 EVERY = {
     "normalize": Made(1, lambda: formulas.normalize, 3),
     "gradient": Made(2, lambda: formulas.input_gradient, 4),
-    "normalize_each": Made(3, lambda: formulas.normalize_each, 3),
 }
 for _activation in (None, *activations.ACTIVATIONS):
     for _residual in (False, True):

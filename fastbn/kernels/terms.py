@@ -15,7 +15,6 @@ from fastbn.kernels.simd import (
 )
 
 reciprocal_std = compiled_formula(formulas.reciprocal_std)
-mean_square = compiled_formula(formulas.mean_square)
 residual = compiled_formula(formulas.residual)
 center_of = compiled_formula(formulas.center_of)
 affine_terms = compiled_formula(formulas.affine_terms)
@@ -93,12 +92,9 @@ def normalizing_terms(frame, task, like):
     channels, eps = f.channels, f.eps
     mean, var, weight, bias = four_rows(f.parameters, 8 * channels, like)
     if f.statistics != 0:
-        batch_mean, batch_var, batch_rstd = three_rows(f.statistics, 8 * f.all_channels, like)
+        _, batch_var, batch_rstd = three_rows(f.statistics, 8 * f.all_channels, like)
         for c in range(channels):
             batch_var[c] /= f.count
-            if f.uncentered != 0:
-                batch_var[c] = mean_square(batch_mean[c], batch_var[c])
-                batch_mean[c] = 0.0
             batch_rstd[c] = reciprocal_std(batch_var[c], eps)
     widen(f.mean, f.mean_bytes, 0.0, channels, mean)
     widen(f.var, f.mean_bytes, 0.0, channels, var)
@@ -210,7 +206,6 @@ def gradient_terms(frame, task, like):
         products[c] = products[c] if marks[c] > 0.0 else around_mean
         d_weight[c] = weight_gradient(products[c], rstd[c])
         d_bias[c] = sums[c]
-        sums[c] = 0.0 if f.uncentered != 0 else sums[c]  # a change of the mean changes nothing
         terms = input_gradient_terms(f.count, sums[c], products[c], left, rstd[c], weight[c])
         scale[c], slope[c], offset[c] = terms
         marked += not holds_two(mean[c], rstd[c], terms[0], terms[1])
@@ -240,6 +235,67 @@ def wide_gradient_terms(frame, task, like):
         marks[c] = 0.0 if holds_two(mean[c], rstd[c], scale[c], slope[c]) else 1.0
     repeat_columns(rows, channels, f.terms)
     repeat_columns((marks,), channels, f.terms)
+
+
+# --- gradient of groups of channels ---------------------------------------------------------------
+# The channels of a group of one sample are summed each by itself, for their gradients of weight
+# and bias. The terms of all come from the sums of their group, each channel's times its weight.
+
+
+@inlined
+def sums_of_group(f, first, weight, sums, products):
+    """``sum(dy * weight)`` and ``sum(dy * weight * (x - mean))`` of a group."""
+    sum_dy = sum_dy_xm = 0.0
+    for c in range(first, first + f.of_group):
+        sum_dy += weight[c] * sums[c]
+        sum_dy_xm += weight[c] * products[c]
+    return sum_dy, sum_dy_xm
+
+
+@part("group_gradient_terms")
+def group_gradient_terms(frame, task, like):
+    """`gradient_terms` of the channels of groups."""
+    f = frame_at(frame)
+    channels, largest, marked = f.channels, largest_of(f.value_bytes), 0
+    mean, _, rstd = three_rows(f.statistics, 8 * f.all_channels, like)
+    sums, products = two_rows(f.sums, 8 * channels, like)
+    marks, weight = doubles_at(f.marks, like), doubles_at(f.parameters, like)
+    d_weight, d_bias = values_at(f.d_weight, like), values_at(f.d_bias, like)
+    widen(f.weight, f.weight_bytes, 1.0, channels, weight)
+    center, scale, slope, offset = four_of_table(f.table, f.terms * f.value_bytes, like)
+    for c in range(channels):
+        center[c] = center_of(mean[c], largest)
+        left = residual(mean[c], center[c])
+        around_mean = centered_product_sum(sums[c], products[c], left)
+        products[c] = products[c] if marks[c] > 0.0 else around_mean
+        d_weight[c], d_bias[c] = weight_gradient(products[c], rstd[c]), sums[c]
+    for first in range(0, channels, f.of_group):
+        sum_dy, sum_dy_xm = sums_of_group(f, first, weight, sums, products)
+        left = residual(mean[first], np.float64(center[first]))
+        for c in range(first, first + f.of_group):
+            # a weight is in the sums already; it remains that of the channel's own dy
+            terms = input_gradient_terms(f.count, sum_dy, sum_dy_xm, left, rstd[c], 1.0)
+            scale[c], slope[c], offset[c] = terms[0] * weight[c], terms[1], terms[2]
+            marked += not holds_two(mean[c], rstd[c], terms[0] * weight[c], terms[1])
+    f.marked = marked if f.value_bytes == 4 else 0
+
+
+@part("wide_group_gradient_terms")
+def wide_group_gradient_terms(frame, task, like):
+    """`wide_gradient_terms` of the channels of groups."""
+    f = frame_at(frame)
+    channels = f.channels
+    mean, _, rstd = three_rows(f.statistics, 8 * f.all_channels, like)
+    sums, products = two_rows(f.sums, 8 * channels, like)
+    weight = doubles_at(f.parameters, like)
+    _, _, _, _, marks = five_of_table(f.table, f.terms * f.value_bytes, like)
+    wide_mean, scale, slope, offset = four_rows(f.wide_table, 8 * f.terms, like)
+    for first in range(0, channels, f.of_group):
+        sum_dy, sum_dy_xm = sums_of_group(f, first, weight, sums, products)
+        for c in range(first, first + f.of_group):
+            terms = input_gradient_terms(f.count, sum_dy, sum_dy_xm, 0.0, rstd[c], 1.0)
+            wide_mean[c], scale[c], slope[c], offset[c] = mean[c], terms[0] * weight[c], *terms[1:]
+            marks[c] = 0.0 if holds_two(mean[c], rstd[c], scale[c], slope[c]) else 1.0
 
 
 # --- gradient with given terms --------------------------------------------------------------------

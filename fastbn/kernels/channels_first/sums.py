@@ -118,12 +118,28 @@ def block_sums_with(pair):
     return block_sums
 
 
-@inner
-def first_shifts(f, x, i, begin, lines, channels, shift):
-    """The mean of medians of three vectors: the segment's first, a middle one and its last.
+@inlined
+def shift_from(x, first, middle, last, size):
+    """The mean of medians of three vectors, of which ``size`` values count.
 
     No single outlier moves it far, and a constant channel has it exactly.
     """
+    center = value_at(x, first)
+    if not is_finite(center):
+        center = 0.0
+    rest = broadcast(x, center)
+    middling = median(
+        load_first(x, first, 0, size, 0, rest),
+        load_first(x, middle, 0, size, 0, rest),
+        load_first(x, last, 0, size, 0, rest),
+    )
+    mean = center + total(middling - rest) / size
+    return mean if is_finite(mean) else center
+
+
+@inner
+def first_shifts(f, x, i, begin, lines, channels, shift):
+    """`shift_from` a segment's first vector, a middle one and its last."""
     middle, last = begin + lines // 2, begin + lines - 1
     size = min(lanes_of(x), line_size(f, begin), line_size(f, middle), line_size(f, last))
     starts = (
@@ -133,17 +149,7 @@ def first_shifts(f, x, i, begin, lines, channels, shift):
     )
     for c in range(channels):
         at = c * f.first_channel
-        center = value_at(x, starts[0] + at)
-        if not is_finite(center):
-            center = 0.0
-        rest = broadcast(x, center)
-        middling = median(
-            load_first(x, starts[0] + at, 0, size, 0, rest),
-            load_first(x, starts[1] + at, 0, size, 0, rest),
-            load_first(x, starts[2] + at, 0, size, 0, rest),
-        )
-        mean = center + total(middling - rest) / size
-        shift[c] = mean if is_finite(mean) else center
+        shift[c] = shift_from(x, starts[0] + at, starts[1] + at, starts[2] + at, size)
 
 
 moments = moments_part(

@@ -43,6 +43,7 @@ Pointers and addresses keep no memory alive: an entry does that for the whole ca
 ``call(part, frame, task)``                            run native code
 ``call_loop(loop, part, frame, tasks)``                run it on all tasks, on threads
 ``to_boundary(p, i)``                                  values before the next aligned vector
+``fetch(p, i)``                                        into the caches (prefetch); any address
 ``fence()``                                            wait for streaming stores
 =====================================================  ========================================
 """

@@ -186,6 +186,15 @@ def _write_fence(code):
     code.builder.fence("seq_cst")
 
 
+def _write_fetch(code, pointer, index):
+    bytes_at, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [bytes_at, number, number, number])
+    prefetch = cgutils.get_or_insert_function(code.builder.module, kind, "llvm.prefetch.p0")
+    address = code.builder.bitcast(code.builder.gep(pointer, [index]), bytes_at)
+    code.builder.call(prefetch, [address, number(0), number(3), number(1)])  # data, to be read
+
+
+fetch = instruction("fetch", lambda pointer, index: types.void, _write_fetch)
 fence = instruction("fence", lambda: types.void, _write_fence)
 
 

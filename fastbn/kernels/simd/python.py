@@ -136,6 +136,10 @@ def fence():
     pass
 
 
+def fetch(pointer, index):
+    pass
+
+
 def to_boundary(pointer, index):
     address = address_of(pointer) + index * pointer.itemsize
     return -address // pointer.itemsize % lanes()(pointer)
