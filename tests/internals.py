@@ -20,6 +20,7 @@ from fastbn._call import (
     blocks,
     epilogue,
     known,
+    known_rows,
     masked,
     plan,
     prepared,
@@ -53,6 +54,7 @@ def forget_plans():
     work._walk_of_groups.cache_clear()
     work._walk_of_channels.cache_clear()
     known.forget()
+    known_rows.forget()
 
 
 def set_limits(
@@ -361,6 +363,16 @@ def small_pieces(monkeypatch):
 
 
 # --- norms of samples -------------------------------------------------------------------------
+
+
+def refuse_checks_of_rows(monkeypatch):
+    """Layer and RMS norms are like one before, or fail."""
+
+    def check(*arguments):
+        raise AssertionError("a call goes the long way")
+
+    monkeypatch.setattr(rows.RowNorm, "_check", check)
+    monkeypatch.setattr(rows, "checked_gradient", check)
 
 
 def refuse_copies(monkeypatch):

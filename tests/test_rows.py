@@ -198,3 +198,81 @@ def test_two_axes_that_are_normalized_together_in_a_view(rng):
     np.testing.assert_allclose(
         y, reference.norm(view, None, 1, 0, 1e-5).astype(float), rtol=0, atol=3e-6
     )
+
+
+# --- calls like one before ------------------------------------------------------------------------
+
+
+@centerings
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(6, 20), (2, 3, 20), (20,)])
+def test_a_call_like_one_before_has_the_same_bits(rng, shape, dtype, centered, monkeypatch):
+    x, dy = rng.normal(2, 3, (2, *shape)).astype(dtype)
+    weight, bias = rng.normal(size=(2, 20)).astype(dtype)
+    internals.forget_plans()
+
+    def bits(vectors, out=None, dx=None):
+        y, cache = forward(x, *vectors, centered=centered, out=out)
+        gradients = fastbn.norm_backward(dy, cache, out=dx)
+        return [a.tobytes() for a in (y, *gradients) if a is not None]
+
+    for vectors in ((weight, bias), (None, None), (weight, None)):
+        internals.forget_plans()
+        first = bits(vectors)
+        internals.refuse_checks_of_rows(monkeypatch)
+        assert bits(vectors) == first
+        assert bits(vectors, np.empty_like(x), np.empty_like(x)) == first
+        monkeypatch.undo()
+    y, cache = forward(x, weight, bias, centered=centered)
+    before = y.copy(), fastbn.norm_backward(dy, cache).x
+    assert np.array_equal(fastbn.norm_backward(dy, cache, out=dy).x, before[1])
+    assert np.array_equal(forward(x, weight, bias, centered=centered, out=x)[0], before[0])
+
+
+def test_mistakes_are_found_after_a_right_call(rng):
+    x, dy, weight, bias = drawn(rng, (20, 20))
+    _, cache = forward(x, weight, bias)
+    read_only = np.empty_like(x)
+    read_only.flags.writeable = False
+    for wrong, error in (
+        ({"weight": weight[:19]}, ValueError),
+        ({"weight": weight.reshape(20, 1)}, ValueError),
+        ({"weight": list(weight)}, TypeError),
+        ({"bias": bias.astype(int)}, TypeError),
+        ({"eps": 0.0}, ValueError),
+        ({"eps": "1"}, TypeError),
+        ({"normalized_shape": (21,)}, ValueError),
+        ({"normalized_shape": (True,)}, ValueError),
+        ({"normalized_shape": 20.0}, TypeError),
+        ({"out": read_only}, ValueError),
+        ({"out": np.empty((20, 20))}, ValueError),
+        ({"out": np.empty((20, 19), np.float32)}, ValueError),
+    ):
+        arguments = {"normalized_shape": 20, "weight": weight, "bias": bias, **wrong}
+        with pytest.raises(error):
+            fastbn.layer_norm(x, **arguments)
+    memory = np.zeros(500, np.float32)
+    for out, other in ((memory[:400], memory[50:450]), (memory[50:450], memory[:400])):
+        with pytest.raises(ValueError, match="overlap"):
+            fastbn.layer_norm(other.reshape(20, 20), 20, weight, bias, out=out.reshape(20, 20))
+    with pytest.raises(ValueError, match="out"):
+        fastbn.layer_norm(x, 20, x[3], bias, out=x.copy()[:19])
+    with pytest.raises(ValueError, match="shape"):
+        fastbn.norm_backward(dy[:19], cache)
+    with pytest.raises(TypeError):
+        fastbn.norm_backward(dy.astype(int), cache)
+    x.shape = (10, 40)
+    with pytest.raises(RuntimeError):
+        fastbn.norm_backward(dy.reshape(10, 40), cache)
+
+
+def test_weight_that_the_output_is_written_over(rng):
+    x, dy, weight, bias = (v[0] if v.ndim == 2 else v for v in drawn(rng, (1, 20)))
+    right = forward(x, weight, bias)
+    for _ in range(2):
+        over = weight.copy()
+        y, cache = forward(x, over, bias, out=over)
+        assert y is over
+        assert np.array_equal(y, right[0])
+        found, expected = (fastbn.norm_backward(dy, c) for c in (cache, right[1]))
+        assert all(np.array_equal(a, b) for a, b in zip(found[:3], expected[:3], strict=True))

@@ -22,8 +22,10 @@ GRADIENT_TASKS, GRADIENT_TASK, SUMS_BYTES = 32, 65536, 4 * 1024 * 1024
 class RowPlan:
     """What one operation does on the rows of a table; as `plan.Plan`."""
 
-    __slots__ = ("_aligned", "_frames", "_operation", "_sizes", "dtype", "entry", "large", "steps",
-                 "streaming")  # fmt: skip
+    __slots__ = (
+        "_aligned", "_frames", "_operation", "_sizes", "dtype", "entry", "extents", "large",
+        "steps", "streaming",
+    )  # fmt: skip
 
     def __init__(
         self, operation: str, dtype: np.dtype, rows: int, length: int, steps: tuple[int, ...]
@@ -31,6 +33,7 @@ class RowPlan:
         self._operation, self.dtype = parts.OPERATIONS[operation], dtype
         self.entry: Entry = getattr(entries, self._operation.entries[0])
         self._sizes, self.steps = (rows, length), steps
+        self.extents = [(rows - 1) * step + length for step in steps]
         self._frames: dict[tuple[int, bool], np.ndarray] = {}
         nbytes = rows * length * dtype.itemsize
         self.large = nbytes >= plan.PARALLEL_BYTES
