@@ -307,3 +307,21 @@ def test_errors_say_what_is_wrong(mask, error, says):
     with pytest.raises(error, match=says):
         layer(x, mask=mask)
     assert layer.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("size", [1e-40, 1e-38, 1e30, 3e36])
+def test_gradients_whose_sums_leave_float32(size, axis, rng):
+    """Their sums over a channel, or those of their products with x, are out of its range."""
+    x, dy, weight, *_ = drawn(rng, (500, 4, 4), axis, "float32")
+    keep = np.arange(500) % 4 > 0
+    mean, var = reference.mean_and_var(x[keep], axis)
+    dy = (np.abs(dy).astype(float) * size).astype(np.float32)
+    dy[~keep] = 0  # as a loss that leaves padding out
+    right, *_ = reference.backward(dy[keep], x[keep], mean, var, weight, 1e-5, axis, True)
+    mask = keep[:, None, None]
+    _, cache = fastbn.batch_norm_forward(x, weight=weight, training=True, axis=axis, mask=mask)
+    found = fastbn.batch_norm_backward(dy, cache)
+    scale = np.abs(right.astype(float)).max()
+    assert np.abs(found.x[keep] - right).max() <= 1e-5 * scale + 1e-45
+    assert np.isfinite(found.x).all()

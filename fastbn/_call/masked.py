@@ -11,6 +11,7 @@ import numpy as np
 from fastbn._call import arguments, overlap, pieces, work
 from fastbn._system import outputs
 from fastbn.kernels import formulas
+from fastbn.kernels.held import computed
 
 #: Values of a piece.
 PIECE = 1 << 18
@@ -125,17 +126,18 @@ def backward(dy, x, dx, axis, statistics, weight, kept, count) -> tuple[np.ndarr
     factor = 1.0 if weight is None else weight.astype(np.float64)
     with np.errstate(all="ignore"):
         scale, slope, offset = formulas.input_gradient_terms(
-            count, d_bias.astype(np.float64), d_weight / rstd, 0.0, rstd, factor
+            count, d_bias, d_weight / rstd, 0.0, rstd, factor
         )
         left_out = ~kept
         along = [-1 if k == axis else 1 for k in range(x.ndim)]
-        through = (dy * scale.reshape(along))[left_out]
+        through = dy[left_out] * np.broadcast_to(scale.reshape(along), x.shape)[left_out]
         terms = np.concatenate(np.broadcast_arrays(mean, scale, slope, offset))
         work.given_gradient(dy, x, target, axis, terms)
         target[left_out] = through
-    if target is not dx:
-        np.copyto(dx, target)
-    return d_weight, d_bias
+        if target is not dx:
+            np.copyto(dx, target)
+        dtype = computed(arguments.native(x.dtype))
+        return d_weight.astype(dtype), d_bias.astype(dtype)
 
 
 def finite_where_left_out(x, axis, statistics, kept):

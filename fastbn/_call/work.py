@@ -219,18 +219,17 @@ def _walk_of_groups(samples: int, channels: int, length: int, groups: int) -> Wa
     )  # fmt: skip
 
 
-def products(dy, x, axis, statistics) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients of weight and bias alone."""
+def products(dy, x, axis, statistics) -> np.ndarray:
+    """Gradients of weight and bias alone, in float64."""
     together = walked(axis, dy, x)
     assert together
     plan = together.walk.plan("products", held(x.dtype))
-    dtype = computed(plan.dtype)
-    d_weight, d_bias = np.empty((2, plan.walk.channels), dtype)
+    found = np.empty((2, plan.walk.channels))
     launch(
-        plan, plan.entry.of(plan.dtype, dtype), False, *together.views, np.empty(0, plan.dtype),
-        statistics, ABSENT[dtype], d_weight, d_bias,
+        plan, plan.entry.of(plan.dtype, computed(plan.dtype)), False, *together.views,
+        statistics, *found,
     )  # fmt: skip
-    return d_weight, d_bias
+    return found
 
 
 def given_gradient(dy, x, dx, axis, terms) -> None:

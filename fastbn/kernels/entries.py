@@ -197,6 +197,18 @@ def backward(template, dy, x, dx, statistics, weight, d_weight, d_bias):
     return run(address)
 
 
+@entry(lambda x, parameter, running: (_INT64, x, x, *[_FLOAT64] * 3))
+def products(template, dy, x, statistics, d_weight, d_bias):
+    """Gradients of weight and bias alone, in float64."""
+    address = begin(template)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.second, f.statistics = address_of(dy), address_of(x), address_of(statistics)
+    f.d_weight, f.d_bias = address_of(d_weight), address_of(d_bias)
+    return run(address)
+
+
 @entry(lambda x, parameter, running: (_INT64, x, _FLOAT64))
 def moments(template, x, statistics):
     """Mean and m2 of each channel, into the first two rows of ``statistics``."""

@@ -73,8 +73,8 @@ OPERATIONS = {
         row_chain=32, column_chain=16,
     ),
     "products": Operation(
-        ("backward",), ("first", "second"), slice(2),
-        "products", merge.merge_products, terms.gradient_terms, None,
+        ("products",), ("first", "second"), slice(2),
+        "products", merge.merge_products, terms.product_sums, None,
     ),
     "given_gradient": Operation(
         ("given_gradient",), ("first", "second", "out"), slice(0),

@@ -216,6 +216,22 @@ def gradient_terms(frame, task, like):
     repeat_columns(rows, channels, f.terms)
 
 
+@part("product_sums")
+def product_sums(frame, task, like):
+    """Gradients of weight and bias alone, in float64."""
+    f = frame_at(frame)
+    channels, largest = f.channels, largest_of(f.value_bytes)
+    mean, _, rstd = three_rows(f.statistics, 8 * f.all_channels, like)
+    sums, products = two_rows(f.sums, 8 * channels, like)
+    marks, center = doubles_at(f.marks, like), values_at(f.table, like)
+    d_weight, d_bias = doubles_at(f.d_weight, like), doubles_at(f.d_bias, like)
+    for c in range(channels):
+        center[c] = center_of(mean[c], largest)
+        around_mean = centered_product_sum(sums[c], products[c], residual(mean[c], center[c]))
+        product = products[c] if marks[c] > 0.0 else around_mean
+        d_weight[c], d_bias[c] = weight_gradient(product, rstd[c]), sums[c]
+
+
 @part("wide_gradient_terms")
 def wide_gradient_terms(frame, task, like):
     """A row of marks, and in ``wide_table`` mean, scale, slope and offset."""
