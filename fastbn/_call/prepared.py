@@ -17,7 +17,7 @@ from fastbn._call.plan import Plan
 from fastbn._call.run import launch
 from fastbn._call.work import move
 from fastbn._system import outputs, threads
-from fastbn.kernels.activations import ACTIVATIONS, suffix
+from fastbn.kernels.activations import FUSED
 
 _NO_COUNTER = np.zeros(1, np.int64)
 _INT64 = np.dtype(np.int64)
@@ -77,11 +77,12 @@ def evaluate_fused(
     """`evaluate`, plus a residual, through an activation."""
     if type(x) is not ndarray or type(axis) is not int or type(eps) is not float:
         return None
-    if type(slope) is not float or not (
-        activation is None or (type(activation) is str and activation in ACTIVATIONS)
-    ):
+    if type(slope) is not float or not (activation is None or type(activation) is str):
         return None
-    of_operation = known[f"normalize{suffix(activation, residual is not None)}"]
+    names = FUSED.get((activation, residual is not None))
+    if names is None:
+        return None
+    of_operation = known[names.normalize]
     shape, strides = x.shape, x.strides
     found = of_operation.get((shape, strides, x.dtype, axis if axis >= 0 else axis + x.ndim))
     if found is None or not (0.0 < eps < _INFINITY and -_INFINITY < slope < _INFINITY):

@@ -20,6 +20,7 @@ from fastbn._call.run import ABSENT, launch
 from fastbn._call.views import assign_all, flat
 from fastbn._system import outputs, threads
 from fastbn.kernels import entries, formulas
+from fastbn.kernels.activations import PLAIN
 from fastbn.kernels.held import computed, held
 
 
@@ -72,7 +73,7 @@ def normalize(x, out, axis, mean, var, weight, bias, eps, epilogue=NOTHING) -> N
         x = target
         together = _walked_with(axis, x, residual, target)
         assert together
-    plan = together.walk.plan(f"normalize{epilogue.suffix}", held(target.dtype))
+    plan = together.walk.plan(epilogue.names.normalize, held(target.dtype))
     dtype = computed(plan.dtype)
     entry = plan.entry.of(plan.dtype, mean.dtype)
     weight, bias = (ABSENT[dtype] if v is None else v for v in (weight, bias))
@@ -85,7 +86,7 @@ def normalize(x, out, axis, mean, var, weight, bias, eps, epilogue=NOTHING) -> N
         np.copyto(out, target)
     elif mean.dtype == dtype:
         arrays = (x, out) if residual is None else (x, residual, out)
-        remember(f"normalize{epilogue.suffix}", axis, plan, entry, *arrays)
+        remember(epilogue.names.normalize, axis, plan, entry, *arrays)
 
 
 def _walked_with(axis: int, x: np.ndarray, residual: Any, out: np.ndarray) -> Walked | None:
@@ -95,13 +96,13 @@ def _walked_with(axis: int, x: np.ndarray, residual: Any, out: np.ndarray) -> Wa
 def _views(together: Walked, epilogue: Epilogue) -> list[np.ndarray]:
     """What an entry takes: of a fused operation three arrays, of which the second may be absent."""
     views = together.views
-    if epilogue.suffix and epilogue.residual is None:
+    if epilogue.names is not PLAIN and epilogue.residual is None:
         return [views[0], np.empty(0, views[0].dtype), views[1]]
     return views
 
 
 def _slope(epilogue: Epilogue) -> tuple[float, ...]:
-    return (epilogue.negative_slope,) if epilogue.suffix else ()
+    return () if epilogue.names is PLAIN else (epilogue.negative_slope,)
 
 
 def _lying_as(like: np.ndarray, array: Any) -> Any:
@@ -141,7 +142,9 @@ def forward(x, out, axis, weight, bias, eps, operation="forward", epilogue=NOTHI
     if together is None:
         assert operation == "forward"  # the others come with arrays that lie alike
         return _forward_in_two(x, out, axis, weight, bias, eps, epilogue)
-    plan = together.walk.plan(f"{operation}{epilogue.suffix}", held(out.dtype))
+    if operation == "forward":
+        operation = epilogue.names.forward
+    plan = together.walk.plan(operation, held(out.dtype))
     dtype = computed(plan.dtype)
     entry = plan.entry.of(plan.dtype, dtype)
     absent, statistics = ABSENT[dtype], np.empty(3 * plan.walk.channels)
@@ -150,7 +153,7 @@ def forward(x, out, axis, weight, bias, eps, operation="forward", epilogue=NOTHI
         absent if weight is None else weight, absent if bias is None else bias, statistics, eps,
         *_slope(epilogue),
     )  # fmt: skip
-    if not epilogue.suffix:
+    if epilogue.names is PLAIN:
         remember(operation, axis, plan, entry, x, out)
     return statistics
 
@@ -164,7 +167,7 @@ def activation_gradient(dy, x, out, axis, statistics, weight, bias, eps, epilogu
         arrays = [a if a is out else _lying_as(out, a) for a in arrays]
         together = walked(axis, *arrays)
         assert together
-    plan = together.walk.plan(f"gradient{epilogue.suffix}", held(out.dtype))
+    plan = together.walk.plan(epilogue.names.gradient, held(out.dtype))
     dtype, views = computed(plan.dtype), together.views
     if residual is None:
         views = [*views[:2], np.empty(0, views[0].dtype), views[2]]
