@@ -42,12 +42,17 @@ class FusedCache(NamedTuple):
 
 
 def cache_of(
-    x: np.ndarray, axis: int, statistics: np.ndarray, weight: np.ndarray | None, bias: object,
-    y: np.ndarray,
+    x: np.ndarray, axis: int, statistics: np.ndarray, weight: Any, bias: Any, eps: float,
+    y: np.ndarray, activation: Any, slope: float, residual: Any,
 ) -> ForwardCache:  # fmt: skip
     """The cache of a training call by `prepared`, whose arrays are all plain."""
     weight = None if weight is None else weight.copy()
-    return ForwardCache(x, axis, statistics, weight, bias is not None, True, y is x)
+    cache = ForwardCache(x, axis, statistics, weight, bias is not None, True, y is x)
+    if activation is not None or residual is not None:
+        bias = None if bias is None else bias.copy()
+        cache.epilogue = FusedCache(Epilogue(activation, slope, residual), bias, eps)
+        cache.overwritten |= activation is not None and y is residual
+    return cache
 
 
 class Forward:

@@ -153,8 +153,7 @@ def forward(x, out, axis, weight, bias, eps, operation="forward", epilogue=NOTHI
         absent if weight is None else weight, absent if bias is None else bias, statistics, eps,
         *_slope(epilogue),
     )  # fmt: skip
-    if epilogue.names is PLAIN:
-        remember(operation, axis, plan, entry, x, out)
+    remember(operation, axis, plan, entry, x, *others)
     return statistics
 
 
@@ -172,10 +171,12 @@ def activation_gradient(dy, x, out, axis, statistics, weight, bias, eps, epilogu
     if residual is None:
         views = [*views[:2], np.empty(0, views[0].dtype), views[2]]
     weight, bias = (ABSENT[dtype] if v is None else v for v in (weight, bias))
+    entry = plan.entry.of(plan.dtype, dtype)
     launch(
-        plan, plan.entry.of(plan.dtype, dtype), _is_one_of(out, *arrays[:-1]), *views, statistics,
-        weight, bias, eps, epilogue.negative_slope,
+        plan, entry, _is_one_of(out, *arrays[:-1]), *views, statistics, weight, bias, eps,
+        epilogue.negative_slope,
     )  # fmt: skip
+    remember(epilogue.names.gradient, axis, plan, entry, *arrays)
 
 
 def forward_each(x, out, weight, bias, eps, uncentered) -> np.ndarray:

@@ -130,17 +130,10 @@ class BatchNorm(LayerState):
         if self._in_training:
             return self.forward_with_cache(x, out=out, residual=residual, mask=mask)[0]
         if mask is None and type(x) is np.ndarray and x.ndim in self._takes:
-            if residual is None and self.activation is None:
-                found = prepared.evaluate(
-                    x, self.running_mean, self.running_var, self.weight, self.bias,
-                    self.eps, self._axis_of(x.ndim), out,
-                )  # fmt: skip
-            else:
-                found = prepared.evaluate_fused(
-                    x, self.running_mean, self.running_var, self.weight, self.bias,
-                    self.eps, self._axis_of(x.ndim), out,
-                    self.activation, self.negative_slope, residual,
-                )  # fmt: skip
+            found = prepared.evaluate(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.eps,
+                self._axis_of(x.ndim), out, self.activation, self.negative_slope, residual,
+            )  # fmt: skip
             if found is not None:
                 return found
         return self._checked_call(x, out, residual, mask).run()
@@ -166,25 +159,26 @@ class BatchNorm(LayerState):
         return y, cache
 
     def _train(self, x: Any, out: Any, residual: Any, mask: Any) -> tuple[np.ndarray, ForwardCache]:
-        plain = residual is None and mask is None and self._plain_training
-        if plain and self._fits(x):
+        if mask is None and self._plain_training and self._fits(x):
+            activation, slope = self.activation, self.negative_slope
             found = prepared.train(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
-                self.eps, self._axis_of(x.ndim), out, self.num_batches_tracked,
+                self.eps, self._axis_of(x.ndim), out, activation, slope, residual,
+                self.num_batches_tracked,
             )  # fmt: skip
             if found is not None:
                 y, statistics, axis = found
-                return y, cache_of(x, axis, statistics, self.weight, self.bias, y)
+                return y, cache_of(
+                    x, axis, statistics, self.weight, self.bias, self.eps, y, activation, slope,
+                    residual,
+                )  # fmt: skip
         call = self._checked_call(x, out, residual, mask)
         return call.run(), call.cache()
 
     @property
     def _plain_training(self) -> bool:
         """Whether a training call is nothing but that of `prepared`."""
-        return (
-            self.activation is None and self.virtual_batch_size is None
-            and self.on_nonfinite == "propagate"
-        )  # fmt: skip
+        return self.virtual_batch_size is None and self.on_nonfinite == "propagate"
 
     def _fits(self, x: Any) -> bool:
         """Whether ``x`` is a plain array with the layer's dimensions and channels."""
