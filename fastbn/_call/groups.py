@@ -179,7 +179,10 @@ class InstanceNorm(GroupNorm):
             with np.errstate(invalid="ignore"):
                 means = self.statistics[:2].mean(axis=1).reshape(-1)
             mean, var = self.running
-            work.update_running(mean, var, self.counter, means, count, self.momentum, "propagate")
+            correction = formulas.bessel(count)
+            work.update_running(
+                mean, var, self.counter, means, correction, self.momentum, "propagate"
+            )
         return y
 
 

@@ -155,10 +155,13 @@ class Forward:
 
     def _running(self, statistics) -> tuple[Any, Any, Any, np.ndarray, float, float | None]:
         """What an update of the running statistics takes."""
-        count: float = self.count
-        if self.kept is not None:
-            statistics, count = masked.update_of(statistics, self.moments[0])
-        return (self.running_mean, self.running_var, self.counter, statistics, count, self.momentum)
+        if self.kept is None:
+            correction = formulas.bessel(self.count)
+        else:  # each channel has a count of its own
+            statistics, correction = masked.unbiased(statistics, self.moments[0]), 1.0
+        return (
+            self.running_mean, self.running_var, self.counter, statistics, correction, self.momentum
+        )  # fmt: skip
 
     def _refuse_nonfinite(self):
         """Look at the batch's statistics, and at the running ones after it, before the work."""

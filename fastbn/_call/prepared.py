@@ -18,6 +18,7 @@ from fastbn._call.run import launch
 from fastbn._call.work import move
 from fastbn._system import outputs, threads
 from fastbn.kernels.activations import FUSED
+from fastbn.kernels.formulas import bessel
 
 _NO_COUNTER = np.zeros(1, np.int64)
 _INT64 = np.dtype(np.int64)
@@ -130,7 +131,7 @@ def train(
     if update:
         with threads.updating():
             number = _NO_COUNTER if counter is None else counter.reshape(1)
-            move(mean, var, number, statistics, plan.count, momentum)
+            move(mean, var, number, statistics, bessel(plan.count), momentum)
     return out, statistics, axis
 
 

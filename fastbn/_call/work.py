@@ -312,15 +312,16 @@ class Step(NamedTuple):
     not_finite: dict[str, np.ndarray]
 
 
-def step(running_mean, running_var, counter, statistics, count, momentum) -> Step:
+def step(running_mean, running_var, counter, statistics, correction, momentum) -> Step:
     """What an update would make of running statistics; nothing is changed.
 
-    ``momentum`` None is the cumulative average, by the counter.
+    ``correction`` is what the batch's variances are multiplied by, Bessel's or 1; ``momentum`` None
+    is the cumulative average, by the counter.
     """
     dtype = np.result_type(running_mean, running_var)
     mean, var = np.array(running_mean, dtype), np.array(running_var, dtype)
     number = np.zeros(1, np.int64) if counter is None else counter.reshape(1).copy()
-    move(mean, var, number, statistics, count, momentum)
+    move(mean, var, number, statistics, correction, momentum)
     with np.errstate(over="ignore"):
         mean, var = mean.astype(running_mean.dtype), var.astype(running_var.dtype)
     batch = statistics[: 2 * mean.size].reshape(2, -1)
@@ -332,22 +333,21 @@ def step(running_mean, running_var, counter, statistics, count, momentum) -> Ste
     return Step(mean, var, number[0], not_finite)
 
 
-def move(mean, var, number, statistics, count, momentum) -> None:
+def move(mean, var, number, statistics, correction, momentum) -> None:
     """Move plain running statistics of one dtype, in place, and count the batch."""
     entry = entries.update_running.of(mean.dtype, mean.dtype)
     cumulative = momentum is None
-    entry(
-        mean, var, number, statistics, float(count), 0.0 if cumulative else momentum, cumulative
-    )  # fmt: skip
+    entry(mean, var, number, statistics, correction, 0.0 if cumulative else momentum, cumulative)
 
 
 def update_running(
-    running_mean, running_var, counter, statistics, count, momentum, on_nonfinite
+    running_mean, running_var, counter, statistics, correction, momentum, on_nonfinite
 ) -> None:
     """Move running statistics towards the batch's, and count it: whole, one call at a time.
 
-    Unless ``on_nonfinite`` is "propagate", a batch is left out after which they would not be
-    finite. ("raise" has refused it before; if another thread has moved them since, out it stays.)
+    ``correction`` and ``momentum`` are those of `step`. Unless ``on_nonfinite`` is "propagate", a
+    batch is left out after which they would not be finite. ("raise" has refused it before; if
+    another thread has moved them since, out it stays.)
     """
     if counter is None:
         counter = np.zeros((), np.int64)
@@ -355,8 +355,8 @@ def update_running(
         dtype = np.result_type(running_mean, running_var)
         whole = all(v.dtype == dtype and v.flags.carray for v in (running_mean, running_var))
         if whole and on_nonfinite == "propagate":
-            move(running_mean, running_var, counter.reshape(1), statistics, count, momentum)
+            move(running_mean, running_var, counter.reshape(1), statistics, correction, momentum)
             return
-        after = step(running_mean, running_var, counter, statistics, count, momentum)
+        after = step(running_mean, running_var, counter, statistics, correction, momentum)
         if on_nonfinite == "propagate" or not any(map(np.any, after.not_finite.values())):
             assign_all((running_mean, running_var, counter), after[:3])
