@@ -13,7 +13,6 @@ from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import Forward, ForwardCache, cache_of
 from fastbn._call.settings import Device, OnNonfinite
 from fastbn.functional import Gradients, batch_norm_backward
-from fastbn.layers.inputs import does_not_fit
 from fastbn.layers.layer import keep_cache
 from fastbn.layers.state import LayerState
 
@@ -213,12 +212,7 @@ class BatchNorm(LayerState):
         """The call with all its checks."""
         if not (places.on_device(x) or isinstance(x, np.ma.MaskedArray)):
             x = arguments.as_array("x", x)
-        axis = self._axis_of(len(x.shape)) if len(x.shape) in self._takes else None
-        if axis is None or x.shape[axis] != self.num_features:
-            raise ValueError(
-                does_not_fit(type(self).__name__, self._takes, self.num_features, x.shape, axis)
-            )
-        return self._call(x, axis, out, self._fused(residual), mask)
+        return self._call(x, self._fitting_axis(x.shape), out, self._fused(residual), mask)
 
     def _call(self, x: Any, axis: int, out: Any, fused: Any, mask: Any) -> Forward:
         """The call on an ``x`` that fits the layer, with all other checks."""
