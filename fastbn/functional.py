@@ -167,26 +167,22 @@ def batch_norm(
     """
     if foreign:
         refuse(batch_norm, foreign)
-    plain = residual is None and activation is None
-    quick = mask is None and on_nonfinite == "propagate"
-    if quick and plain:
+    if mask is None and on_nonfinite == "propagate":
         if training is False:
-            y = prepared.evaluate(x, running_mean, running_var, weight, bias, eps, axis, out)
+            y = prepared.evaluate(
+                x, running_mean, running_var, weight, bias, eps, axis, out, activation,
+                negative_slope, residual,
+            )  # fmt: skip
             if y is not None:
                 return y
         elif training is True:
             found = prepared.train(
-                x, running_mean, running_var, weight, bias, momentum, eps, axis, out
-            )
+                x, running_mean, running_var, weight, bias, momentum, eps, axis, out, activation,
+                negative_slope, residual,
+            )  # fmt: skip
             if found is not None:
                 return found[0]
-    elif quick and training is False:
-        y = prepared.evaluate_fused(
-            x, running_mean, running_var, weight, bias, eps, axis, out, activation,
-            negative_slope, residual,
-        )  # fmt: skip
-        if y is not None:
-            return y
+    plain = residual is None and activation is None
     call = backend.forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
         on_nonfinite, None, None if plain else (activation, negative_slope, residual), mask,
@@ -236,12 +232,17 @@ def batch_norm_forward(
     """
     if foreign:
         refuse(batch_norm_forward, foreign)
-    plain = residual is None and activation is None
-    if plain and mask is None and training is True and on_nonfinite == "propagate":
-        found = prepared.train(x, running_mean, running_var, weight, bias, momentum, eps, axis, out)
+    if mask is None and training is True and on_nonfinite == "propagate":
+        found = prepared.train(
+            x, running_mean, running_var, weight, bias, momentum, eps, axis, out, activation,
+            negative_slope, residual,
+        )  # fmt: skip
         if found is not None:
             y, statistics, axis = found
-            return y, cache_of(x, axis, statistics, weight, bias, y)
+            return y, cache_of(
+                x, axis, statistics, weight, bias, eps, y, activation, negative_slope, residual
+            )
+    plain = residual is None and activation is None
     call = backend.forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
         on_nonfinite, None, None if plain else (activation, negative_slope, residual), mask,
@@ -307,15 +308,8 @@ def batch_norm_backward(
     >>> grads.x.round(4).ravel(), grads.weight.round(4), grads.bias
     (array([ 0.1342, -0.1789, -0.0447,  0.0894]), array([-1.3416]), None)
     """
-    if (
-        type(cache) is ForwardCache
-        and not cache.overwritten
-        and cache.epilogue is None
-        and cache.kept is None
-    ):
-        found = prepared.differentiate(
-            dy, cache.x, cache.axis, cache.statistics, cache.weight, cache.batch_statistics, out
-        )
+    if type(cache) is ForwardCache and not cache.overwritten and cache.kept is None:
+        found = prepared.differentiate(dy, cache, out)
         if found is not None:
             return _gradients(cache, *found)
     return _gradients(cache, *backend.backward(dy, cache, out))

@@ -32,3 +32,8 @@ def pytest_collection_modifyitems(config, items):
 def rng(request):
     """Random numbers that depend on the test's name alone."""
     return np.random.default_rng(list(request.node.name.encode()))
+
+
+@pytest.fixture
+def tables():
+    pytest.importorskip("tabulate", reason="tables are made with tabulate")

@@ -1,16 +1,12 @@
 """Everything private that tests touch. Tests themselves name no private module.
 
 When a module moves or a field is renamed, this file changes and no test does. What is private of
-calls on a device is in `internals_device`.
+calls on a device is in `internals_device`, of formulas in `internals_formulas`.
 """
 
 import contextlib
-import ctypes
-import functools
 import threading
 import time
-from typing import get_args
-from unittest import mock
 
 import numba
 import numpy as np
@@ -18,7 +14,6 @@ import numpy as np
 from fastbn._call import (
     backend,
     blocks,
-    epilogue,
     known,
     known_rows,
     masked,
@@ -31,9 +26,8 @@ from fastbn._call import (
 from fastbn._call import pieces as _pieces
 from fastbn._call import views as _views
 from fastbn._system import outputs, oversubscription, processor, progress, threads
-from fastbn.kernels import activations, compile, disk_cache, parts, simd
-from fastbn.kernels.frame import DTYPE, new_frame, set_fields
-from fastbn.kernels.simd import exponential
+from fastbn.kernels import disk_cache, parts
+from fastbn.kernels.frame import DTYPE
 
 #: Modules whose own behaviour is under test, under names that will last.
 pool = outputs
@@ -122,8 +116,10 @@ def can_be_walked(shape, itemsize, axis, *strides):
 
 # --- calls like one before --------------------------------------------------------------------
 
-#: What goes straight to the kernel, or None.
-prepared_evaluate = prepared.evaluate
+
+def prepared_evaluate(*call):
+    """What goes straight to the kernel, or None."""
+    return prepared.evaluate(*call, None, 0.01, None)
 
 
 def remembered_evaluations():
@@ -351,10 +347,11 @@ class LongWay(Exception):
 def refuse_long_ways(monkeypatch):
     """Let every call raise that does not go as one before did."""
 
-    def forward(*arguments):
+    def refuse(*arguments):
         raise LongWay
 
-    monkeypatch.setattr(backend, "forward", forward)
+    monkeypatch.setattr(backend, "forward", refuse)
+    monkeypatch.setattr(backend, "backward", refuse)
 
 
 def small_pieces(monkeypatch):
@@ -389,81 +386,3 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 4096)
     monkeypatch.setattr(blocks.processor, "last_level_cache", lambda: 1 << 20)
     monkeypatch.setattr(blocks, "CACHE_SHARE", 1 << 8)
-
-
-# --- formulas ---------------------------------------------------------------------------------
-
-ACTIVATIONS = activations.ACTIVATIONS
-
-
-def activation_names():
-    """Those that a type checker knows."""
-    return get_args(epilogue.Activation)
-
-
-fused, activation_gradient = activations.fused, activations.activation_gradient
-#: Of what exp, expm1 and tanh of vectors are made of, by dtype.
-LOG4_E = exponential.LOG4_E
-EXPONENTIAL = {np.dtype("f4"): exponential.SINGLE, np.dtype("f8"): exponential.DOUBLE}
-
-
-def on_vectors(formula, *arrays):
-    """A formula on flat arrays, as SIMD vectors of their dtype, in every lane."""
-    dtype, size = arrays[0].dtype, arrays[0].size
-    # parts of tests have no place in the disk cache, which does not see when tests change
-    with mock.patch.object(disk_cache, "sources_digest", return_value=None):
-        address = _part_on_vectors(formula, len(arrays)).address(dtype)
-    rows = np.array([np.resize(array, size + -size % 64) for array in arrays], dtype)
-    out = np.empty_like(rows[0])
-    frame = new_frame(first=rows.ctypes.data, first_row=rows[0].nbytes, out=out.ctypes.data)
-    set_fields(frame, {"length": out.size})
-    if compile.PLAIN:
-        simd.call(address, frame.ctypes.data, 0)
-    else:
-        kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
-        kind(address)(frame.ctypes.data, 0, None)
-    return out[:size]
-
-
-@functools.cache
-def _part_on_vectors(formula, count):
-    compute = simd.compiled_formula(formula, "values")
-    lanes, rows, load, store = (
-        simd.lanes(),
-        simd.value_rows(count),
-        simd.loads_each(),
-        simd.stores(),
-    )
-    zeros = (0,) * count
-
-    @compile.part(f"test_{formula.__name__}")
-    def part(frame, task, like):
-        f = simd.frame_at(frame)
-        pointers, out = rows(f.first, f.first_row, like), simd.values_at(f.out, like)
-        for n in range(0, f.length, lanes(like)):
-            store(out, n, 0, compute(load(pointers, zeros, zeros, n)))
-
-    return part
-
-
-@functools.cache
-def on_scalars(formula):
-    """A formula in compiled code, for one float64 each."""
-    compute = simd.compiled_formula(formula, "values")
-    function = lambda *values: compute(values)  # noqa: E731
-    return function if compile.PLAIN else numba.njit(function)
-
-
-def on_the_device(formula, *values):
-    """A formula on scalars of a device, of the first array's dtype; numbers stay the same."""
-    from fastbn.kernels.cuda.compile import device_formula, kernel
-
-    function, cuda = device_formula(formula, values[0].dtype.type), backend.device().cuda
-
-    names = {"function": function, "cuda": cuda}
-    arguments = ", ".join(f"rows[{n}, k]" for n in range(len(values)))
-    exec(f"def each(rows, out):\n k = cuda.threadIdx.x\n out[k] = function({arguments})", names)
-    rows = np.array(np.broadcast_arrays(*values), values[0].dtype)
-    out = cuda.to_device(np.empty_like(rows[0]))
-    kernel(names["each"])[1, out.size](cuda.to_device(rows), out)
-    return out.copy_to_host()

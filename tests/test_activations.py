@@ -11,7 +11,8 @@ import pytest
 from numba import config
 
 import fastbn
-from tests import internals, reference
+from tests import internals_formulas as internals
+from tests import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 

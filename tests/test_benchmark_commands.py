@@ -2,12 +2,16 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 import fastbn
 from benchmarks import __main__ as command_line
-from benchmarks import around, sharing
+from benchmarks import around, cold, compare, results, sharing, trees
+from benchmarks.__main__ import main
+from tests.cases import Case
+from tests.test_benchmarks import CELLS
 
 
 @pytest.mark.parametrize(("missing", "extra"), [("tabulate", "track"), ("matplotlib", "bench")])
@@ -44,3 +48,67 @@ def test_sharing_counts_the_calls_of_all_processes(monkeypatch, capsys):
     rows = re.findall(r"^\| +(\d) \| +(\d+) \| +(\d+) \|$", capsys.readouterr().out, re.MULTILINE)
     assert [row[0] for row in rows] == ["1", "2"]
     assert all(int(rate) > 0 for row in rows for rate in row[1:])
+
+
+# --- compare and cold ---------------------------------------------------------------------------
+
+ROOT = results.ROOT
+needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the other commit")
+
+
+@needs_git
+def test_trees_have_sources_and_caches_of_their_own(tmp_path):
+    new, old = trees.working_tree(tmp_path / "new"), trees.commit("HEAD", tmp_path / "old")
+    caches = set()
+    for tree in (new, old):
+        assert (tree.folder / "fastbn" / "__init__.py").exists()
+        assert not list(tree.folder.rglob("__pycache__"))  # fastbn would load what is there
+        caches.add(tree.environment()["NUMBA_CACHE_DIR"])
+    assert len(caches) == 2
+    assert re.fullmatch(r"HEAD \([0-9a-f]{7,}\)", old.name)
+
+
+@needs_git
+@pytest.mark.parametrize("command", ["compare", "cold"])
+def test_no_such_commit(command, capsys):
+    assert main([command, "no-such-commit"]) == 2
+    assert "no-such-commit" in capsys.readouterr().err
+
+
+@pytest.mark.compiled
+def test_worker_times_what_it_is_asked_for_and_tells_what_it_cannot(tmp_path):
+    tree = trees.working_tree(tmp_path)
+    with compare.Worker(tree, 1) as worker:
+        assert 0 < worker.time(CELLS[0], 0.001) < 1
+        answer = worker.time(replace(CELLS[0], case=Case("no axis", (8, 16), "one")), 0.001)
+        assert isinstance(answer, str)
+        assert 0 < worker.time(CELLS[0], 0.001) < 1
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+@needs_git
+def test_compare_with_a_commit(tables, capsys):
+    status = main(["compare", "HEAD", "--cells", "evaluation*1x64*32", "--rounds", "2"])
+    assert status in (0, 1, 2)  # HEAD may be faster, the machine busy
+    printed = capsys.readouterr().out
+    assert "working tree against HEAD" in printed
+    assert "of 2 cells" in printed
+
+
+@pytest.mark.parametrize(
+    ("functions", "seconds", "verdict"),
+    [(9, 1.2, ""), (10, 9.0, "slower"), (11, 0.1, "too many functions")],
+)
+def test_cold_is_judged_by_functions_and_by_another_commit(functions, seconds, verdict):
+    now, before = cold.Cold(functions, seconds, seconds), cold.Cold(1, 1.0, 1.0)
+    assert cold.judged(now, 10, before) == verdict
+    assert cold.judged(now, 10) == (verdict if functions > 10 else "")
+
+
+@pytest.mark.compiled
+def test_cold_counts_what_is_compiled(tmp_path):
+    tree = trees.working_tree(tmp_path)
+    found = [cold.measure(tree, "evaluation") for _ in range(2)]
+    assert found[0].functions == found[1].functions > 5  # nothing stays from the first
+    assert found[0].cpu > 0.1

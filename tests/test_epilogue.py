@@ -191,34 +191,6 @@ def test_channels_that_float32_cannot_hold(rng):
     )  # fmt: skip
 
 
-def test_calls_like_one_before_go_a_shorter_way_to_the_same_bits(rng, monkeypatch):
-    """And back to the long one where anything is unlike it."""
-    x, _, residual, weight, bias, mean, var = drawn(rng, (4, 6, 10), 1, "float32")
-    vectors = mean, var, weight, bias
-    both = {"activation": "leaky_relu", "residual": residual, "negative_slope": SLOPE}
-    for how in ({"activation": "relu"}, {"residual": residual}, both):
-        internals.forget_plans()
-        expected = fastbn.batch_norm(x, *vectors, **how)
-        with monkeypatch.context() as patch:
-            internals.refuse_long_ways(patch)
-            for out in (None, np.empty_like(x), x.copy()):
-                given = out if out is not None and np.array_equal(out, x) else x
-                y = fastbn.batch_norm(given, *vectors, out=out, **how)
-                np.testing.assert_array_equal(y, expected)
-            half = {"residual": residual[:, ::2]} if "residual" in how else {}
-            with pytest.raises(internals.LongWay):
-                fastbn.batch_norm(x[:, ::2], *(v[::2].copy() for v in vectors), **{**how, **half})
-            for unlike in ({"activation": "reluu"}, {"negative_slope": 1}, {"eps": -1.0},
-                           {"residual": residual.astype(float)}):  # fmt: skip
-                with pytest.raises(internals.LongWay):
-                    fastbn.batch_norm(x, *vectors, **{**how, **unlike})
-        inside = residual.copy()
-        if "residual" in how:
-            same = {**how, "residual": inside}
-            assert fastbn.batch_norm(x, *vectors, out=inside, **same) is inside
-            np.testing.assert_array_equal(inside, expected)
-
-
 @pytest.mark.parametrize("name", ["relu_residual", "residual", "", "relu "])
 def test_a_name_that_is_none_does_not_pass_for_a_pair_of_names(name, rng):
     x, _, residual, *_, mean, var = drawn(rng, (4, 6, 10), 1, "float32")

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from fastbn._call import arguments, settings
-from fastbn.kernels.activations import suffix
+from fastbn.kernels.activations import FUSED, PLAIN, Names
 
 #: gelu is the one in its tanh form.
 Activation = Literal[
@@ -23,9 +23,9 @@ class Epilogue(NamedTuple):
     residual: Any = None
 
     @property
-    def suffix(self) -> str:
-        """What the names of its operations end in; nothing if there is nothing to do."""
-        return suffix(self.activation, self.residual is not None)
+    def names(self) -> Names:
+        """Those of its operations; `PLAIN` if there is nothing to do."""
+        return FUSED.get((self.activation, self.residual is not None), PLAIN)
 
 
 #: Nothing follows.

@@ -18,6 +18,7 @@ from fastbn._call.blocks import (
     checked_output,
     overwrites,
 )
+from fastbn.kernels import formulas
 from fastbn.kernels.held import computed
 
 #: Values of a channel from which on it has terms of its own in each sample. Shorter ones are
@@ -178,7 +179,10 @@ class InstanceNorm(GroupNorm):
             with np.errstate(invalid="ignore"):
                 means = self.statistics[:2].mean(axis=1).reshape(-1)
             mean, var = self.running
-            work.update_running(mean, var, self.counter, means, count, self.momentum, "propagate")
+            correction = formulas.bessel(count)
+            work.update_running(
+                mean, var, self.counter, means, correction, self.momentum, "propagate"
+            )
         return y
 
 

@@ -103,13 +103,11 @@ def check_counts(count: np.ndarray, shape: tuple[int, ...]) -> None:
         )
 
 
-def update_of(statistics: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, float]:
-    """Statistics and one count for all channels that move running statistics as each count does.
-
-    Bessel's correction of two values is 2.
-    """
+def unbiased(statistics: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """All means, and all variances with the correction of each channel's count."""
     mean, var = statistics[: 2 * count.size].reshape(2, -1)
-    return np.concatenate([mean, formulas.unbiased(var, count) / 2.0]), 2.0
+    with np.errstate(over="ignore"):
+        return np.concatenate([mean, formulas.unbiased(var, count)])
 
 
 def backward(dy, x, dx, axis, statistics, weight, kept, count) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from fastbn._call import arguments, masked, overlap, pieces, settings, work
 from fastbn._call.epilogue import NOTHING, Epilogue, checked
 from fastbn._system import outputs
 from fastbn.kernels import formulas
+from fastbn.kernels.activations import PLAIN
 from fastbn.kernels.held import computed
 
 
@@ -41,12 +42,17 @@ class FusedCache(NamedTuple):
 
 
 def cache_of(
-    x: np.ndarray, axis: int, statistics: np.ndarray, weight: np.ndarray | None, bias: object,
-    y: np.ndarray,
+    x: np.ndarray, axis: int, statistics: np.ndarray, weight: Any, bias: Any, eps: float,
+    y: np.ndarray, activation: Any, slope: float, residual: Any,
 ) -> ForwardCache:  # fmt: skip
     """The cache of a training call by `prepared`, whose arrays are all plain."""
     weight = None if weight is None else weight.copy()
-    return ForwardCache(x, axis, statistics, weight, bias is not None, True, y is x)
+    cache = ForwardCache(x, axis, statistics, weight, bias is not None, True, y is x)
+    if activation is not None or residual is not None:
+        bias = None if bias is None else bias.copy()
+        cache.epilogue = FusedCache(Epilogue(activation, slope, residual), bias, eps)
+        cache.overwritten |= activation is not None and y is residual
+    return cache
 
 
 class Forward:
@@ -149,10 +155,13 @@ class Forward:
 
     def _running(self, statistics) -> tuple[Any, Any, Any, np.ndarray, float, float | None]:
         """What an update of the running statistics takes."""
-        count: float = self.count
-        if self.kept is not None:
-            statistics, count = masked.update_of(statistics, self.moments[0])
-        return (self.running_mean, self.running_var, self.counter, statistics, count, self.momentum)
+        if self.kept is None:
+            correction = formulas.bessel(self.count)
+        else:  # each channel has a count of its own
+            statistics, correction = masked.unbiased(statistics, self.moments[0]), 1.0
+        return (
+            self.running_mean, self.running_var, self.counter, statistics, correction, self.momentum
+        )  # fmt: skip
 
     def _refuse_nonfinite(self):
         """Look at the batch's statistics, and at the running ones after it, before the work."""
@@ -193,7 +202,7 @@ class Forward:
         return overlap.same_elements(self.out, array)
 
     def _fused_cache(self):
-        if not self.epilogue.suffix:
+        if self.epilogue.names is PLAIN:
             return None
         bias = None if self.bias is None else self._for_kernel(self.bias).copy()
         return FusedCache(self.epilogue, bias, self.eps)

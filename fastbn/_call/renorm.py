@@ -17,9 +17,6 @@ from fastbn._system import threads
 from fastbn.kernels import formulas
 from fastbn.kernels.held import computed
 
-#: So many values that Bessel's correction is 1: the averages are of sigma, as it is.
-_UNCORRECTED = 1e300
-
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class RenormCache(ForwardCache):
@@ -93,9 +90,8 @@ class Renorm(Forward):
         with np.errstate(all="ignore"):
             sigma = np.sqrt(np.array(self.running_var, np.float64) + self.eps)
             batch = np.concatenate([mean, np.sqrt(var + self.eps)])
-            after = work.step(
-                self.running_mean, sigma, self.counter, batch, _UNCORRECTED, self.momentum
-            )
+            # the averages are of sigma, uncorrected
+            after = work.step(self.running_mean, sigma, self.counter, batch, 1.0, self.momentum)
             new = np.maximum(after.var**2 - self.eps, 0.0).astype(self.running_var.dtype)
         overflows = np.isfinite(self.running_var) & ~np.isfinite(new)
         not_finite = {**after.not_finite, "running_var": overflows}

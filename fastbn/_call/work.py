@@ -20,6 +20,7 @@ from fastbn._call.run import ABSENT, launch
 from fastbn._call.views import assign_all, flat
 from fastbn._system import outputs, threads
 from fastbn.kernels import entries, formulas
+from fastbn.kernels.activations import PLAIN
 from fastbn.kernels.held import computed, held
 
 
@@ -72,7 +73,7 @@ def normalize(x, out, axis, mean, var, weight, bias, eps, epilogue=NOTHING) -> N
         x = target
         together = _walked_with(axis, x, residual, target)
         assert together
-    plan = together.walk.plan(f"normalize{epilogue.suffix}", held(target.dtype))
+    plan = together.walk.plan(epilogue.names.normalize, held(target.dtype))
     dtype = computed(plan.dtype)
     entry = plan.entry.of(plan.dtype, mean.dtype)
     weight, bias = (ABSENT[dtype] if v is None else v for v in (weight, bias))
@@ -85,7 +86,7 @@ def normalize(x, out, axis, mean, var, weight, bias, eps, epilogue=NOTHING) -> N
         np.copyto(out, target)
     elif mean.dtype == dtype:
         arrays = (x, out) if residual is None else (x, residual, out)
-        remember(f"normalize{epilogue.suffix}", axis, plan, entry, *arrays)
+        remember(epilogue.names.normalize, axis, plan, entry, *arrays)
 
 
 def _walked_with(axis: int, x: np.ndarray, residual: Any, out: np.ndarray) -> Walked | None:
@@ -95,13 +96,13 @@ def _walked_with(axis: int, x: np.ndarray, residual: Any, out: np.ndarray) -> Wa
 def _views(together: Walked, epilogue: Epilogue) -> list[np.ndarray]:
     """What an entry takes: of a fused operation three arrays, of which the second may be absent."""
     views = together.views
-    if epilogue.suffix and epilogue.residual is None:
+    if epilogue.names is not PLAIN and epilogue.residual is None:
         return [views[0], np.empty(0, views[0].dtype), views[1]]
     return views
 
 
 def _slope(epilogue: Epilogue) -> tuple[float, ...]:
-    return (epilogue.negative_slope,) if epilogue.suffix else ()
+    return () if epilogue.names is PLAIN else (epilogue.negative_slope,)
 
 
 def _lying_as(like: np.ndarray, array: Any) -> Any:
@@ -140,7 +141,9 @@ def forward(x, out, axis, weight, bias, eps, operation="forward", epilogue=NOTHI
     if together is None:
         assert operation == "forward"  # the others come with arrays that lie alike
         return _forward_in_two(x, out, axis, weight, bias, eps, epilogue)
-    plan = together.walk.plan(f"{operation}{epilogue.suffix}", held(out.dtype))
+    if operation == "forward":
+        operation = epilogue.names.forward
+    plan = together.walk.plan(operation, held(out.dtype))
     dtype = computed(plan.dtype)
     entry = plan.entry.of(plan.dtype, dtype)
     absent, statistics = ABSENT[dtype], np.empty(3 * plan.walk.channels)
@@ -149,8 +152,7 @@ def forward(x, out, axis, weight, bias, eps, operation="forward", epilogue=NOTHI
         absent if weight is None else weight, absent if bias is None else bias, statistics, eps,
         *_slope(epilogue),
     )  # fmt: skip
-    if not epilogue.suffix:
-        remember(operation, axis, plan, entry, x, out)
+    remember(operation, axis, plan, entry, x, *others)
     return statistics
 
 
@@ -163,15 +165,17 @@ def activation_gradient(dy, x, out, axis, statistics, weight, bias, eps, epilogu
         arrays = [a if a is out else _lying_as(out, a) for a in arrays]
         together = walked(axis, *arrays)
         assert together
-    plan = together.walk.plan(f"gradient{epilogue.suffix}", held(out.dtype))
+    plan = together.walk.plan(epilogue.names.gradient, held(out.dtype))
     dtype, views = computed(plan.dtype), together.views
     if residual is None:
         views = [*views[:2], np.empty(0, views[0].dtype), views[2]]
     weight, bias = (ABSENT[dtype] if v is None else v for v in (weight, bias))
+    entry = plan.entry.of(plan.dtype, dtype)
     launch(
-        plan, plan.entry.of(plan.dtype, dtype), _is_one_of(out, *arrays[:-1]), *views, statistics,
-        weight, bias, eps, epilogue.negative_slope,
+        plan, entry, _is_one_of(out, *arrays[:-1]), *views, statistics, weight, bias, eps,
+        epilogue.negative_slope,
     )  # fmt: skip
+    remember(epilogue.names.gradient, axis, plan, entry, *arrays)
 
 
 def group_forward(x, out, groups, weight, bias, eps) -> np.ndarray:
@@ -314,15 +318,16 @@ class Step(NamedTuple):
     not_finite: dict[str, np.ndarray]
 
 
-def step(running_mean, running_var, counter, statistics, count, momentum) -> Step:
+def step(running_mean, running_var, counter, statistics, correction, momentum) -> Step:
     """What an update would make of running statistics; nothing is changed.
 
-    ``momentum`` None is the cumulative average, by the counter.
+    ``correction`` is what the batch's variances are multiplied by, Bessel's or 1; ``momentum`` None
+    is the cumulative average, by the counter.
     """
     dtype = np.result_type(running_mean, running_var)
     mean, var = np.array(running_mean, dtype), np.array(running_var, dtype)
     number = np.zeros(1, np.int64) if counter is None else counter.reshape(1).copy()
-    move(mean, var, number, statistics, count, momentum)
+    move(mean, var, number, statistics, correction, momentum)
     with np.errstate(over="ignore"):
         mean, var = mean.astype(running_mean.dtype), var.astype(running_var.dtype)
     batch = statistics[: 2 * mean.size].reshape(2, -1)
@@ -334,22 +339,21 @@ def step(running_mean, running_var, counter, statistics, count, momentum) -> Ste
     return Step(mean, var, number[0], not_finite)
 
 
-def move(mean, var, number, statistics, count, momentum) -> None:
+def move(mean, var, number, statistics, correction, momentum) -> None:
     """Move plain running statistics of one dtype, in place, and count the batch."""
     entry = entries.update_running.of(mean.dtype, mean.dtype)
     cumulative = momentum is None
-    entry(
-        mean, var, number, statistics, float(count), 0.0 if cumulative else momentum, cumulative
-    )  # fmt: skip
+    entry(mean, var, number, statistics, correction, 0.0 if cumulative else momentum, cumulative)
 
 
 def update_running(
-    running_mean, running_var, counter, statistics, count, momentum, on_nonfinite
+    running_mean, running_var, counter, statistics, correction, momentum, on_nonfinite
 ) -> None:
     """Move running statistics towards the batch's, and count it: whole, one call at a time.
 
-    Unless ``on_nonfinite`` is "propagate", a batch is left out after which they would not be
-    finite. ("raise" has refused it before; if another thread has moved them since, out it stays.)
+    ``correction`` and ``momentum`` are those of `step`. Unless ``on_nonfinite`` is "propagate", a
+    batch is left out after which they would not be finite. ("raise" has refused it before; if
+    another thread has moved them since, out it stays.)
     """
     if counter is None:
         counter = np.zeros((), np.int64)
@@ -357,8 +361,8 @@ def update_running(
         dtype = np.result_type(running_mean, running_var)
         whole = all(v.dtype == dtype and v.flags.carray for v in (running_mean, running_var))
         if whole and on_nonfinite == "propagate":
-            move(running_mean, running_var, counter.reshape(1), statistics, count, momentum)
+            move(running_mean, running_var, counter.reshape(1), statistics, correction, momentum)
             return
-        after = step(running_mean, running_var, counter, statistics, count, momentum)
+        after = step(running_mean, running_var, counter, statistics, correction, momentum)
         if on_nonfinite == "propagate" or not any(map(np.any, after.not_finite.values())):
             assign_all((running_mean, running_var, counter), after[:3])

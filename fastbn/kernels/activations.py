@@ -155,10 +155,30 @@ ACTIVATIONS = {
 }
 
 
-@cache
-def suffix(activation: str | None, residual: bool = False) -> str:
-    """What the names of fused formulas end in."""
-    return f"_{activation}" * (activation is not None) + "_residual" * residual
+class Names(NamedTuple):
+    """Names of what normalizes and of what follows it in the same pass, taken together.
+
+    Those of operations; ``normalize`` and ``gradient`` are names of formulas and passes as well.
+    """
+
+    normalize: str
+    forward: str
+    gradient: str
+
+
+#: By activation (or None), and by whether a residual is added before it.
+FUSED = {
+    (activation, residual): Names(
+        *(
+            kind + f"_{activation}" * (activation is not None) + "_residual" * residual
+            for kind in Names._fields
+        )
+    )
+    for activation in (None, *ACTIVATIONS)
+    for residual in (False, True)
+}
+#: Of what nothing follows: not fused.
+PLAIN = FUSED.pop((None, False))
 
 
 def fused(activation: str | None, residual: bool = False) -> Callable:
@@ -190,7 +210,7 @@ def _fused(activation, residual):
     def added(x, other, center, scale, shift, *parameters):
         return act(normalize(x, center, scale, shift) + other, *parameters)
 
-    return _named(added if residual else plain, f"normalize{suffix(activation, residual)}")
+    return _named(added if residual else plain, FUSED[activation, residual].normalize)
 
 
 @cache
@@ -203,7 +223,7 @@ def _activation_gradient(activation, residual):
     def added(dy, x, other, center, scale, shift, *parameters):
         return gradient(dy, normalize(x, center, scale, shift) + other, *parameters)
 
-    return _named(added if residual else plain, f"gradient{suffix(activation, residual)}")
+    return _named(added if residual else plain, FUSED[activation, residual].gradient)
 
 
 def _itself(z):

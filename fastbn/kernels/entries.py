@@ -23,7 +23,6 @@ from fastbn.kernels.simd import (
 _INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
 
 running_update = compiled_formula(formulas.running_update)
-unbiased = compiled_formula(formulas.unbiased)
 
 
 #: What entries return too, besides `frame`'s outcomes: there was no memory. It can be called again.
@@ -221,8 +220,10 @@ def moments(template, x, statistics):
 
 
 @entry(lambda x, parameter, running: (running, running, _INT64, _FLOAT64, float, float, bool))
-def update_running(running_mean, running_var, counter, statistics, count, momentum, cumulative):
-    """Fold the batch's mean and unbiased variance into the running ones, and count the batch.
+def update_running(
+    running_mean, running_var, counter, statistics, correction, momentum, cumulative
+):
+    """Fold the batch's mean and its variance, corrected, into the running ones; count the batch.
 
     One call of compiled code, so that no exception can come between the three.
     ``cumulative``: every batch so far has the same weight.
@@ -233,5 +234,5 @@ def update_running(running_mean, running_var, counter, statistics, count, moment
     channels = running_mean.size
     for c in range(channels):
         running_mean[c] = running_update(running_mean[c], statistics[c], weight)
-        batch_var = unbiased(statistics[channels + c], count)
+        batch_var = statistics[channels + c] * correction
         running_var[c] = running_update(running_var[c], batch_var, weight)

@@ -103,9 +103,14 @@ def input_gradient(dy, x, center, scale, slope, offset):
     return dy * scale + ((x - center) * slope + offset)
 
 
+def bessel(count):
+    """Bessel's correction: what makes the variance of so many values unbiased."""
+    return count / (count - 1.0)
+
+
 def unbiased(var, count):
     """Variance with Bessel's correction: ``var * count / (count - 1)``."""
-    return var * (count / (count - 1.0))
+    return var * bessel(count)
 
 
 def running_update(running, batch, momentum):

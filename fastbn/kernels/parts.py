@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbn.kernels import entries, merge, passes, pointwise, terms
+from fastbn.kernels import activations, entries, merge, passes, terms
 from fastbn.kernels.channels_first import elementwise as first_elementwise
 from fastbn.kernels.channels_first import sums as first_sums
 from fastbn.kernels.channels_last import elementwise as last_elementwise
@@ -91,19 +91,16 @@ OPERATIONS = {
 }  # fmt: skip
 OPERATIONS["group_backward"] = OPERATIONS["backward"]._replace(finish=terms.group_gradient_terms)
 OPERATIONS["group_forward"] = OPERATIONS["forward"]._replace(finish=terms.group_normalizing_terms)
-for _name in list(pointwise.EVERY):  # with an activation, a residual, or both
-    _kind, _, _how = _name.partition("_")
-    _more = ("second",) * _name.endswith("_residual")
-    if _kind == "normalize" and _how not in ("", "each"):
-        for _operation in "normalize", "forward":
-            OPERATIONS[f"{_operation}_{_how}"] = OPERATIONS[_operation]._replace(
-                entries=(f"{_operation}_fused", *OPERATIONS[_operation].entries[1:]),
-                arrays=("first", *_more, "out"), apply=_name,
-            )  # fmt: skip
-    elif _kind == "gradient" and _how:
-        OPERATIONS[_name] = Operation(
-            ("gradient_fused",), ("first", "second", *(("third",) if _more else ()), "out"),
-            slice(0), None, None, terms.normalizing_terms, _name,
+for (_activation, _residual), _names in activations.FUSED.items():
+    for _operation, _name in ("normalize", _names.normalize), ("forward", _names.forward):
+        OPERATIONS[_name] = OPERATIONS[_operation]._replace(
+            entries=(f"{_operation}_fused", *OPERATIONS[_operation].entries[1:]),
+            arrays=("first", *("second",) * _residual, "out"), apply=_names.normalize,
+        )  # fmt: skip
+    if _activation:
+        OPERATIONS[_names.gradient] = Operation(
+            ("gradient_fused",), ("first", "second", *("third",) * _residual, "out"),
+            slice(0), None, None, terms.normalizing_terms, _names.gradient,
         )  # fmt: skip
 
 

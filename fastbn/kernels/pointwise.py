@@ -266,18 +266,14 @@ EVERY = {
     "normalize": Made(1, lambda: formulas.normalize, 3),
     "gradient": Made(2, lambda: formulas.input_gradient, 4),
 }
-for _activation in (None, *activations.ACTIVATIONS):
-    for _residual in (False, True):
-        _how, _suffix = (_activation, _residual), activations.suffix(_activation, _residual)
-        _slope = _activation is not None and activations.ACTIVATIONS[_activation].parameters > 0
-        if _suffix:
-            EVERY[f"normalize{_suffix}"] = Made(
-                1 + _residual, partial(activations.fused, *_how), 3, _slope
-            )
-        if _activation:
-            EVERY[f"gradient{_suffix}"] = Made(
-                2 + _residual, partial(activations.activation_gradient, *_how), 3, _slope
-            )
+for (_activation, _residual), _names in activations.FUSED.items():
+    _how = _activation, _residual
+    _slope = _activation is not None and activations.ACTIVATIONS[_activation].parameters > 0
+    EVERY[_names.normalize] = Made(1 + _residual, partial(activations.fused, *_how), 3, _slope)
+    if _activation:
+        EVERY[_names.gradient] = Made(
+            2 + _residual, partial(activations.activation_gradient, *_how), 3, _slope
+        )
 
 
 def plain(name: str) -> Elementwise:

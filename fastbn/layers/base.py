@@ -13,7 +13,6 @@ from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import Forward, ForwardCache, cache_of
 from fastbn._call.settings import Device, OnNonfinite
 from fastbn.functional import Gradients, batch_norm_backward
-from fastbn.layers.inputs import does_not_fit
 from fastbn.layers.layer import keep_cache
 from fastbn.layers.state import LayerState
 
@@ -130,17 +129,10 @@ class BatchNorm(LayerState):
         if self._in_training:
             return self.forward_with_cache(x, out=out, residual=residual, mask=mask)[0]
         if mask is None and type(x) is np.ndarray and x.ndim in self._takes:
-            if residual is None and self.activation is None:
-                found = prepared.evaluate(
-                    x, self.running_mean, self.running_var, self.weight, self.bias,
-                    self.eps, self._axis_of(x.ndim), out,
-                )  # fmt: skip
-            else:
-                found = prepared.evaluate_fused(
-                    x, self.running_mean, self.running_var, self.weight, self.bias,
-                    self.eps, self._axis_of(x.ndim), out,
-                    self.activation, self.negative_slope, residual,
-                )  # fmt: skip
+            found = prepared.evaluate(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.eps,
+                self._axis_of(x.ndim), out, self.activation, self.negative_slope, residual,
+            )  # fmt: skip
             if found is not None:
                 return found
         return self._checked_call(x, out, residual, mask).run()
@@ -166,25 +158,26 @@ class BatchNorm(LayerState):
         return y, cache
 
     def _train(self, x: Any, out: Any, residual: Any, mask: Any) -> tuple[np.ndarray, ForwardCache]:
-        plain = residual is None and mask is None and self._plain_training
-        if plain and self._fits(x):
+        if mask is None and self._plain_training and self._fits(x):
+            activation, slope = self.activation, self.negative_slope
             found = prepared.train(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
-                self.eps, self._axis_of(x.ndim), out, self.num_batches_tracked,
+                self.eps, self._axis_of(x.ndim), out, activation, slope, residual,
+                self.num_batches_tracked,
             )  # fmt: skip
             if found is not None:
                 y, statistics, axis = found
-                return y, cache_of(x, axis, statistics, self.weight, self.bias, y)
+                return y, cache_of(
+                    x, axis, statistics, self.weight, self.bias, self.eps, y, activation, slope,
+                    residual,
+                )  # fmt: skip
         call = self._checked_call(x, out, residual, mask)
         return call.run(), call.cache()
 
     @property
     def _plain_training(self) -> bool:
         """Whether a training call is nothing but that of `prepared`."""
-        return (
-            self.activation is None and self.virtual_batch_size is None
-            and self.on_nonfinite == "propagate"
-        )  # fmt: skip
+        return self.virtual_batch_size is None and self.on_nonfinite == "propagate"
 
     def _fits(self, x: Any) -> bool:
         """Whether ``x`` is a plain array with the layer's dimensions and channels."""
@@ -219,12 +212,7 @@ class BatchNorm(LayerState):
         """The call with all its checks."""
         if not (places.on_device(x) or isinstance(x, np.ma.MaskedArray)):
             x = arguments.as_array("x", x)
-        axis = self._axis_of(len(x.shape)) if len(x.shape) in self._takes else None
-        if axis is None or x.shape[axis] != self.num_features:
-            raise ValueError(
-                does_not_fit(type(self).__name__, self._takes, self.num_features, x.shape, axis)
-            )
-        return self._call(x, axis, out, self._fused(residual), mask)
+        return self._call(x, self._fitting_axis(x.shape), out, self._fused(residual), mask)
 
     def _call(self, x: Any, axis: int, out: Any, fused: Any, mask: Any) -> Forward:
         """The call on an ``x`` that fits the layer, with all other checks."""

@@ -11,9 +11,8 @@ from fastbn._call import arguments, groups
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.settings import Device
 from fastbn.functional import Gradients
-from fastbn.layers.batch import documented
-from fastbn.layers.inputs import does_not_fit
-from fastbn.layers.layer import keep_cache
+from fastbn.layers.batch import BatchNorm2d, BatchNorm3d, documented
+from fastbn.layers.sample import SampleNorm
 from fastbn.layers.state import LayerState
 
 __all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
@@ -61,11 +60,10 @@ _DOCUMENTATION = """
     """
 
 
-class InstanceNorm(LayerState):
+class InstanceNorm(SampleNorm, LayerState):
     """An instance normalization layer; subclasses say which inputs they take."""
 
     __slots__ = ()
-    _on_cpu_alone = True
 
     @hide_foreign
     def __init__(
@@ -89,37 +87,18 @@ class InstanceNorm(LayerState):
             axis=axis,
         )  # fmt: skip
 
-    def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-        """Normalize ``x``: `forward`."""
-        return self.forward(x, out=out)
-
     def forward(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Normalize ``x``: each channel of each sample, or, in evaluation, with running statistics.
 
         A training call updates the running statistics, if there are any, and is remembered for
         `backward`.
         """
-        if self._in_training:
-            return self.forward_with_cache(x, out=out)[0]
-        return self._finished(self._call(x, out), x, out)
-
-    def forward_with_cache(
-        self, x: np.ndarray, *, out: np.ndarray | None = None
-    ) -> tuple[np.ndarray, Any]:
-        """`forward`, and what `backward` needs of it, in either mode."""
-        call = self._call(x, out)
-        y, cache = self._finished(call, x, out), call.cache()
-        if self._in_training:
-            keep_cache(self, cache)
-        return y, cache
+        return super().forward(x, out=out)
 
     def _call(self, x: Any, out: Any) -> Any:
         """The call with all its checks; a single sample is a batch of one."""
         x = arguments.as_array("x", x)
-        axis = self._axis_of(x.ndim) if x.ndim in self._takes else None
-        if axis is None or x.shape[axis] != self.num_features:
-            name = type(self).__name__
-            raise ValueError(does_not_fit(name, self._takes, self.num_features, x.shape, axis))
+        self._fitting_axis(x.shape)
         if x.ndim < self._rank:
             x, out = x[None], None if out is None else arguments.as_array("out", out)[None]
         own = self._in_training or not self.track_running_stats
@@ -130,7 +109,7 @@ class InstanceNorm(LayerState):
             self.num_batches_tracked if update else None,
         )  # fmt: skip
 
-    def _finished(self, call: Any, x: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    def _run(self, call: Any, x: Any, out: Any) -> np.ndarray:
         y = call.run()
         if out is not None:
             return out
@@ -166,8 +145,7 @@ class InstanceNorm2d(InstanceNorm):
     """Instance normalization of ``(N, C, H, W)``, or one sample ``(C, H, W)``."""
 
     __slots__ = ()
-    _takes: ClassVar[Mapping[int, str]] = {3: "(C, H, W)", 4: "(N, C, H, W)"}
-    _rank = 4
+    _takes, _rank = BatchNorm2d._takes, BatchNorm2d._rank
 
 
 @documented((4, 3, 2, 8, 8), _DOCUMENTATION)
@@ -175,5 +153,4 @@ class InstanceNorm3d(InstanceNorm):
     """Instance normalization of ``(N, C, D, H, W)``, or one sample ``(C, D, H, W)``."""
 
     __slots__ = ()
-    _takes: ClassVar[Mapping[int, str]] = {4: "(C, D, H, W)", 5: "(N, C, D, H, W)"}
-    _rank = 5
+    _takes, _rank = BatchNorm3d._takes, BatchNorm3d._rank

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from fastbn._call import arguments, backend, places, settings
 from fastbn._call.settings import Device
@@ -99,6 +100,19 @@ class Layer(Attributes):
                 f"{self._shape} and {had.dtype}"
             )
         return value
+
+    def _start(self, device: Device, dtype: DTypeLike | None, weight: bool, bias: bool) -> None:
+        """Make the arrays, those that learn as they are asked for; in training mode."""
+        self._device = self._checked_place(device)
+        kind = settings.parameter_dtype(dtype)
+        self.weight = self._zeros(kind) if weight else None
+        self.bias = self._zeros(kind) if weight and bias else None
+        self._start_measuring(kind)
+        self._set_mode(training=True, frozen=False)
+        self.reset_parameters()
+
+    def _start_measuring(self, dtype: np.dtype) -> None:
+        """Make the arrays that are measured."""
 
     def _zeros(self, dtype: np.dtype) -> Any:
         return backend.zeros(self._shape, dtype, self._device)

@@ -4,9 +4,9 @@ from __future__ import annotations  # so that `help` shows types as they are wri
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from numpy.typing import DTypeLike
 
@@ -16,7 +16,7 @@ from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import Forward
 from fastbn._call.settings import Device, OnNonfinite
 from fastbn.layers.base import BatchNorm
-from fastbn.layers.batch import BatchNorm1d, documented
+from fastbn.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, documented
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d", "Ramp"]
 
@@ -241,8 +241,7 @@ class BatchRenorm1d(BatchRenorm):
     """Batch renormalization of ``(N, C)`` or ``(N, C, L)``, per channel over N (and L)."""
 
     __slots__ = ()
-    _takes: ClassVar[Mapping[int, str]] = {2: "(N, C)", 3: "(N, C, L)"}
-    _rank = 3
+    _takes, _rank = BatchNorm1d._takes, BatchNorm1d._rank
     _axis_of = BatchNorm1d._axis_of
 
 
@@ -251,8 +250,7 @@ class BatchRenorm2d(BatchRenorm):
     """Batch renormalization of ``(N, C, H, W)``, or one sample ``(C, H, W)``, per channel."""
 
     __slots__ = ()
-    _takes: ClassVar[Mapping[int, str]] = {3: "(C, H, W)", 4: "(N, C, H, W)"}
-    _rank = 4
+    _takes, _rank = BatchNorm2d._takes, BatchNorm2d._rank
 
 
 @documented((4, 3, 2, 8, 8), _DOCUMENTATION)
@@ -260,5 +258,4 @@ class BatchRenorm3d(BatchRenorm):
     """Batch renormalization of ``(N, C, D, H, W)``, or one sample ``(C, D, H, W)``."""
 
     __slots__ = ()
-    _takes: ClassVar[Mapping[int, str]] = {4: "(C, D, H, W)", 5: "(N, C, D, H, W)"}
-    _rank = 5
+    _takes, _rank = BatchNorm3d._takes, BatchNorm3d._rank

@@ -1,4 +1,4 @@
-"""Layers whose statistics are each sample's own: group, layer and RMS norm.
+"""Layers whose statistics are each sample's own: group, layer and RMS norm, and what they share.
 
 They do the same in training and evaluation; in training they remember what `backward` takes.
 """
@@ -15,7 +15,7 @@ from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.rows import RowCache
 from fastbn._call.settings import Device
 from fastbn.functional import Gradients
-from fastbn.layers.layer import Layer
+from fastbn.layers.layer import Layer, keep_cache
 
 __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
 
@@ -23,19 +23,10 @@ Cache = GroupCache | RowCache
 
 
 class SampleNorm(Layer):
-    """A layer without running statistics; subclasses say what is normalized together."""
+    """A layer that normalizes each sample by itself; subclasses say what of it together."""
 
     __slots__ = ()
     _on_cpu_alone = True
-
-    def _start(self, device: Device, dtype: DTypeLike | None, weight: bool, bias: bool) -> None:
-        """Make the arrays."""
-        self._device = self._checked_place(device)
-        kind = settings.parameter_dtype(dtype)
-        self.weight = self._zeros(kind) if weight else None
-        self.bias = self._zeros(kind) if weight and bias else None
-        self._set_mode(training=True, frozen=False)
-        self.reset_parameters()
 
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Normalize ``x``: `forward`."""
@@ -45,21 +36,25 @@ class SampleNorm(Layer):
         """Normalize ``x``. A training call is remembered for `backward`."""
         if self._in_training:
             return self.forward_with_cache(x, out=out)[0]
-        return self._call(x, out).run()
+        return self._run(self._call(x, out), x, out)
 
     def forward_with_cache(
         self, x: np.ndarray, *, out: np.ndarray | None = None
     ) -> tuple[np.ndarray, Any]:
         """`forward`, and what `backward` needs of it, in either mode."""
         call = self._call(x, out)
-        y, cache = call.run(), call.cache()
+        y, cache = self._run(call, x, out), call.cache()
         if self._in_training:
-            self._cache = cache
+            keep_cache(self, cache)
         return y, cache
 
-    def _call(self, x: Any, out: Any) -> groups.GroupNorm | rows.RowNorm:
+    def _call(self, x: Any, out: Any) -> Any:
         """The call with all its checks."""
         raise NotImplementedError
+
+    def _run(self, call: Any, x: Any, out: Any) -> np.ndarray:
+        """The output of a call."""
+        return call.run()
 
     def backward(self, dy: np.ndarray, cache: Cache | None = None) -> Gradients:
         """Gradients in ``x``, ``weight`` and ``bias``: `fastbn.norm_backward`.

@@ -12,6 +12,7 @@ from fastbn._call import arguments, settings
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.settings import Device, OnNonfinite
 from fastbn.kernels import formulas
+from fastbn.layers.inputs import does_not_fit
 from fastbn.layers.layer import Layer
 
 _Layer = TypeVar("_Layer", bound="LayerState")
@@ -75,15 +76,13 @@ class LayerState(Layer):
         bias = settings.check_bool("bias", bias)
         self.axis = axis
         self.on_nonfinite = on_nonfinite
-        self._device = self._checked_place(device)
-        kind = settings.parameter_dtype(dtype)
-        self.weight = self._zeros(kind) if self.affine else None
-        self.bias = self._zeros(kind) if self.affine and bias else None
-        self.running_mean = self._zeros(kind) if self.track_running_stats else None
-        self.running_var = self._zeros(kind) if self.track_running_stats else None
-        self.num_batches_tracked = np.array(0, np.int64) if self.track_running_stats else None
-        self._set_mode(training=True, frozen=False)
-        self.reset_parameters()
+        self._start(device, dtype, self.affine, bias)
+
+    def _start_measuring(self, dtype: np.dtype) -> None:
+        tracks = self.track_running_stats
+        self.running_mean = self._zeros(dtype) if tracks else None
+        self.running_var = self._zeros(dtype) if tracks else None
+        self.num_batches_tracked = np.array(0, np.int64) if tracks else None
 
     def _checked(self, name: str, value: Any) -> Any:
         match name:
@@ -107,7 +106,7 @@ class LayerState(Layer):
     def _of(self) -> str:
         return f"the layer has num_features={self.num_features}"
 
-    # --- axes -------------------------------------------------------------------------------
+    # --- inputs -----------------------------------------------------------------------------
 
     def _checked_axis(self, axis: Any) -> int:
         position = arguments.as_axis(axis)
@@ -123,6 +122,14 @@ class LayerState(Layer):
         if self.axis < 0 or ndim == self._rank:
             return self.axis
         return self.axis - 1
+
+    def _fitting_axis(self, shape: tuple[int, ...]) -> int:
+        """Channel axis of an input of that shape; ValueError if the layer takes no such input."""
+        axis = self._axis_of(len(shape)) if len(shape) in self._takes else None
+        if axis is None or shape[axis] != self.num_features:
+            name = type(self).__name__
+            raise ValueError(does_not_fit(name, self._takes, self.num_features, shape, axis))
+        return axis
 
     # --- modes ------------------------------------------------------------------------------
 
