@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from fastbn._call import arguments, settings
-from fastbn.kernels.activations import FUSED, PLAIN, Names
+from fastbn.kernels.activations import FUSED, UNFUSED, Names
 
 #: gelu is the one in its tanh form.
 Activation = Literal[
@@ -24,8 +24,8 @@ class Epilogue(NamedTuple):
 
     @property
     def names(self) -> Names:
-        """Those of its operations; `PLAIN` if there is nothing to do."""
-        return FUSED.get((self.activation, self.residual is not None), PLAIN)
+        """Those of its operations; `UNFUSED` if there is nothing to do."""
+        return FUSED.get((self.activation, self.residual is not None), UNFUSED)
 
 
 #: Nothing follows.

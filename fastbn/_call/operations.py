@@ -9,7 +9,7 @@ from fastbn._call import arguments, masked, overlap, pieces, settings, work
 from fastbn._call.epilogue import NOTHING, Epilogue, checked
 from fastbn._system import outputs
 from fastbn.kernels import formulas
-from fastbn.kernels.activations import PLAIN
+from fastbn.kernels.activations import UNFUSED
 from fastbn.kernels.held import computed
 
 
@@ -202,7 +202,7 @@ class Forward:
         return overlap.same_elements(self.out, array)
 
     def _fused_cache(self):
-        if self.epilogue.names is PLAIN:
+        if self.epilogue.names is UNFUSED:
             return None
         bias = None if self.bias is None else self._for_kernel(self.bias).copy()
         return FusedCache(self.epilogue, bias, self.eps)

@@ -20,7 +20,7 @@ from fastbn._call.run import ABSENT, launch
 from fastbn._call.views import assign_all, flat
 from fastbn._system import outputs, threads
 from fastbn.kernels import entries, formulas
-from fastbn.kernels.activations import PLAIN
+from fastbn.kernels.activations import UNFUSED
 from fastbn.kernels.held import computed, held
 
 
@@ -96,13 +96,13 @@ def _walked_with(axis: int, x: np.ndarray, residual: Any, out: np.ndarray) -> Wa
 def _views(together: Walked, epilogue: Epilogue) -> list[np.ndarray]:
     """What an entry takes: of a fused operation three arrays, of which the second may be absent."""
     views = together.views
-    if epilogue.names is not PLAIN and epilogue.residual is None:
+    if epilogue.names is not UNFUSED and epilogue.residual is None:
         return [views[0], np.empty(0, views[0].dtype), views[1]]
     return views
 
 
 def _slope(epilogue: Epilogue) -> tuple[float, ...]:
-    return () if epilogue.names is PLAIN else (epilogue.negative_slope,)
+    return () if epilogue.names is UNFUSED else (epilogue.negative_slope,)
 
 
 def _lying_as(like: np.ndarray, array: Any) -> Any:

@@ -177,8 +177,8 @@ FUSED = {
     for activation in (None, *ACTIVATIONS)
     for residual in (False, True)
 }
-#: Of what nothing follows: not fused.
-PLAIN = FUSED.pop((None, False))
+#: Of what nothing follows.
+UNFUSED = FUSED.pop((None, False))
 
 
 def fused(activation: str | None, residual: bool = False) -> Callable:
