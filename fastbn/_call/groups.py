@@ -87,7 +87,7 @@ class GroupNorm:
         self.statistics = np.zeros((3, samples, self.groups))
         if self.x.size == 0:
             return self.returned
-        x, out = np.moveaxis(self.x, self.axis, 1), np.moveaxis(self.out, self.axis, 1)
+        x, out = _channels_second(self.axis, self.x, self.out)
         way, size = self._way(x[0, 0].size)
         for some, (x_block, out_block) in blocks(size, out, x):
             statistics = self.statistics[:, some]
@@ -207,7 +207,7 @@ def backward(dy: Any, cache: GroupCache, out: Any) -> tuple[Any, np.ndarray, np.
     channels = cache.x.shape[cache.axis]
     sums = np.zeros((2, channels))
     if cache.x.size:
-        arrays = (np.moveaxis(array, cache.axis, 1) for array in (dx, dy, cache.x))
+        arrays = _channels_second(cache.axis, dx, dy, cache.x)
         way = _channels_backward if cache.groups == channels else _groups_backward
         for some, block in blocks(None, *arrays):
             shape = len(block[0]), channels, -1
@@ -215,6 +215,11 @@ def backward(dy: Any, cache: GroupCache, out: Any) -> tuple[Any, np.ndarray, np.
     with np.errstate(over="ignore"):
         d_weight, d_bias = sums.astype(computed(dx.dtype))
     return returned, d_weight, d_bias
+
+
+def _channels_second(axis: int, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Arrays with their channels on axis 1."""
+    return arrays if axis == 1 else tuple(np.moveaxis(array, axis, 1) for array in arrays)
 
 
 def _channels_backward(cache, statistics, dy, x, dx):
