@@ -45,7 +45,7 @@ class RowNorm:
     """One forward call: every check first, then the computation."""
 
     def __init__(self, x, normalized_shape, weight, bias, eps, out, uncentered=False):
-        self.x = checked_input(x, "layer norm or RMS norm")
+        self.x = checked_input(x)
         self.shape = settings.check_normalized_shape(normalized_shape)
         if self.x.shape[-len(self.shape) :] != self.shape:
             raise ValueError(
