@@ -109,7 +109,12 @@ def test_results_are_the_same_from_run_to_run(code):
 
 
 @every_variant
-def test_arithmetic_is_that_of_the_cpu(code):
-    """Tiny numbers are not zero, and quotients and roots are rounded correctly."""
+def test_arithmetic_is_that_of_the_cpu(code, variant):
+    """Tiny numbers are not zero, and quotients and roots are rounded correctly.
+
+    But for the last step of NVIDIA's float32 exponential, which is right to two of the last digits
+    and 0 below 1e-38.
+    """
     for one in code.values():
-        assert not re.search(r"\w+\.[\w.]*(ftz|approx|full)\b", one.ptx)
+        found = re.findall(r"\w+\.[\w.]*\b(?:ftz|approx|full)\b[\w.]*", one.ptx)
+        assert set(found) <= ({"ex2.approx.ftz.f32"} if variant.extra.activation else set())
