@@ -76,6 +76,8 @@ class Memory:
         ones = np.ones(case.channels, parameters)
         #: Running mean and variance, weight, bias.
         self.vectors = [cuda.to_device(k * ones) for k in (0, 1, 1, 0)]
+        #: Weight and bias of a layer norm over the last axis.
+        self.of_last = [cuda.to_device(k * np.ones(case.shape[-1], parameters)) for k in (1, 0)]
         names = ("x", "y", "dy", "dx")
         raw = {name: getattr(self, name) for name in names}
         self.given = {k: as_torch(torch, a, dtype) for k, a in raw.items()} if (

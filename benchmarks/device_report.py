@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from benchmarks.device_checks import Check
-from benchmarks.device_times import PEERS, Cell, Sample
+from benchmarks.device_times import OPERATIONS, PEERS, Cell, Sample
 from benchmarks.report import NOTHING, mebibytes, number, table
 
 LARGE = 256e6
@@ -68,7 +68,8 @@ LEAST_MEAN = 1.5
 
 def outcomes(cells: Iterable[Cell], multiprocessors: int, launch: float) -> list[Outcome]:
     """Every bar; ``launch`` is what a launch costs in seconds."""
-    cells, on_chip = list(cells), multiprocessors * ON_CHIP
+    cells = [cell for cell in cells if cell.operation in OPERATIONS]
+    on_chip = multiprocessors * ON_CHIP
     found = [
         _worst(bar.name, bar.limit, (c for c in cells if bar.chooses(c, on_chip)), bar.figure)
         for bar in FLOORS

@@ -14,11 +14,17 @@ import numpy as np
 from numba import cuda
 
 import fastbn
+from benchmarks.device_more_times import more_calls, torch_more
 from benchmarks.device_peers import Call, Memory, cupy_calls, pool_of, torch_calls
 from tests.cases import Case
 
 OPERATIONS = ("evaluation", "training", "backward")
+#: Of the cases named here: fused calls and norms, which have no bars.
+MORE = ("training, relu + residual", "backward, relu + residual", "training, silu", "layer norm",
+        "layer norm backward", "group norm", "group norm backward")  # fmt: skip
+WITH_MORE = ("65536x256", "32x256x56x56", "32x256x56x56 last", "256x256x56x56", "3x2x8")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+WHO_DOES_MORE = ("copy", "fastbn", "torch native")
 PEERS = ("torch cuDNN", "torch native", "CuPy")
 
 CASES = (
@@ -191,7 +197,7 @@ def cells(
             continue
         memories = [Memory(case, dtype, pool, torch) for _ in range(sets)]
         providers = _providers(memories, torch, cupy)
-        for operation in OPERATIONS:
+        for operation in OPERATIONS + (MORE if case.name in WITH_MORE else ()):
             cell = Cell(case.name, dtype, operation, size, channel, sets)
             _measure(clock, cell, providers, operation, samples)
             yield cell
@@ -206,12 +212,15 @@ def _channel_bytes(case: Case, item: int) -> int:
 def _providers(memories: list[Memory], torch: Any, cupy: Any) -> dict[str, list[Any]]:
     """Of each the makers of its calls, one for every set of arrays."""
     found: dict[str, list[Any]] = {
-        "copy": [lambda m=m: dict.fromkeys(OPERATIONS, _copier(m)) for m in memories],
-        "fastbn": [lambda m=m: _fastbn_calls(m) for m in memories],
+        "copy": [lambda m=m: dict.fromkeys(OPERATIONS + MORE, _copier(m)) for m in memories],
+        "fastbn": [lambda m=m: {**_fastbn_calls(m), **more_calls(m)} for m in memories],
     }
     if torch:
         for name, cudnn in (("torch cuDNN", True), ("torch native", False)):
-            found[name] = [lambda m=m, c=cudnn: torch_calls(torch, m, c) for m in memories]
+            found[name] = [
+                lambda m=m, c=cudnn: {**torch_calls(torch, m, c), **torch_more(torch, m)}
+                for m in memories
+            ]
     if cupy and memories[0].dtype in ("float32", "float64"):  # whose expressions need no casts
         found["CuPy"] = [lambda m=m: cupy_calls(cupy, m) for m in memories]
     return found
@@ -243,7 +252,10 @@ def _fastbn_calls(memory: Memory) -> dict[str, Call]:
 
 def _measure(clock: Any, cell: Cell, providers: dict, operation: str, samples: int) -> None:
     """All that can be measured of a cell: whoever fails is left out, and said so."""
-    calls = {name: _made(makers, operation) for name, makers in providers.items()}
+    calls = {
+        name: _made(makers, operation) for name, makers in providers.items()
+        if operation in OPERATIONS or name in WHO_DOES_MORE
+    }  # fmt: skip
     cell.errors = {name: found for name, found in calls.items() if isinstance(found, str)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

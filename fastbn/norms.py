@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fastbn._call import groups, rows
+from fastbn._call import backend
 from fastbn._call.groups import GroupCache
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import ForwardCache
@@ -101,7 +101,7 @@ def group_norm(
     """
     if foreign:
         refuse(group_norm, foreign)
-    return groups.GroupNorm(x, num_groups, weight, bias, eps, axis, out).run()
+    return backend.group_norm(x, num_groups, weight, bias, eps, axis, out).run()
 
 
 @hide_foreign
@@ -119,7 +119,7 @@ def group_norm_forward(
     """`group_norm`, and what `norm_backward` needs to differentiate it."""
     if foreign:
         refuse(group_norm_forward, foreign)
-    call = groups.GroupNorm(x, num_groups, weight, bias, eps, axis, out)
+    call = backend.group_norm(x, num_groups, weight, bias, eps, axis, out)
     return call.run(), call.cache()
 
 
@@ -177,7 +177,7 @@ def instance_norm(
     """
     if foreign:
         refuse(instance_norm, foreign)
-    return groups.instance_call(
+    return backend.instance_norm(
         x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, axis, out
     ).run()
 
@@ -200,7 +200,7 @@ def instance_norm_forward(
     """`instance_norm`, and what `norm_backward` needs to differentiate it."""
     if foreign:
         refuse(instance_norm_forward, foreign)
-    call = groups.instance_call(
+    call = backend.instance_norm(
         x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, axis, out
     )
     return call.run(), call.cache()
@@ -248,7 +248,7 @@ def layer_norm(
     """
     if foreign:
         refuse(layer_norm, foreign)
-    return rows.RowNorm(x, normalized_shape, weight, bias, eps, out).run()
+    return backend.row_norm(x, normalized_shape, weight, bias, eps, out).run()
 
 
 @hide_foreign
@@ -265,7 +265,7 @@ def layer_norm_forward(
     """`layer_norm`, and what `norm_backward` needs to differentiate it."""
     if foreign:
         refuse(layer_norm_forward, foreign)
-    call = rows.RowNorm(x, normalized_shape, weight, bias, eps, out)
+    call = backend.row_norm(x, normalized_shape, weight, bias, eps, out)
     return call.run(), call.cache()
 
 
@@ -309,7 +309,7 @@ def rms_norm(
     """
     if foreign:
         refuse(rms_norm, foreign)
-    return rows.RowNorm(x, normalized_shape, weight, None, eps, out, uncentered=True).run()
+    return backend.row_norm(x, normalized_shape, weight, None, eps, out, uncentered=True).run()
 
 
 @hide_foreign
@@ -325,7 +325,7 @@ def rms_norm_forward(
     """`rms_norm`, and what `norm_backward` needs to differentiate it."""
     if foreign:
         refuse(rms_norm_forward, foreign)
-    call = rows.RowNorm(x, normalized_shape, weight, None, eps, out, uncentered=True)
+    call = backend.row_norm(x, normalized_shape, weight, None, eps, out, uncentered=True)
     return call.run(), call.cache()
 
 
@@ -378,10 +378,8 @@ def norm_backward(
     >>> gradients.x.round(4)[0], gradients.weight.round(4), gradients.bias
     (array([ 0.2041, -0.4082,  0.2041]), array([-1.2247,  0.    ,  0.    ]), None)
     """
-    if isinstance(cache, GroupCache):
-        return _gradients(cache, groups.backward(dy, cache, out))
-    if isinstance(cache, RowCache):
-        return _gradients(cache, rows.backward(dy, cache, out))
+    if isinstance(cache, (GroupCache, RowCache)):
+        return _gradients(cache, backend.norm_backward(dy, cache, out))
     if cache is None or isinstance(cache, ForwardCache):
         return batch_norm_backward(dy, cache, out=out)
     raise TypeError(

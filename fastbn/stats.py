@@ -99,7 +99,9 @@ class ChannelStats:
         skipna = settings.check_bool("skipna", skipna)
         if places.on_device(x):
             if not plain:
-                raise NotImplementedError("mask and skipna are there on the CPU alone so far")
+                raise NotImplementedError(
+                    "mask and skipna are there on the CPU alone so far; copy x to NumPy"
+                )
             return cls(*backend.device().moments(x, axis))
         x, mask = masked.split(x, mask)
         x = arguments.as_array("x", x)

@@ -1,6 +1,7 @@
 """Everything private of calls on a device that tests touch: the rest of `internals`."""
 
 import ctypes
+import functools
 from unittest import mock
 
 import numpy as np
@@ -13,10 +14,30 @@ def simulated_device():
     return backend.device().cuda
 
 
+def _tensors():
+    """The module that knows how tensors of a device are cut."""
+    backend.device()
+    from fastbn._call import device_tensor
+
+    return device_tensor
+
+
+def _launch_with(monkeypatch, launcher):
+    """Let ``launcher(original, kernel, blocks, stream)`` launch kernels."""
+    device = backend.device()
+    from fastbn._call import device_backward, device_norms
+
+    original = device.launcher
+    for module in (device, device_backward, device_norms):
+        monkeypatch.setattr(module, "launcher", functools.partial(launcher, original))
+
+
 def cut_on_device(monkeypatch, parts=None):
     """Let so many blocks share each tile, in two launches; or one block read each value once."""
-    device = backend.device()
-    original = device.cut_of
+    tensors = _tensors()
+    from fastbn._call import device_norms
+
+    original = tensors.cut_of
 
     def cut_of(*arguments):
         cut = original(*arguments)
@@ -26,7 +47,8 @@ def cut_on_device(monkeypatch, parts=None):
             return cut
         return cut._replace(once=False, parts=parts)
 
-    monkeypatch.setattr(device, "cut_of", cut_of)
+    for module in (tensors, device_norms):
+        monkeypatch.setattr(module, "cut_of", cut_of)
 
 
 on_device = places.on_device
@@ -100,7 +122,7 @@ def record_streams(monkeypatch, launch=True):
     Kernels run if they are to ``launch``. ``ready`` says whether events have happened.
     """
     _, _, streams = device_modules()
-    device, asked = backend.device(), []
+    asked = []
 
     class Event:
         ready = False
@@ -118,13 +140,11 @@ def record_streams(monkeypatch, launch=True):
         def query(self):
             return Event.ready
 
-    original = device.launcher
-
-    def launcher(kernel, blocks, stream):
+    def launcher(original, kernel, blocks, stream):
         asked.append((kernel.fn.__name__, stream))
         return original(kernel, blocks, stream) if launch else lambda *_: None
 
-    monkeypatch.setattr(device, "launcher", launcher)
+    _launch_with(monkeypatch, launcher)
     monkeypatch.setattr(streams, "cuda", mock.Mock(event=Event))
     streams.turns_of.cache_clear()
     streams._lent.clear()
@@ -133,18 +153,18 @@ def record_streams(monkeypatch, launch=True):
 
 def share_once(monkeypatch, parts):
     """Let so many blocks share each tile and read it once, which the simulator cannot run."""
-    device = backend.device()
-    original = device.cut_of
+    tensors = _tensors()
+    original = tensors.cut_of
     cut = lambda *arguments: original(*arguments)._replace(once=True, parts=parts)  # noqa: E731
-    monkeypatch.setattr(device, "cut_of", cut)
+    monkeypatch.setattr(tensors, "cut_of", cut)
 
 
 def record_cuts(monkeypatch):
     """How many arrays are read, and how many blocks may wait for each other, by call."""
-    device, found = backend.device(), []
-    original = device.cut_of
+    tensors, found = _tensors(), []
+    original = tensors.cut_of
     monkeypatch.setattr(
-        device, "cut_of", lambda *args: (found.append(args[-2:]), original(*args))[1]
+        tensors, "cut_of", lambda *args: (found.append(args[-2:]), original(*args))[1]
     )
     return found
 
@@ -161,7 +181,7 @@ def blocks_together(monkeypatch, multiprocessors):
 def scratch_of(parts, stream=0):
     """The memory that blocks share, where so many share a tile."""
     _, launch, _ = device_modules()
-    cut = backend.device().cut_of(8, 3, 4, 4, True, 1, 1)
+    cut = _tensors().cut_of(8, 3, 4, 4, True, 1, 1)
     return launch.scratch(cut._replace(parts=parts), stream)
 
 
@@ -191,8 +211,8 @@ def driver_of_a_device(monkeypatch, binding, gpu):
 
 def two_gpus(monkeypatch, where):
     """As if the simulator had two; ``where`` an array lies. The numbers that are worked on."""
-    device = backend.device()
-    from fastbn._call import device_arrays
+    device, tensors = backend.device(), _tensors()
+    from fastbn._call import device_arrays, device_backward
 
     current, worked_on = [0], []
 
@@ -208,8 +228,9 @@ def two_gpus(monkeypatch, where):
             current.pop()
 
     monkeypatch.setattr(device_arrays.cuda.gpus, "lst", (Gpu(0), Gpu(1)))
-    for module in (device, device_arrays):
+    for module in (device, device_arrays, tensors):
         monkeypatch.setattr(module, "current", lambda: current[-1])
+    for module in (device, device_arrays, device_backward):
         monkeypatch.setattr(module, "gpu_of", where if callable(where) else lambda array: where)
     return worked_on
 
@@ -217,24 +238,23 @@ def two_gpus(monkeypatch, where):
 def interrupt_normalize(monkeypatch):
     """A Ctrl-C while the kernel that normalizes is compiled: at its first launch."""
     device = backend.device()
-    original = device.launcher
 
-    def launcher(kernel, blocks, stream):
+    def launcher(original, kernel, blocks, stream):
         if kernel.fn.__name__ == "normalize":  # as the simulator calls a kernel's function
             raise KeyboardInterrupt
         return original(kernel, blocks, stream)
 
-    monkeypatch.setattr(device, "launcher", launcher)
+    _launch_with(monkeypatch, launcher)
     monkeypatch.setattr(device, "_begun", set())
 
 
 def device_cut():
     """The cut of a tensor, how many groups a thread keeps, and threads of a block."""
-    device = backend.device()
+    cut_of = _tensors().cut_of
     from fastbn.kernels.cuda.once import held_groups
     from fastbn.kernels.cuda.sums import THREADS
 
-    return device.cut_of, held_groups, THREADS
+    return cut_of, held_groups, THREADS
 
 
 def forward_by_two_blocks(x):
@@ -250,7 +270,7 @@ def forward_by_two_blocks(x):
     values, channels = x.shape
     half = values // 2
     shape = (1, 1, values) if channels == 1 else (values, channels, 1)
-    cut = device.cut_of(*shape, 4, True, 1, 2)
+    cut = _tensors().cut_of(*shape, 4, True, 1, 2)
     assert (cut.lanes, cut.tiles, half % 4) == (4, 1, 0)
     d = x.astype(np.float64) - x[0].astype(np.float64)
     sums = [f(part) for part in (d[:half], d[half:]) for f in (sum_of_values, sum_of_squares)]
@@ -258,9 +278,9 @@ def forward_by_two_blocks(x):
     statistics = cuda.to_device(statistics)
     arrivals = cuda.to_device(np.array([1, 0, 0], np.int32))  # as if one were there already
     absent = cuda.to_device(np.zeros(0, np.float32))
-    device.once_kernels_of(False, cut.lanes, cut.width).forward[2, THREADS](
+    _tensors().once_kernels_of(False, cut.lanes, cut.width).forward[2, THREADS](
         cuda.to_device(x.ravel()), out, absent, absent, statistics, absent, absent,
-        cuda.to_device(np.concatenate(sums)), arrivals, 1e-5, 0.1, *shape, 1, 2,
+        cuda.to_device(np.concatenate(sums)), arrivals, 1e-5, 0.1, *shape, 1, 2, (),
     )  # fmt: skip
     y = out.copy_to_host().reshape(x.shape)
     return y, arrivals.copy_to_host(), statistics.copy_to_host()
@@ -272,3 +292,9 @@ def sum_of_values(values):
 
 def sum_of_squares(values):
     return (values * values).sum(axis=0)
+
+
+def kernel_makers():
+    """What makes kernels, each set once."""
+    tensors = _tensors()
+    return tensors.kernels_of, tensors.once_kernels_of

@@ -44,6 +44,10 @@ def test_a_device_that_is_not_there_is_an_error_that_names_the_way_out():
         fastbn.BatchNorm2d(3, device="cuda")
     with pytest.raises(RuntimeError, match="no NVIDIA GPU"):  # which would have no arrays there
         fastbn.BatchNorm2d(3, affine=False, track_running_stats=False, device="cuda")
+    with pytest.raises(RuntimeError, match="no NVIDIA GPU"):
+        fastbn.LayerNorm(3, device="cuda")
+    with pytest.raises(RuntimeError, match="no NVIDIA GPU"):
+        fastbn.InstanceNorm1d(3).to("cuda")
     bn = fastbn.BatchNorm1d(3)
     bn(np.eye(3, dtype=np.float32))
     before = bn.state_dict()
@@ -64,7 +68,10 @@ class OnDevice:
 
 @no_device
 def test_an_array_on_a_device_without_a_driver():
-    for call in (fastbn.batch_norm, fastbn.channel_stats, fastbn.BatchNorm1d(3)):
+    def layer_norm(x):
+        return fastbn.layer_norm(x, 3)
+
+    for call in (fastbn.batch_norm, fastbn.channel_stats, fastbn.BatchNorm1d(3), layer_norm):
         with pytest.raises(RuntimeError, match="copy the array to NumPy"):
             call(OnDevice())
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import ghost, operations, renorm, views
+from fastbn._call import ghost, groups, operations, renorm, rows, settings, views
 from fastbn._call.ghost import GhostCache
+from fastbn._call.groups import GroupCache
 from fastbn._call.operations import ForwardCache
 from fastbn._call.places import on_device
 from fastbn._call.renorm import RenormCache
+from fastbn._call.rows import RowCache
 
 _EXTRA = (
     "arrays on a GPU need the extra cuda (pip install 'fastbn[cuda]') and NVIDIA's driver; or copy "
@@ -63,6 +65,51 @@ def backward(dy: Any, cache: Any, out: Any) -> tuple[Any, Any, Any]:
     if isinstance(cache, GhostCache):
         return ghost.backward(dy, cache, out)
     return operations.backward(dy, cache, out)
+
+
+# --- norms of each sample -------------------------------------------------------------------------
+
+
+def _norms() -> Any:
+    """The module of such norms on a device."""
+    device()  # which says so if there is none
+    from fastbn._call import device_norms
+
+    return device_norms
+
+
+def group_norm(x: Any, *arguments: Any) -> Any:
+    """One forward call, with all its checks; see `groups.GroupNorm`."""
+    return (_norms() if on_device(x) else groups).GroupNorm(x, *arguments)
+
+
+def row_norm(x: Any, *arguments: Any, uncentered: bool = False) -> Any:
+    """One forward call of a layer norm or RMS norm; see `rows.RowNorm`."""
+    return (_norms() if on_device(x) else rows).RowNorm(x, *arguments, uncentered=uncentered)
+
+
+def instance_norm(
+    x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, use_input_stats: Any,
+    momentum: Any, eps: Any, axis: Any, out: Any, counter: Any = None,
+) -> Any:  # fmt: skip
+    """The call that an instance norm is: of its own statistics, or a batch norm's evaluation."""
+    if settings.check_bool("use_input_stats", use_input_stats):
+        return (_norms() if on_device(x) else groups).InstanceNorm(
+            x, running_mean, running_var, weight, bias, momentum, eps, axis, out, counter
+        )
+    if running_mean is None and running_var is None:
+        raise ValueError("without use_input_stats there must be running_mean and running_var")
+    return forward(x, running_mean, running_var, weight, bias, False, 0.1, eps, axis, out)
+
+
+def norm_backward(dy: Any, cache: GroupCache | RowCache, out: Any) -> tuple[Any, Any, Any]:
+    """Gradients of such a norm in x, weight and bias."""
+    if on_device(cache.x):
+        return _norms().backward(dy, cache, out)
+    return (rows if isinstance(cache, RowCache) else groups).backward(dy, cache, out)
+
+
+# --- arrays ---------------------------------------------------------------------------------------
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype, place: str) -> Any:

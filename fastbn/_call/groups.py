@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import arguments, backend, settings, work
+from fastbn._call import arguments, settings, work
 from fastbn._call.blocks import (
     block_bytes,
     blocks,
@@ -50,7 +50,7 @@ class GroupNorm:
     """One forward call: every check first, then the computation."""
 
     def __init__(self, x, num_groups, weight, bias, eps, axis, out):
-        self.x = checked_input(x, "group norm or instance norm")
+        self.x = checked_input(x)
         self.axis = arguments.channel_axis(self.x.shape, arguments.as_axis(axis))
         if self.axis == 0:
             raise ValueError("axis 0 has the samples, and axis must be that of the channels")
@@ -184,20 +184,6 @@ class InstanceNorm(GroupNorm):
                 mean, var, self.counter, means, correction, self.momentum, "propagate"
             )
         return y
-
-
-def instance_call(
-    x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, axis, out,
-    counter=None,
-):  # fmt: skip
-    """The call that an instance norm is: of its own statistics, or a batch norm's evaluation."""
-    if settings.check_bool("use_input_stats", use_input_stats):
-        return InstanceNorm(
-            x, running_mean, running_var, weight, bias, momentum, eps, axis, out, counter
-        )
-    if running_mean is None and running_var is None:
-        raise ValueError("without use_input_stats there must be running_mean and running_var")
-    return backend.forward(x, running_mean, running_var, weight, bias, False, 0.1, eps, axis, out)
 
 
 def backward(dy: Any, cache: GroupCache, out: Any) -> tuple[Any, np.ndarray, np.ndarray]:

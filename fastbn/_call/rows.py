@@ -59,7 +59,7 @@ class RowNorm:
         self.shape, self.returned = known.shape, self.out
 
     def _check(self, x, normalized_shape, weight, bias, eps, out):
-        self.x = checked_input(x, "layer norm or RMS norm")
+        self.x = checked_input(x)
         self.shape = settings.check_normalized_shape(normalized_shape)
         if self.x.shape[-len(self.shape) :] != self.shape:
             raise ValueError(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fastbn import norms
-from fastbn._call import arguments, groups
+from fastbn._call import arguments, backend, places
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.settings import Device
 from fastbn.functional import Gradients
@@ -32,7 +32,7 @@ _DOCUMENTATION = """
     track_running_stats : bool
         Keep averages over all samples of their means and unbiased variances, and use them in
         evaluation; otherwise each sample's own statistics serve in both modes.
-    device : None or "cpu"
+    device : None, "cpu", "cuda" or "cuda:1"
     dtype : float32 (default) or float64
         Of parameters and running statistics. Input of any dtype of numbers is taken, and
         the output has the input's.
@@ -97,14 +97,17 @@ class InstanceNorm(SampleNorm, LayerState):
 
     def _call(self, x: Any, out: Any) -> Any:
         """The call with all its checks; a single sample is a batch of one."""
-        x = arguments.as_array("x", x)
+        there = places.on_device(x)
+        x = x if there else arguments.as_array("x", x)
         self._fitting_axis(x.shape)
         if x.ndim < self._rank:
-            x, out = x[None], None if out is None else arguments.as_array("out", out)[None]
+            if out is not None:
+                out = _batch_of_one(out if there else arguments.as_array("out", out))
+            x = _batch_of_one(x)
         own = self._in_training or not self.track_running_stats
         update = self._in_training and self.track_running_stats
         mean, var = (self.running_mean, self.running_var) if update or not own else (None, None)
-        return groups.instance_call(
+        return backend.instance_norm(
             x, mean, var, self.weight, self.bias, own, self.momentum, self.eps, self.axis, out,
             self.num_batches_tracked if update else None,
         )  # fmt: skip
@@ -113,7 +116,7 @@ class InstanceNorm(SampleNorm, LayerState):
         y = call.run()
         if out is not None:
             return out
-        return y[0] if x.ndim < self._rank else y
+        return y.reshape(x.shape) if x.ndim < self._rank else y
 
     def backward(self, dy: np.ndarray, cache: Any = None) -> Gradients:
         """Gradients in ``x``, ``weight`` and ``bias``: `fastbn.norm_backward`.
@@ -127,8 +130,15 @@ class InstanceNorm(SampleNorm, LayerState):
         """
         cache = self._or_last(cache)
         single = getattr(dy, "ndim", 0) == cache.x.ndim - 1
-        found = norms.norm_backward(dy[None] if single else dy, cache)
-        return found._replace(x=found.x[0]) if single else found
+        found = norms.norm_backward(_batch_of_one(dy) if single else dy, cache)
+        return found._replace(x=found.x.reshape(dy.shape)) if single else found
+
+
+def _batch_of_one(sample: Any) -> Any:
+    """With an axis of samples; arrays on a device have no other way to get one."""
+    if places.on_device(sample):
+        return sample.reshape((1, *sample.shape))
+    return sample[None]
 
 
 @documented((4, 3, 16), _DOCUMENTATION)

@@ -43,8 +43,6 @@ class Layer(Attributes):
     #: those that are measured.
     _LEARNS: ClassVar[dict[str, int]] = {"weight": 1, "bias": 0}
     _MEASURED: ClassVar[dict[str, int]] = {}
-    #: Whether there are no kernels for it on a device.
-    _on_cpu_alone: ClassVar[bool] = False
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -188,11 +186,6 @@ class Layer(Attributes):
     def _checked_place(self, device: Any) -> str:
         """Where the layer is to be; an error if it cannot be there."""
         place = settings.check_device(device)
-        if self._on_cpu_alone and place != "cpu":
-            raise NotImplementedError(
-                f"there is no {type(self).__name__} on a device yet, got device={device!r}; leave "
-                "it on the CPU, or take batch norm"
-            )
         backend.require(place)
         return place
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fastbn import norms
-from fastbn._call import groups, rows, settings
+from fastbn._call import backend, settings
 from fastbn._call.groups import GroupCache
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.rows import RowCache
@@ -26,7 +26,6 @@ class SampleNorm(Layer):
     """A layer that normalizes each sample by itself; subclasses say what of it together."""
 
     __slots__ = ()
-    _on_cpu_alone = True
 
     def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Normalize ``x``: `forward`."""
@@ -70,7 +69,8 @@ class SampleNorm(Layer):
 
     def _dtype_shown(self) -> str:
         dtypes = {array.dtype.name for array in self._arrays().values()} - {"float32"}
-        return "".join(f", dtype={name}" for name in sorted(dtypes))
+        place = f", device={self._device!r}" if self._device != "cpu" else ""
+        return place + "".join(f", dtype={name}" for name in sorted(dtypes))
 
 
 class GroupNorm(SampleNorm):
@@ -89,7 +89,7 @@ class GroupNorm(SampleNorm):
         Added to the variance inside the root; positive.
     affine : bool
         Have a learnable weight (starts at 1) and bias (starts at 0) for each channel.
-    device : None or "cpu"
+    device : None, "cpu", "cuda" or "cuda:1"
     dtype : float32 (default) or float64
         Of the parameters. Input of any dtype of numbers is taken, and the output has the input's.
     bias : bool
@@ -172,7 +172,7 @@ class GroupNorm(SampleNorm):
     def _of(self) -> str:
         return f"the layer has num_channels={self.num_channels}"
 
-    def _call(self, x: Any, out: Any) -> groups.GroupNorm | rows.RowNorm:
+    def _call(self, x: Any, out: Any) -> Any:
         shape = getattr(x, "shape", ())
         there = len(shape) > 1 and -len(shape) <= self.axis < len(shape)  # else the call says so
         if there and shape[self.axis] != self.num_channels:
@@ -180,7 +180,7 @@ class GroupNorm(SampleNorm):
                 f"GroupNorm reads x of shape {shape} with {shape[self.axis]} channels on axis "
                 f"{self.axis}, and num_channels={self.num_channels}"
             )
-        return groups.GroupNorm(
+        return backend.group_norm(
             x, self.num_groups, self.weight, self.bias, self.eps, self.axis, out
         )
 
@@ -241,7 +241,7 @@ class LayerNorm(_RowNorm):
         Have a learnable weight (starts at 1) and bias (starts at 0) of that shape.
     bias : bool
         False: a weight, but no bias.
-    device : None or "cpu"
+    device : None, "cpu", "cuda" or "cuda:1"
     dtype : float32 (default) or float64
         Of the parameters. Input of any dtype of numbers is taken, and the output has the input's.
 
@@ -284,8 +284,8 @@ class LayerNorm(_RowNorm):
         self.eps, self.elementwise_affine = eps, elementwise_affine
         self._start(device, dtype, self.elementwise_affine, settings.check_bool("bias", bias))
 
-    def _call(self, x: Any, out: Any) -> groups.GroupNorm | rows.RowNorm:
-        return rows.RowNorm(x, self.normalized_shape, self.weight, self.bias, self.eps, out)
+    def _call(self, x: Any, out: Any) -> Any:
+        return backend.row_norm(x, self.normalized_shape, self.weight, self.bias, self.eps, out)
 
 
 class RMSNorm(_RowNorm):
@@ -302,7 +302,7 @@ class RMSNorm(_RowNorm):
         of the dtype that the input is computed in.
     elementwise_affine : bool
         Have a learnable weight (starts at 1) of that shape.
-    device : None or "cpu"
+    device : None, "cpu", "cuda" or "cuda:1"
     dtype : float32 (default) or float64
         Of the weight. Input of any dtype of numbers is taken, and the output has the input's.
 
@@ -345,7 +345,7 @@ class RMSNorm(_RowNorm):
     def _checked(self, name: str, value: Any) -> Any:
         return None if name == "eps" and value is None else super()._checked(name, value)
 
-    def _call(self, x: Any, out: Any) -> groups.GroupNorm | rows.RowNorm:
-        return rows.RowNorm(
+    def _call(self, x: Any, out: Any) -> Any:
+        return backend.row_norm(
             x, self.normalized_shape, self.weight, None, self.eps, out, uncentered=True
         )

@@ -85,7 +85,7 @@ def test_every_layout_is_read_sixteen_bytes_at_once():
         most[key] = max(most.get(key, 0), v.lanes * compiling.bytes_of(v))
     fewer = {(kind, "once", True) for kind in ("float16", "bfloat16")}
     assert most == {key: 8 if key in fewer else 16 for key in most}
-    assert len(most) == 4 * 2 * 2
+    assert len(most) == 4 * 3 * 2
 
 
 @pytest.mark.parametrize("variant", [v for v in ALL if v.lanes > 1], ids=str)
@@ -95,7 +95,8 @@ def test_values_are_read_and_written_at_once(code, variant):
     for one in code.values():
         reads = re.findall(rf"\bld\.global\.(?:[\w:]+\.)*{kind}", one.ptx)
         assert len(reads) >= len({"x", "dy"} & set(arguments))
-        assert bool(re.search(rf"\bst\.global\.(?:\w+\.)*{kind}", one.ptx)) == ("out" in arguments)
+        writes = "out" in arguments or variant.extra.residual  # whose gradient sums write
+        assert bool(re.search(rf"\bst\.global\.(?:\w+\.)*{kind}", one.ptx)) == writes
         # parameters are wider, so this is of x; the shift of its sums is a single value
         assert len(re.findall(rf"\bld\.global\.{SINGLE}", one.ptx)) <= 1
         assert not re.search(rf"\bst\.global\.{SINGLE}", one.ptx)
@@ -108,7 +109,12 @@ def test_results_are_the_same_from_run_to_run(code):
 
 
 @every_variant
-def test_arithmetic_is_that_of_the_cpu(code):
-    """Tiny numbers are not zero, and quotients and roots are rounded correctly."""
+def test_arithmetic_is_that_of_the_cpu(code, variant):
+    """Tiny numbers are not zero, and quotients and roots are rounded correctly.
+
+    But for the last step of NVIDIA's float32 exponential, which is right to two of the last digits
+    and 0 below 1e-38.
+    """
     for one in code.values():
-        assert not re.search(r"\w+\.[\w.]*(ftz|approx|full)\b", one.ptx)
+        found = re.findall(r"\w+\.[\w.]*\b(?:ftz|approx|full)\b[\w.]*", one.ptx)
+        assert set(found) <= ({"ex2.approx.ftz.f32"} if variant.extra.activation else set())

@@ -51,6 +51,7 @@ class Helpers(NamedTuple):
     normalize_group: Any
     gradient_group: Any
     normalizing: Any
+    inside_at: Any
 
 
 @device
@@ -161,7 +162,10 @@ def helpers_of(wide: bool, lanes: int, width: int) -> Helpers:
 
     @device
     def hand_out(a, b, c, d, terms):
-        """Four terms of each channel that is read, from who answers for it; once in a kernel."""
+        """Four terms of each channel that is read, from who answers for it.
+
+        A kernel that does it twice has all threads wait in between.
+        """
         if across == 1:
             terms[0], terms[1], terms[2], terms[3] = a, b, c, d
             return
@@ -178,16 +182,15 @@ def helpers_of(wide: bool, lanes: int, width: int) -> Helpers:
                 terms[j * across + k] = shared[j * per_tile + thread % width * across + k]
 
     @device
-    def normalize_group(values, _, terms):
+    def normalize_group(values, terms):
         """Normalize a group in place: terms are center, scale, shift."""
         for k in range(lanes):
             c = k % across
             values[k] = _normalize(values[k], terms[c], terms[across + c], terms[2 * across + c])
 
     @device
-    def gradient_group(dy, x, state):
+    def gradient_group(dy, x, terms, frozen):
         """Replace dy by the gradient of x: terms are center, scale, slope, offset."""
-        terms, frozen = state
         for k in range(lanes):
             c = k % across
             if frozen:
@@ -209,8 +212,18 @@ def helpers_of(wide: bool, lanes: int, width: int) -> Helpers:
             value_or(bias, channel, 0.0),
         )  # fmt: skip
 
+    @device
+    def inside_at(statistics, weight, bias, channel, channels):
+        """Center, scale and shift that a channel was normalized with."""
+        if channel >= channels:
+            return kind(0.0), kind(0.0), kind(0.0)
+        return normalizing_terms(
+            statistics[channel], statistics[2 * channels + channel],
+            value_or(weight, channel, 1.0), value_or(bias, channel, 0.0),
+        )  # fmt: skip
+
     return Helpers(
         load, store, my_part, first_value, start_moments, start_products, add_with(moment_terms),
         add_with(product_terms), place, collect, hand_out, normalize_group, gradient_group,
-        normalizing,
+        normalizing, inside_at,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from numba import cuda, float32, float64, int32
 from fastbn.kernels.cuda.compile import device, kernel
 from fastbn.kernels.cuda.helpers import across_of, helpers_of
 from fastbn.kernels.cuda.memory import fresh
+from fastbn.kernels.cuda.steps import PLAIN, Extra, steps_of
 from fastbn.kernels.cuda.sums import THREADS, publish, sum_of_published, tree_sums
 from fastbn.kernels.cuda.terms import finish_moments, terms_of, update_running, value_or
 
@@ -79,18 +80,20 @@ class OnceKernels(NamedTuple):
 
 
 @lru_cache
-def once_kernels_of(wide: bool, lanes: int, width: int) -> OnceKernels:
+def once_kernels_of(wide: bool, lanes: int, width: int, extra: Extra = PLAIN) -> OnceKernels:
     """Kernels that compute in float64 if ``wide``, read so many values at once, and so on."""
     kind = float64 if wide else float32
     across = across_of(lanes, width)
     per_tile, three, four = across * width, 3 * across, 4 * across
     helpers, terms_for = helpers_of(wide, lanes, width), terms_of(kind)
+    finish, enter, inside_too = steps_of(wide, lanes, width, extra)
+    centered = extra.centered
     load, store, place, my_part = helpers.load, helpers.store, helpers.place, helpers.my_part
     first_value, normalizing = helpers.first_value, helpers.normalizing
     start_moments, start_products = helpers.start_moments, helpers.start_products
     add_moments, add_products = helpers.add_moments, helpers.add_products
     collect, hand_out = helpers.collect, helpers.hand_out
-    normalize_group, gradient_group = helpers.normalize_group, helpers.gradient_group
+    gradient_group, inside_at = helpers.gradient_group, helpers.inside_at
     gradient_terms, finish_products = terms_for.gradient, terms_for.finish_products
     step = THREADS // width
     held, held_of_two = held_groups(lanes, wide, 1), held_groups(lanes, wide, 2)
@@ -99,7 +102,7 @@ def once_kernels_of(wide: bool, lanes: int, width: int) -> OnceKernels:
     @kernel
     def forward(
         x, out, weight, bias, statistics, running_mean, running_var, partial, arrivals, eps,
-        momentum, samples, channels, length, tiles, blocks,
+        momentum, samples, channels, length, tiles, blocks, more,
     ):  # fmt: skip
         """Statistics, their update, and the normalized values."""
         block = begins_as(arrivals, tiles)
@@ -108,7 +111,7 @@ def once_kernels_of(wide: bool, lanes: int, width: int) -> OnceKernels:
         buffer = cuda.local.array(lanes, kind)
         tally = cuda.local.array(three, float64)
         terms = cuda.local.array(four, kind)
-        shift = first_value(x, mine, channels, length)
+        shift = first_value(x, mine, channels, length) if centered else float64(0.0)
         start_moments(x, channel, channels, shift, tally)
         for g in range(held):
             if begin + g * step < end:
@@ -120,6 +123,8 @@ def once_kernels_of(wide: bool, lanes: int, width: int) -> OnceKernels:
         u, v = shared_sums(
             u, v, partial, arrivals, tile, tiles, part, blocks, mine, channels, per_tile
         )
+        if not centered:
+            u = float64(0.0)
         count = samples * length
         if part == 0 and cuda.threadIdx.x < per_tile and mine < channels:
             finish_moments(u, v, shift, mine, channels, count, eps, statistics)
@@ -130,13 +135,13 @@ def once_kernels_of(wide: bool, lanes: int, width: int) -> OnceKernels:
             if begin + g * step < end:
                 for k in range(lanes):
                     buffer[k] = kept[g * lanes + k]
-                normalize_group(buffer, buffer, terms)
+                finish(buffer, place(begin + g * step, channel, channels, length), terms, more)
                 store(out, place(begin + g * step, channel, channels, length), buffer)
 
     @kernel
     def backward(
         dy, x, out, statistics, weight, d_weight, d_bias, partial, arrivals, frozen,
-        samples, channels, length, tiles, blocks,
+        samples, channels, length, tiles, blocks, more,
     ):  # fmt: skip
         """The gradients of x, weight and bias."""
         block = begins_as(arrivals, tiles)
@@ -149,11 +154,18 @@ def once_kernels_of(wide: bool, lanes: int, width: int) -> OnceKernels:
         other = cuda.local.array(lanes, kind)
         tally = cuda.local.array(three, float64)
         terms = cuda.local.array(four, kind)
+        inside = cuda.local.array(four, kind)
+        if inside_too:
+            center, scale, move = inside_at(statistics, weight, more[0], mine, channels)
+            hand_out(center, scale, move, move, inside)
         start_products(statistics, channel, channels, mean, tally)
         for g in range(held_of_two):
             if begin + g * step < end:
                 load(buffer, dy, place(begin + g * step, channel, channels, length))
                 load(other, x, place(begin + g * step, channel, channels, length))
+                enter(
+                    buffer, other, place(begin + g * step, channel, channels, length), inside, more
+                )
                 add_products(buffer, other, tally)
                 for k in range(lanes):
                     gradients[g * lanes + k] = buffer[k]
@@ -164,6 +176,8 @@ def once_kernels_of(wide: bool, lanes: int, width: int) -> OnceKernels:
         )
         if part == 0 and cuda.threadIdx.x < per_tile and mine < channels:
             finish_products(u, v, mine, mean, rstd, d_weight, d_bias)
+        if not centered:
+            u = float64(0.0)
         factor = value_or(weight, mine, 1.0) if mine < channels else float64(1.0)
         center, scale, slope, offset = gradient_terms(samples * length, u, v, mean, rstd, factor)
         hand_out(center, scale, slope, offset, terms)
@@ -172,7 +186,7 @@ def once_kernels_of(wide: bool, lanes: int, width: int) -> OnceKernels:
                 for k in range(lanes):
                     buffer[k] = gradients[g * lanes + k]
                     other[k] = values[g * lanes + k]
-                gradient_group(buffer, other, (terms, frozen))
+                gradient_group(buffer, other, terms, frozen)
                 store(out, place(begin + g * step, channel, channels, length), buffer)
 
     return OnceKernels(forward, backward)

@@ -15,8 +15,8 @@ def walk_with(
 ) -> Any:
     """A loop over groups of one array or of two, as it ``reads``.
 
-    ``visit`` gets a group of each and the walk's ``state``; what it leaves in the first is written
-    if it ``writes``.
+    ``visit`` gets a group of each, where it begins, and the walk's ``state``; what it leaves in the
+    first is written if it ``writes``.
     """
     kind = float64 if wide else float32
     load, store = load_of(lanes), store_of(lanes)
@@ -39,7 +39,7 @@ def walk_with(
             load(first, a, at)
             if reads == 2:
                 load(second, b, at)
-            visit(first, second, state)
+            visit(first, second, at, state)
             if writes:
                 store(out, at, first)
             group += step
