@@ -1,9 +1,10 @@
 """``fastbn demo``."""
 
 import argparse
-import importlib.util
 import math
-from pathlib import Path
+
+
+from fastbn.cli.options import picture_file
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -46,7 +47,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--small-batches",
         nargs="?",
         const=True,
-        type=_picture,
+        type=picture_file,
         metavar="FILE",
         help="instead: how batch norm and others do with batches of 2 to 64 (one to three "
         "minutes), and a picture of it if a file is named, such as small_batches.png, "
@@ -71,23 +72,6 @@ def run(arguments: argparse.Namespace) -> None:
         return
     activation = None if arguments.skip_timing else demo.ACTIVATION
     demo.run(seed=arguments.seed, activation=activation, **options)
-
-
-def _picture(text: str) -> Path:
-    """Type of an option: a file that a picture can be written to."""
-    file = Path(text)
-    if importlib.util.find_spec("matplotlib") is None:
-        raise argparse.ArgumentTypeError(
-            "drawing needs matplotlib (pip install matplotlib); without a file name the figures "
-            "are printed alone"
-        )
-    if file.suffix not in (".png", ".svg", ".pdf"):
-        raise argparse.ArgumentTypeError(
-            f"expected a name that ends in .png, .svg or .pdf: {text!r}"
-        )
-    if not file.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {str(file.absolute().parent)!r}")
-    return file
 
 
 class _integer:

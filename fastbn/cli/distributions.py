@@ -1,0 +1,88 @@
+"""The picture of ``fastbn inspect --plot``. Matplotlib is imported when it is drawn."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["draw"]
+
+#: Of Okabe and Ito, which colour-blind people can tell apart.
+BLUE, RED = "#0072B2", "#D55E00"
+#: Layers whose names fit below a panel.
+NAMED = 40
+
+
+def draw(layers: Mapping[str, Any], file: Path, title: str) -> None:
+    """Four panels over the layers: scale, shift, running mean and variance of their channels.
+
+    The line is the median, the dark band has 50 % of the channels, the pale one 90 %, the dots are
+    the least and the greatest.
+    """
+    import matplotlib  # type: ignore[import-not-found, unused-ignore]
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = {name: _terms(bn) for name, bn in layers.items()}
+    settings = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    with pyplot.rc_context(settings):
+        width = min(24.0, max(8.0, 3.0 + 0.22 * len(columns)))
+        figure, panels = pyplot.subplots(
+            4, 1, figsize=(width, 10.5), sharex=True, layout="constrained"
+        )
+        figure.suptitle(f"{title}: {len(columns)} batch norms, and the spread of their channels")
+        for panel, (term, label, log) in zip(panels, _PANELS, strict=True):
+            _panel(panel, [of[term] for of in columns.values()], label, log)
+        panels[0].legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0))
+        names = list(columns) if len(columns) <= NAMED else [str(k) for k in range(len(columns))]
+        panels[-1].set_xticks(range(len(columns)), names, rotation=90, fontsize=8)
+        if len(columns) > NAMED:
+            panels[-1].set_xlabel("layer, in the order of the file")
+        figure.savefig(file, dpi=110)
+        pyplot.close(figure)
+
+
+_PANELS = (
+    ("scale", "scale\n|weight| / std", True),
+    ("shift", "shift", False),
+    ("mean", "running mean", False),
+    ("var", "running variance", True),
+)
+
+
+def _terms(bn: Any) -> dict[str, np.ndarray]:
+    """What is drawn of a layer; without running statistics those panels stay empty."""
+    nothing = np.full(bn.num_features, np.nan)
+    mean, var = (
+        nothing if v is None else np.asarray(v, np.float64)
+        for v in (bn.running_mean, bn.running_var)
+    )  # fmt: skip
+    weight = np.ones_like(mean) if bn.weight is None else np.asarray(bn.weight, np.float64)
+    bias = np.zeros_like(mean) if bn.bias is None else np.asarray(bn.bias, np.float64)
+    with np.errstate(all="ignore"):
+        scale = weight / np.sqrt(var + bn.eps)
+        return {"scale": np.abs(scale), "shift": bias - mean * scale, "mean": mean, "var": var}
+
+
+def _panel(panel: Any, values: list[np.ndarray], label: str, log: bool) -> None:
+    quantiles = np.array([_quantiles(v, log) for v in values]).T
+    x = np.arange(len(values))
+    least, low, first, median, third, high, most = quantiles
+    panel.vlines(x, low, high, color=BLUE, alpha=0.25, linewidth=7, label="90 % of the channels")
+    panel.vlines(x, first, third, color=BLUE, alpha=0.6, linewidth=7, label="50 %")
+    panel.plot(x, median, "_", color="black", markersize=8, label="median")
+    for ends, name in ((least, "least and greatest"), (most, None)):
+        panel.plot(x, ends, ".", color=RED, markersize=4, label=name)
+    panel.set_ylabel(label)
+    panel.grid(axis="y", color="#dddddd", linewidth=0.8)
+    if log and np.isfinite(quantiles).any():
+        panel.set_yscale("log")
+
+
+def _quantiles(values: np.ndarray, log: bool) -> np.ndarray:
+    kept = values[np.isfinite(values) & ((values > 0) | (not log))]
+    if not kept.size:
+        return np.full(7, np.nan)
+    return np.quantile(kept, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1))
