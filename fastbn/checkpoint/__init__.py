@@ -1,0 +1,1 @@
+"""Checkpoints: arrays and batch norms out of files, and into files."""
