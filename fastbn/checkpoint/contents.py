@@ -1,4 +1,4 @@
-"""What a reader of files hands over: arrays by name, and batch norms where a file describes them."""
+"""What a reader of files hands over: arrays by name, and norms where a file describes them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
