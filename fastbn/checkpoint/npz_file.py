@@ -45,6 +45,15 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(Tensors(entries), None, settings=settings)
 
 
+def _shape(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[int, ...] | None:
+    """Shape by the header; None if there is something wrong, which is told when it is read."""
+    try:
+        with archive.open(info) as file:
+            return _checked_header(file, info)[0]
+    except _ERRORS:
+        return None
+
+
 def _values(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     name = info.filename
     if info.file_size > max(_FREE, _MAX_RATIO * info.compress_size):
@@ -54,7 +63,7 @@ def _values(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         )
     try:
         with archive.open(info) as file:
-            dtype = _checked_dtype(file, info)
+            _, dtype = _checked_header(file, info)
             file.seek(0)
             array = npy.read_array(file, allow_pickle=False)
             if file.read(1):
@@ -69,8 +78,8 @@ def _values(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     return array
 
 
-def _checked_dtype(file: IO[bytes], info: zipfile.ZipInfo) -> np.dtype:
-    """Dtype of an array whose header is right about its size."""
+def _checked_header(file: IO[bytes], info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an array whose header is right about its size."""
     header = _HEADERS.get(npy.read_magic(file))
     if header is None:
         raise ValueError("it is in a version of the format that is for named fields")
@@ -87,4 +96,4 @@ def _checked_dtype(file: IO[bytes], info: zipfile.ZipInfo) -> np.dtype:
             f"its header says {size if size < 1 << 64 else 'absurdly many'} bytes of values, and "
             f"there are {info.file_size - file.tell()}"
         )
-    return dtype
+    return shape, dtype

@@ -17,6 +17,8 @@ _KERAS = {"gamma": "weight", "beta": "bias", "moving_mean": _MEAN, "moving_varia
 #: Keras's and Flax's defaults, which arrays do not tell; momentum there is the old value's weight.
 _KERAS_EPS, _KERAS_MOMENTUM = 1e-3, 0.01
 _FLAX_EPS, _FLAX_MOMENTUM = 1e-5, 0.01
+#: The last name of a weight; torch's weight norm takes it apart.
+_WEIGHT = re.compile(r"(weight|kernel)[^./]*$|\bweight\.original[01]$")
 #: Dimensions of a layer by those of the weight before it.
 _DIMENSIONS = {2: 1, 3: 1, 4: 2, 5: 3}
 
@@ -104,7 +106,7 @@ class _Weights:
         self._position = {key: k for k, key in enumerate(order)}
         self._by_channels: dict[int, list[tuple[int, str, int]]] = {}
         for k, key in enumerate(order):
-            if not re.search(r"(weight|kernel)[^./]*$", key):
+            if not _WEIGHT.search(key):
                 continue
             shape = _shape(tensors, key)
             if len(shape) in _DIMENSIONS:

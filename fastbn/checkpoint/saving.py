@@ -135,6 +135,7 @@ def _write_npz(path: Path, arrays: Mapping[str, np.ndarray], note: str) -> None:
 
 
 def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], note: str) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     dense = {
@@ -142,5 +143,5 @@ def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], note: str) 
     }
     try:
         save_file(dense, str(path), metadata={"format": "pt", KEY: note})
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"safetensors has no dtype for one of the arrays: {error}") from error
+    except (KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"safetensors cannot hold one of the arrays: {error}") from error
