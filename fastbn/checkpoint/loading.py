@@ -207,9 +207,9 @@ def _array_of(name: str, value: Any) -> np.ndarray:
             return np.array(value)
         value = value.detach().cpu()
         try:
-            return np.array(value)
+            return np.asarray(value).copy()
         except TypeError:  # a dtype that NumPy has not
-            return np.array(value.float())
+            return np.asarray(value.float()).copy()
     except Exception as error:
         raise ValueError(f"{name!r} cannot be read as an array: {error}") from error
 
