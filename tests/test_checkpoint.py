@@ -109,6 +109,16 @@ def test_a_file_may_have_any_suffix(tmp_path):
         assert len(fastbn.load_batch_norms(str(tmp_path / other))) == 3
 
 
+@pytest.mark.parametrize("length", [0x0280, 0x4B50])
+def test_a_length_that_looks_like_another_format(length, tmp_path):
+    """Of a safetensors header: as bytes they begin a pickle and a zip file."""
+    text = hostile_files.both(hostile_files.entry(), hostile_files.entry(offsets="[16, 32]"))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(hostile_files.safetensors(text.ljust(length)))
+    assert path.read_bytes()[:2] in (b"\x80\x02", b"PK")
+    assert list(fastbn.load_batch_norms(path)) == ["bn"]
+
+
 def test_torch_is_not_imported():
     code = f"""
 import sys
@@ -415,3 +425,16 @@ def test_an_index_names_its_files(tmp_path):
     (tmp_path / "sharded-2.safetensors").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"x\.index\.json: .*sharded-2\.safetensors: is no whole"):
         fastbn.load_batch_norms(tmp_path / "x.index.json")
+
+
+@pytest.mark.parametrize(("shard", "before"), [("network.pth", ""), ("network.old.pth", "module.")])
+def test_an_index_of_files_of_torch(shard, before, tmp_path):
+    names = [f"{before}bn1.{name}" for name in fastbn.BatchNorm2d(4).state_dict()]
+    (tmp_path / shard).write_bytes((DATA / shard).read_bytes())
+    index = {"weight_map": dict.fromkeys([f"{before}conv1.weight", *names], shard)}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    layers = fastbn.load_batch_norms(tmp_path / "pytorch_model.bin.index.json")
+    expected = fastbn.load_batch_norms(DATA / shard)
+    assert list(layers) == ["bn1"]
+    np.testing.assert_array_equal(layers["bn1"].weight, expected["bn1"].weight)
+    assert len(fastbn.load_tensors(tmp_path / "pytorch_model.bin.index.json")) == 6

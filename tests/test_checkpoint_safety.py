@@ -1,5 +1,6 @@
 """Hostile and broken files: each is an error that names the file, and nothing of it runs."""
 
+import os
 import pickle
 import random
 from pathlib import Path
@@ -152,12 +153,16 @@ def test_hostile_files_take_no_memory(tmp_path):
     assert int(subprocess_tools.run(code, threads=1)) > 150
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_what_is_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file '.*none\.pth'"):
         fastbn.load_batch_norms(tmp_path / "none.pth")
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ValueError, match=r"is a folder; name the file in it, .*index\.json"):
         fastbn.load_batch_norms(tmp_path)
+    os.mkfifo(tmp_path / "pipe.pth")  # reading it would wait for ever
+    with pytest.raises(ValueError, match=r"pipe\.pth: is neither a file nor a folder"):
+        fastbn.load_batch_norms(tmp_path / "pipe.pth")
     with pytest.raises(TypeError, match="source must be a path, or a mapping"):
         fastbn.load_batch_norms([1, 2])
     with pytest.raises(TypeError, match="prefix must be a string"):

@@ -66,6 +66,14 @@ def test_other_arrays_are_kept(suffix, tmp_path):
         np.testing.assert_array_equal(back[name], wide, strict=True)
 
 
+@SUFFIXES
+def test_a_file_has_the_usual_mode(suffix, tmp_path):
+    """Another user may read it, as in a container; safetensors alone would not let them."""
+    (tmp_path / "usual").touch()
+    fastbn.save({"a": np.ones(3)}, tmp_path / f"x{suffix}")
+    assert (tmp_path / f"x{suffix}").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_others_read_it(tmp_path):
     bn = trained()
     fastbn.save({"bn": bn}, tmp_path / "x.npz")

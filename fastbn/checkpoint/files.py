@@ -15,6 +15,8 @@ _SUFFIXES = {
     ".safetensors": "safetensors", ".npz": "npz", ".pth": "torch", ".pt": "torch",
     ".bin": "torch", ".ckpt": "torch",
 }  # fmt: skip
+#: Of pickles that the format before torch 1.6 begins with.
+_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 KNOWN = ".npz, .safetensors, .pth and .pt, .onnx, .keras and .h5, and .index.json of several files"
 
 
@@ -52,18 +54,15 @@ def _kind(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(16)
     suffix = path.suffix.lower()
+    # the length that safetensors begins with may have any bytes, so it is looked for first
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return "safetensors"
     if start[:8] == b"\x89HDF\r\n\x1a\n" or suffix == ".keras":
         return "keras"
     if start[:2] == b"PK" and suffix not in (".npz", ".onnx"):
         return _kind_of_zip(path)
-    if (
-        start[:1] == b"\x80"
-        and suffix in ("", ".tar", *_SUFFIXES)
-        and start[1:2] in b"\x02\x03\x04\x05"
-    ):
+    if start[:1] == b"\x80" and start[1:2] in _PROTOCOLS and suffix != ".onnx":
         return "torch"
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
-        return "safetensors"
     if suffix not in _SUFFIXES:
         raise ValueError(f"is of no known kind; expected one of {KNOWN}")
     return _SUFFIXES[suffix]

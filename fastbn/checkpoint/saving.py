@@ -3,6 +3,7 @@
 from __future__ import annotations  # so that `help` shows types as they are written here
 
 import os
+import threading
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -117,9 +118,14 @@ def _is_extension(dtype: np.dtype) -> bool:
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
     """Write beside a file, and put it in its place when it is whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode
         write(part)
+        os.chmod(part, mode)  # safetensors makes files that only their owner can read
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         with suppress(OSError):
