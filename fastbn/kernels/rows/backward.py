@@ -189,9 +189,9 @@ def gradient_part(name, stores_whole=stores):
     def gradient(frame, task, like):
         f = frame_at(frame)
         columns, terms = f.columns, terms_at(like)
-        of_columns = doubles_at(f.partial + 16 * task * columns, like)
-        sums = values_at(f.table + 2 * task * columns * f.value_bytes, like)
-        bias_sums = values_at(f.table + (2 * task + 1) * columns * f.value_bytes, like)
+        of_columns = doubles_at(f.wide_column_sums + 2 * task * columns * 8, like)
+        at = f.column_sums + 2 * task * columns * f.value_bytes
+        sums, bias_sums = values_at(at, like), values_at(at + columns * f.value_bytes, like)
         for c in range(2 * columns):
             of_columns[c] = sums[c] = 0.0
         begin = task * f.task_size
@@ -211,7 +211,7 @@ def gradient_part(name, stores_whole=stores):
         for row in range(fours, end):
             left += gradient_of_one(f, row, terms, sums, bias_sums, like)
         empty_sums(columns, sums, of_columns)
-        doubles_at(f.marks, like)[task] = left
+        doubles_at(f.rows_left, like)[task] = left
         if streaming:
             fence()
 
@@ -234,7 +234,9 @@ def gradient_sums(frame, task, like):
     for c in range(f.length):
         d_weight[c] = d_bias[c] = 0.0
     for of_task in range(f.reduce_tasks):
-        of_weight, of_bias = two_rows(f.partial + 16 * of_task * f.columns, 8 * f.columns, like)
+        of_weight, of_bias = two_rows(
+            f.wide_column_sums + 2 * of_task * f.columns * 8, 8 * f.columns, like
+        )
         for c in range(f.length):
             d_weight[c] += of_weight[c]
             d_bias[c] += of_bias[c]
