@@ -13,7 +13,7 @@ from fastbn.kernels.compile import Entry
 from fastbn.kernels.frame import new_frame
 from fastbn.kernels.held import computed
 from fastbn.kernels.loops import ALIGN
-from fastbn.kernels.rows.sums import MOMENTS_BYTES
+from fastbn.kernels.rows.sums import ROW_SUMS_BYTES
 
 #: Each task of gradients has sums of columns. So there are few tasks, of many values;
 GRADIENT_TASKS, GRADIENT_TASK = 32, 65536
@@ -74,7 +74,7 @@ class RowPlan:
         else:
             task = max(1, TASK // length)
         tasks = -(-rows // task)
-        sizes = {"rows_left": 8 * tasks, "row_moments": MOMENTS_BYTES * tasks}
+        sizes = {"rows_left": 8 * tasks, "row_sums": ROW_SUMS_BYTES * tasks}
         if of_gradient:
             both = 2 * columns * tasks  # of weight and bias
             sizes |= {"column_sums": both * value_bytes, "wide_column_sums": both * 8}

@@ -58,7 +58,7 @@ FIELDS = (
     "sums", "parameters",  # float64 rows: of two sums; of parameters
     "table", "wide_table", "terms",  # the elementwise pass's terms, and their columns
     # of rows that are normalized each by itself, in memory of each task (`rows.sums`)
-    "row_moments",  # mean, m2 and power of a few rows
+    "row_sums",  # three numbers of each of a few rows
     "column_sums", "wide_column_sums",  # of the gradients of weight and bias; padded ``columns``
     "rows_left",  # how many rows of a task float32 could not hold
     "left",  # of each row: whether it was left; the caller's

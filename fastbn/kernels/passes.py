@@ -33,7 +33,7 @@ def lay_out(f):
     f.parameters += f.scratch
     f.table += f.scratch
     f.wide_table += f.scratch
-    f.row_moments += f.scratch
+    f.row_sums += f.scratch
     f.column_sums += f.scratch
     f.wide_column_sums += f.scratch
     f.rows_left += f.scratch

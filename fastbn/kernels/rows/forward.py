@@ -9,7 +9,14 @@ from fastbn.kernels.channels_first.sums import shift_from
 from fastbn.kernels.compile import inlined, inner, part
 from fastbn.kernels.merge import holds_moments
 from fastbn.kernels.moments import is_finite, merge, moments_from_sums
-from fastbn.kernels.rows.sums import AHEAD, LANES, MOMENTS_BYTES, count_left, lanes_of, sums_of_rows
+from fastbn.kernels.rows.sums import (
+    AHEAD,
+    LANES,
+    ROW_SUMS_BYTES,
+    count_left,
+    lanes_of,
+    sums_of_rows,
+)
 from fastbn.kernels.simd import (
     broadcasts,
     compiled_formula,
@@ -129,7 +136,7 @@ def normalizing_terms_of(f, row, found, terms, r, apart, like):
         mean, m2 = wide_row_moments(data_at(f.first, like), row * f.first_row, f.length)
     var = m2 / f.count
     if f.uncentered != 0:
-        mean, var = 0.0, mean_square(mean, var)
+        mean, var = 0.0, mean_square(mean, var) if is_finite(mean) else abs(mean)
     rstd = reciprocal_std(var, f.eps)
     means[row], variances[row], rstds[row] = mean, var, rstd
     store(terms, at, 0, broadcast(terms, mean))
@@ -206,7 +213,7 @@ def forward_part(name, stores_whole=stores):
     @part(name)
     def forward(frame, task, like):
         f, left = frame_at(frame), 0
-        found = doubles_at(f.row_moments + MOMENTS_BYTES * task, like)
+        found = doubles_at(f.row_sums + ROW_SUMS_BYTES * task, like)
         begin = task * f.task_size
         end = min(begin + f.task_size, f.rows)
         fours = begin + (end - begin) // 4 * 4

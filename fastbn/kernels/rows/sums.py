@@ -5,8 +5,8 @@ from fastbn.kernels.frame import LEFT
 from fastbn.kernels.simd import broadcasts, doubles_at, lanes, loads, stores
 
 AHEAD = 16  # rows that are fetched before they are needed
-#: Bytes of a task's moments: of four rows, in two cache lines of its own.
-MOMENTS_BYTES = 128
+#: Bytes of a task's three numbers of each of four rows: two cache lines of its own.
+ROW_SUMS_BYTES = 128
 LANES = 16  # of the narrowest dtype
 
 lanes_of = lanes()
