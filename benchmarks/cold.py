@@ -35,6 +35,21 @@ for x, layer in (small, fastbn.BatchNorm2d(8)), (large, fastbn.BatchNorm2d(64)):
 for x, layer in (small, fastbn.BatchNorm1d(8)), (large, fastbn.BatchNorm1d(64)):
     layer.backward(layer(x.reshape(-1, x.shape[1])))
 """,
+    "fused training step": """
+for x in small, large:
+    layer = fastbn.BatchNorm2d(x.shape[1], activation="relu")
+    layer.backward(layer(x, residual=x))
+""",
+    "layer norm step": """
+for x in small, large:
+    layer = fastbn.LayerNorm(x.shape[-1])
+    layer.backward(layer(x))
+""",
+    "group norm step": """
+for x in small, large:
+    layer = fastbn.GroupNorm(4, x.shape[1])
+    layer.backward(layer(x))
+""",
     # several processes share it else: they are not listened to, and some functions they all need
     "warmup, one thread": "fastbn.set_num_threads(1); fastbn.warmup(progress=False)",
     "warmup": "fastbn.warmup(progress=False)",
@@ -44,6 +59,9 @@ BARS = {
     "evaluation": 23,
     "training step": 70,
     "training step (N, C)": 90,
+    "fused training step": 77,
+    "layer norm step": 66,
+    "group norm step": 70,
     "warmup, one thread": 300,
 }
 #: How many times as long as in another commit a case may take.

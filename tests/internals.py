@@ -372,6 +372,15 @@ def refuse_checks_of_rows(monkeypatch):
     monkeypatch.setattr(rows, "checked_gradient", check)
 
 
+def refuse_float64_rows(monkeypatch):
+    """Rows of layer and RMS norms are done in x's precision, or fail."""
+
+    def pieces(left, columns):
+        raise AssertionError(f"rows are done again in float64: {left}")
+
+    monkeypatch.setattr(rows, "_pieces", pieces)
+
+
 def refuse_copies(monkeypatch):
     """Norms of samples go over arrays as they are, or fail."""
 

@@ -1,5 +1,7 @@
 """Tables whose rows are normalized each by itself: layer and RMS norm, as kernels walk them."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -116,6 +118,64 @@ def test_nan_and_infinity_stay_in_their_row(rng):
         assert np.isnan(gradients.x[5]).all()
         assert np.isfinite(gradients.x[others]).all()
         assert np.isnan(gradients.weight).any()
+
+
+def test_rows_with_nan_are_not_done_twice(rng, monkeypatch):
+    """They are NaN in float64 too; a training that has diverged must not become slow."""
+    x, dy, weight, bias = drawn(rng, (12, 40))
+    internals.refuse_float64_rows(monkeypatch)
+    x[3, 5], x[9, 0] = np.nan, np.inf
+    cache = forward(x, weight, bias)[1]
+    assert np.isnan(fastbn.norm_backward(dy, cache).x[[3, 9]]).all()
+    dy[5, 7] = np.nan
+    gradients = fastbn.norm_backward(dy, cache)
+    assert np.isnan(gradients.x[5]).all()
+    assert np.isfinite(gradients.x[[0, 1, 2, 4]]).all()
+
+
+def test_an_infinity_in_rms_norm(rng):
+    y = fastbn.rms_norm(np.array([[np.inf, 1, -2], [3, 0, 4]], np.float32), 3)
+    np.testing.assert_allclose(y[0], [np.nan, 0, -0.0])
+    assert np.isfinite(y[1]).all()
+
+
+def test_gradients_of_one_sign_along_a_long_row(rng):
+    """The sum of dy is taken away, and what rounding has left of it is all that there is."""
+    x = rng.normal(size=(2, 2_000_000)).astype(np.float32)
+    dy = np.full_like(x, 0.1)
+    gradients = fastbn.norm_backward(dy, fastbn.layer_norm_forward(x, x.shape[1])[1])
+    assert np.abs(gradients.x).max() < 0.1 * 2e-6
+
+
+def test_rows_for_float64_go_in_pieces(rng, monkeypatch):
+    x, dy, weight, bias = drawn(rng, (400, 256))
+    x *= np.float32(1e25)
+    out, dx = np.empty_like(x), np.empty_like(x)
+    right, cache = forward(x, weight, bias, 1.0)
+    gradients = fastbn.norm_backward(dy, cache)
+    internals.small_blocks(monkeypatch)
+    tracemalloc.start()
+    _, cache = forward(x, weight, bias, 1.0, out=out)
+    found = fastbn.norm_backward(dy, cache, out=dx)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < x.nbytes / 2
+    assert np.array_equal(out, right)
+    assert np.array_equal(dx, gradients.x)
+    np.testing.assert_allclose(found.weight, gradients.weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_callers_who_let_numpy_raise(rng, dtype):
+    """Whatever `numpy.errstate` says: a result that is too small for its dtype is just that."""
+    x, dy, weight, bias = drawn(rng, (4, 64))
+    x, dy = (x * np.float32(1e-15)).astype(dtype), (dy * np.float32(1e-30)).astype(dtype)
+    with np.errstate(all="raise"):
+        _, cache = forward(x, weight, bias, 1.0)
+        fastbn.norm_backward(dy, cache)
+        forward(x, weight.astype(float) * 1e-46, bias.astype(float) * 1e39)
+        _, cache = fastbn.group_norm_forward(x, 8, weight, bias, 1.0)
+        fastbn.norm_backward(dy, cache)
 
 
 @tables

@@ -206,7 +206,12 @@ def kernel_vector(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """``value`` itself if a kernel can take it, else a copy in ``dtype``."""
     if value.dtype == dtype and value.flags.carray:
         return value
-    with np.errstate(over="ignore"):
+    return converted(value, dtype)
+
+
+def converted(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A copy in ``dtype``, whose range may be smaller."""
+    with np.errstate(over="ignore", under="ignore"):
         return np.array(value, dtype, order="C")
 
 

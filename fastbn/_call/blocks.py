@@ -76,7 +76,7 @@ def blocks(
         target = given[-1] if _plain(given[-1], dtype) else np.empty(given[-1].shape, dtype)
         yield some, [*block, target]
         if target is not given[-1]:
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", under="ignore"):
                 np.copyto(given[-1], target, casting="same_kind")
 
 

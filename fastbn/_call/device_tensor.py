@@ -11,6 +11,7 @@ from fastbn._call import arguments, settings
 from fastbn._call.device_arrays import DeviceArray, current, described, stream_of, vector_like
 from fastbn._call.device_cut import Cut, cut_of
 from fastbn._call.device_launch import together
+from fastbn.kernels.activations import ACTIVATIONS
 from fastbn.kernels.cuda.kernels import Kernels, kernels_of
 from fastbn.kernels.cuda.once import OnceKernels, once_kernels_of
 from fastbn.kernels.cuda.steps import PLAIN, Extra
@@ -77,10 +78,6 @@ def check_dtype(x: DeviceArray) -> None:
         )
 
 
-#: Whose loops are not unrolled for every GPU: what is kept would lie in memory then.
-_LONG = frozenset({"silu", "sigmoid", "tanh", "gelu_tanh"})
-
-
 def may_keep(extra: Extra, last: bool, reads: int) -> bool:
     """Whether kernels that read once have registers for what is done besides.
 
@@ -89,7 +86,8 @@ def may_keep(extra: Extra, last: bool, reads: int) -> bool:
     """
     if reads == 2:
         return extra.activation is None or not last
-    return extra.activation not in _LONG
+    # for some GPUs such loops are not unrolled, and what should be in registers is in memory then
+    return extra.activation is None or not ACTIVATIONS[extra.activation].exponential
 
 
 def numbers(tensor: Tensor, count: int) -> Any:

@@ -198,7 +198,7 @@ def backward(dy: Any, cache: GroupCache, out: Any) -> tuple[Any, np.ndarray, np.
         for some, block in blocks(None, *arrays):
             shape = len(block[0]), channels, -1
             sums += way(cache, cache.statistics[:, some], *(a.reshape(shape) for a in block))
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         d_weight, d_bias = sums.astype(computed(dx.dtype))
     return returned, d_weight, d_bias
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray
 
 from fastbn._call.known import MOST
-from fastbn._call.prepared import _like, _may_share
+from fastbn._call.overlap import lies_as, may_share
 from fastbn._call.row_plan import RowPlan, row_plan
 from fastbn._system import outputs
 
@@ -80,9 +80,9 @@ def find(
     if out is None:
         out = outputs.new_output(x, found.dtype)
     elif (
-        not (_like(out, x) and out.flags.carray)
-        or (out is not x and _may_share(out, x))
-        or any(v is not None and _may_share(out, v) for v in (weight, bias))
+        not (lies_as(out, x) and out.flags.carray)
+        or (out is not x and may_share(out, x))
+        or any(v is not None and may_share(out, v) for v in (weight, bias))
     ):
         return None
     return found, out
@@ -91,12 +91,12 @@ def find(
 def find_gradient(dy: Any, x: ndarray, normalized_shape: Any, out: Any) -> Any:
     """The same for gradients; ``x`` is that of the forward."""
     found = _known.get((x.shape, x.dtype, normalized_shape))
-    if found is None or not x.flags.carray or not (_like(dy, x) and dy.flags.carray):
+    if found is None or not x.flags.carray or not (lies_as(dy, x) and dy.flags.carray):
         return None
     if out is None:
         out = outputs.new_output(x, found.dtype)
-    elif not (_like(out, x) and out.flags.carray) or any(
-        v is not out and _may_share(out, v) for v in (dy, x)
+    elif not (lies_as(out, x) and out.flags.carray) or any(
+        v is not out and may_share(out, v) for v in (dy, x)
     ):
         return None
     return found, out

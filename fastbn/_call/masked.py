@@ -4,6 +4,7 @@ In pieces of float64, so that no temporary is large: where a value is left out t
 which adds nothing to sums around a shift. The shift is the mean of what is kept.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def check_counts(count: np.ndarray, shape: tuple[int, ...]) -> None:
 def unbiased(statistics: np.ndarray, count: np.ndarray) -> np.ndarray:
     """All means, and all variances with the correction of each channel's count."""
     mean, var = statistics[: 2 * count.size].reshape(2, -1)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         return np.concatenate([mean, formulas.unbiased(var, count)])
 
 
@@ -126,16 +127,29 @@ def backward(dy, x, dx, axis, statistics, weight, kept, count) -> tuple[np.ndarr
         scale, slope, offset = formulas.input_gradient_terms(
             count, d_bias, d_weight / rstd, 0.0, rstd, factor
         )
-        left_out = ~kept
-        along = [-1 if k == axis else 1 for k in range(x.ndim)]
-        through = dy[left_out] * np.broadcast_to(scale.reshape(along), x.shape)[left_out]
         terms = np.concatenate(np.broadcast_arrays(mean, scale, slope, offset))
-        work.given_gradient(dy, x, target, axis, terms)
-        target[left_out] = through
+        for some in _samples(x, axis):
+            _given_gradient(dy[some], x[some], target[some], axis, terms, scale, ~kept[some])
         if target is not dx:
             np.copyto(dx, target)
         dtype = computed(arguments.native(x.dtype))
         return d_weight.astype(dtype), d_bias.astype(dtype)
+
+
+def _samples(x: np.ndarray, axis: int) -> Iterator[slice]:
+    """Samples that go together, so that what is kept of ``dy`` meanwhile is not large."""
+    if axis == 0:
+        return iter([slice(None)])
+    step = max(1, PIECE * len(x) // x.size)
+    return (slice(start, start + step) for start in range(0, len(x), step))
+
+
+def _given_gradient(dy, x, dx, axis, terms, scale, left_out) -> None:
+    """`work.given_gradient`; where a value is left out, ``dy * scale``. In place, if need be."""
+    along = [-1 if k == axis else 1 for k in range(x.ndim)]
+    through = dy[left_out] * np.broadcast_to(scale.reshape(along), x.shape)[left_out]
+    work.given_gradient(dy, x, dx, axis, terms)
+    dx[left_out] = through
 
 
 def finite_where_left_out(x, axis, statistics, kept):

@@ -1,5 +1,7 @@
 """Whether arrays share memory: with each other, or their elements among themselves."""
 
+from typing import Any
+
 import numpy as np
 
 
@@ -39,3 +41,18 @@ def same_elements(a: np.ndarray, b: np.ndarray) -> bool:
         and a.strides == b.strides
         and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
     )
+
+
+def lies_as(array: Any, x: np.ndarray) -> bool:
+    """Whether ``array`` is an ndarray that lies as ``x`` does."""
+    return (
+        type(array) is np.ndarray and (array.dtype is x.dtype or array.dtype == x.dtype)
+        and array.shape == x.shape and array.strides == x.strides
+    )  # fmt: skip
+
+
+def may_share(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays might share memory; those that own theirs do not."""
+    if a.base is None and b.base is None:
+        return a is b
+    return np.may_share_memory(a, b)

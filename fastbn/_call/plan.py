@@ -278,8 +278,14 @@ def _scratch(channels: int, segments: int, columns: int, terms: int) -> dict[str
         "table": 5 * terms,
         "wide_table": 4 * terms,
     }
-    places, end = {}, 0
-    for name, size in words.items():
-        places[name] = end
-        end += -(-size // 8) * VECTOR_BYTES
+    places, end = laid_out({name: 8 * size for name, size in words.items()})
     return {**places, "tile_bytes": end}
+
+
+def laid_out(sizes: dict[str, int]) -> tuple[dict[str, int], int]:
+    """Where each begins that takes so many bytes, one after the other; and where all end."""
+    places, end = {}, 0
+    for name, size in sizes.items():
+        places[name] = end
+        end += -(-size // VECTOR_BYTES) * VECTOR_BYTES
+    return places, end

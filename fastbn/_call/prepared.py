@@ -13,6 +13,7 @@ import numpy as np
 from numpy import empty, ndarray
 
 from fastbn._call.known import Known, known
+from fastbn._call.overlap import lies_as, may_share
 from fastbn._call.plan import Plan
 from fastbn._call.run import launch
 from fastbn._call.work import move
@@ -110,7 +111,7 @@ def train(
         return None
     if out is None:
         out = _new_output(plan, x, dtype)
-    elif not (_like(out, x) and _apart(out, x, mean, var, weight, bias, residual)):
+    elif not (lies_as(out, x) and _apart(out, x, mean, var, weight, bias, residual)):
         return None
     if weight is None:
         weight = absent
@@ -142,14 +143,14 @@ def differentiate(
     x, axis, statistics = cache.x, cache.axis, cache.statistics
     gradients = _gradients if cache.batch_statistics else _frozen_gradients
     found = gradients.get((x.shape, x.strides, x.dtype, axis))
-    if found is None or type(dy) is not ndarray or not _like(dy, x):
+    if found is None or type(dy) is not ndarray or not lies_as(dy, x):
         return None
     dtype, channels, absent, plan, entry = found
     if statistics.size != 3 * channels:
         return None  # x has got another shape
     if out is None:
         out = _new_output(plan, x, dtype)
-    elif not _like(out, x) or any(a is not out and _may_share(out, a) for a in (dy, x)):
+    elif not lies_as(out, x) or any(a is not out and may_share(out, a) for a in (dy, x)):
         return None
     weight, d_residual = absent if cache.weight is None else cache.weight, None
     if cache.epilogue is not None:
@@ -227,7 +228,7 @@ def _fused(operation: str, x: np.ndarray, activation: Any, slope: Any, residual:
     if (
         type(slope) is not float or not -_INFINITY < slope < _INFINITY
         or (activation is not None and type(activation) is not str)
-        or (residual is not None and not _like(residual, x))
+        or (residual is not None and not lies_as(residual, x))
     ):  # fmt: skip
         return {}
     names = FUSED.get((activation, residual is not None))
@@ -240,14 +241,6 @@ def _new_output(plan: Plan, x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def _is_vector(vector: Any, dtype: np.dtype, channels: int) -> bool:
     return type(vector) is ndarray and vector.dtype is dtype and vector.size == channels
-
-
-def _like(array: Any, x: np.ndarray) -> bool:
-    """Whether ``array`` is an ndarray that lies as ``x`` does."""
-    return (
-        type(array) is ndarray and (array.dtype is x.dtype or array.dtype == x.dtype)
-        and array.shape == x.shape and array.strides == x.strides
-    )  # fmt: skip
 
 
 def _apart(
@@ -266,22 +259,15 @@ def _apart(
         return out is not weight and out is not bias and out is not mean and out is not var
     others = [v for v in (mean, var, weight, bias) if v is not None]
     others += [a for a in (x, residual) if a is not None and a is not out]
-    return not any(_may_share(out, other) for other in others)
-
-
-def _may_share(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays might share memory; those that own theirs do not."""
-    if a.base is None and b.base is None:
-        return a is b
-    return np.may_share_memory(a, b)
+    return not any(may_share(out, other) for other in others)
 
 
 def _updatable(mean: np.ndarray, var: np.ndarray, *inputs: np.ndarray | None) -> bool:
     """Whether running statistics are plain and writable, in memory of their own."""
-    if mean is var or _may_share(mean, var):
+    if mean is var or may_share(mean, var):
         return False
     for array in inputs:
-        if array is not None and (_may_share(mean, array) or _may_share(var, array)):
+        if array is not None and (may_share(mean, array) or may_share(var, array)):
             return False
     return mean.flags.carray and var.flags.carray
 

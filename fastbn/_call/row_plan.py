@@ -13,10 +13,12 @@ from fastbn.kernels.compile import Entry
 from fastbn.kernels.frame import new_frame
 from fastbn.kernels.held import computed
 from fastbn.kernels.loops import ALIGN
+from fastbn.kernels.rows.sums import ROW_SUMS_BYTES
 
-#: Of gradients, whose tasks have sums of columns: how many tasks at most, values of each at least,
-#: and bytes of all sums, if there are more than four tasks.
-GRADIENT_TASKS, GRADIENT_TASK, SUMS_BYTES = 32, 65536, 4 * 1024 * 1024
+#: Each task of gradients has sums of columns. So there are few tasks, of many values;
+GRADIENT_TASKS, GRADIENT_TASK = 32, 65536
+#: and where rows are long, only four, if the sums of more would take more bytes than this.
+SUMS_BYTES = 4 * 1024 * 1024
 
 
 class RowPlan:
@@ -37,6 +39,7 @@ class RowPlan:
         self._frames: dict[tuple[int, bool], np.ndarray] = {}
         nbytes = rows * length * dtype.itemsize
         self.large = nbytes >= plan.PARALLEL_BYTES
+        # half of the cache: what is written row by row has to be read first, unless it is streamed
         fits = nbytes * len(steps) <= processor.last_level_cache() // 2
         self._aligned = steps[-1] * dtype.itemsize % VECTOR_BYTES == 0
         self.streaming = not fits and self._aligned
@@ -66,21 +69,16 @@ class RowPlan:
         columns = (-(-length // lanes) + 1) * lanes  # the last vector may begin anywhere
         of_gradient = "second" in self._operation.arrays
         if of_gradient:
-            most = min(GRADIENT_TASKS, max(4, SUMS_BYTES // ((16 + 2 * value_bytes) * columns)))
+            most = min(GRADIENT_TASKS, max(4, SUMS_BYTES // (2 * columns * (8 + value_bytes))))
             task = -(-max(-(-GRADIENT_TASK // length), -(-rows // most)) // 4) * 4
         else:
             task = max(1, TASK // length)
         tasks = -(-rows // task)
-        memory = {"marks": 8 * tasks, "sums": 128 * tasks}
+        sizes = {"rows_left": 8 * tasks, "row_sums": ROW_SUMS_BYTES * tasks}
         if of_gradient:
-            memory |= {
-                "partial": 16 * columns * tasks,
-                "table": 2 * value_bytes * columns * tasks,
-            }
-        places, end = {}, 0
-        for name, size in memory.items():
-            places[name] = end
-            end += -(-size // VECTOR_BYTES) * VECTOR_BYTES
+            both = 2 * columns * tasks  # of weight and bias
+            sizes |= {"column_sums": both * value_bytes, "wide_column_sums": both * 8}
+        places, end = plan.laid_out(sizes)
         streaming = self.streaming and not in_place
         steps = zip(self._operation.arrays, self.steps, strict=True)
         addresses = parts.addresses(

@@ -4,7 +4,7 @@ Weight and bias belong to the columns.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from fastbn._call import arguments, known_rows, overlap, settings
 from fastbn._call.blocks import (
+    block_bytes,
     blocks,
     checked_gradient,
     checked_input,
@@ -121,17 +122,19 @@ class RowNorm:
             self.eps, self.uncentered,
         )  # fmt: skip
         if outcome == LEFT:
-            left = statistics[2] < 0.0
-            wide, vectors = x[left].astype(np.float64), (_wide(v) for v in (weight, bias))
-            again = _plan("row_forward", wide, wide)
-            statistics[:, left] = self._rows(again, wide, wide, *vectors)
-            with np.errstate(over="ignore"):
-                out[left] = wide
+            vectors = _wide(weight), _wide(bias)
+            for some in _pieces(statistics[2] < 0.0, x.shape[1]):
+                wide = x[some].astype(np.float64)
+                again = _plan("row_forward", wide, wide)
+                statistics[:, some] = self._rows(again, wide, wide, *vectors)
+                with np.errstate(over="ignore", under="ignore"):
+                    out[some] = wide
         return statistics
 
     def cache(self) -> RowCache:
         """For `backward`."""
-        weight = None if self.weight is None else np.array(self.weight, computed(self.out.dtype))
+        dtype = computed(self.out.dtype)
+        weight = None if self.weight is None else arguments.converted(self.weight, dtype)
         return RowCache(
             self.x, self.x.shape, self.shape, self.eps, self.uncentered, self.statistics, weight,
             self.bias is not None, overwrites(self.out, self.x),
@@ -149,7 +152,7 @@ def backward(dy: Any, cache: RowCache, out: Any) -> tuple[Any, np.ndarray, np.nd
         found = _gradients(
             how.backward, dy, x, dx_rows, cache.statistics, cache.weight, cache.uncentered
         )
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", under="ignore"):
             return dx, *found.astype(how.dtype)
     dy, returned, dx = checked_gradient(dy, cache.x, cache.overwritten, out)
     arguments.check_same_shape(cache.x, cache.shape)
@@ -164,7 +167,7 @@ def backward(dy: Any, cache: RowCache, out: Any) -> tuple[Any, np.ndarray, np.nd
             plan = _plan("row_gradient", dy_rows, x, dx_rows)
             sums += _gradients(plan, dy_rows, x, dx_rows, statistics, weight, cache.uncentered)
             start += len(x)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         gradients = (d.astype(computed(dx.dtype)).reshape(cache.normalized_shape) for d in sums)
     return returned, *gradients
 
@@ -183,13 +186,13 @@ def _gradients(plan, dy, x, dx, statistics, weight, uncentered) -> np.ndarray:
         np.ascontiguousarray(statistics).reshape(-1), of_columns, *found, left, uncentered,
     )  # fmt: skip
     if outcome == LEFT:
-        some = left > 0.0
-        wide_dy, wide_x = (a[some].astype(np.float64) for a in (dy, x))
         wide = None if weight is None else _wide(weight)
-        again = _plan("row_gradient", wide_dy, wide_x, wide_dy)
-        found += _gradients(again, wide_dy, wide_x, wide_dy, statistics[:, some], wide, uncentered)
-        with np.errstate(over="ignore"):
-            dx[some] = wide_dy
+        for some in _pieces(left > 0.0, columns):
+            wide_dy, wide_x = (a[some].astype(np.float64) for a in (dy, x))
+            again, of_rows = _plan("row_gradient", wide_dy, wide_x, wide_dy), statistics[:, some]
+            found += _gradients(again, wide_dy, wide_x, wide_dy, of_rows, wide, uncentered)
+            with np.errstate(over="ignore", under="ignore"):
+                dx[some] = wide_dy
     return found
 
 
@@ -237,6 +240,12 @@ def _views(plan: RowPlan, *tables: np.ndarray) -> list[np.ndarray]:
     if views[0].dtype == plan.dtype:
         return views
     return [view.view(plan.dtype) for view in views]
+
+
+def _pieces(left: np.ndarray, columns: int) -> Iterator[np.ndarray]:
+    """Which rows are left, some at a time: no temporary is large."""
+    rows, step = np.flatnonzero(left), max(1, block_bytes() // (8 * columns))
+    return (rows[start : start + step] for start in range(0, len(rows), step))
 
 
 def _wide(vector: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ def assign_all(arrays: Sequence[np.ndarray], values: Iterable[Any]) -> None:
                 f"cannot write to {array!r}: parameters and statistics must be writable arrays; "
                 "nothing was changed"
             )
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         ready = [np.array(v, a.dtype) for a, v in zip(arrays, values, strict=True)]
     assign: Any = operator.setitem
     deque(map(assign, arrays, repeat(...), ready), maxlen=0)

@@ -328,7 +328,7 @@ def step(running_mean, running_var, counter, statistics, correction, momentum) -
     mean, var = np.array(running_mean, dtype), np.array(running_var, dtype)
     number = np.zeros(1, np.int64) if counter is None else counter.reshape(1).copy()
     move(mean, var, number, statistics, correction, momentum)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         mean, var = mean.astype(running_mean.dtype), var.astype(running_var.dtype)
     batch = statistics[: 2 * mean.size].reshape(2, -1)
     not_finite = {

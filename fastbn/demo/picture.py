@@ -30,7 +30,11 @@ def draw(found: Found, file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    settings = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}
+    settings: Any = {
+        "font.size": 12,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     with pyplot.rc_context(settings):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(11.5, 4.9), layout="constrained")
         _draw_errors(left, found)

@@ -4,7 +4,7 @@ The words, each with one meaning everywhere:
 
 =============  ====================================================================================
 row            contiguous values of one sample and one channel; channels last: of one sample and
-               all channels
+               all channels; in `rows`: values that are normalized together
 piece          of a row that is too long for one line (channels first)
 fold           rows that are read as one line, which few channels would not fill (channels last)
 column         a value of a line: one channel has one, or ``fold`` of them (channels last)
@@ -23,6 +23,7 @@ held           how memory has a value: 16 bits stand for floating-point numbers;
                in float32
 fused          of a pass that also adds a residual, or ends in an activation
 per_group      channels that a group norm takes together; to sums, such a group is one channel
+left           of a row in `rows` that float32 cannot hold: the caller does it again in float64
 marked         of a channel that x's precision cannot sum or compute; it is done again in float64
 wide           of what works in float64, for marked channels
 part           native code that runs on a frame and a task, reached through its address
@@ -32,5 +33,6 @@ entry          what Python calls: it fills in a frame and runs a part
 
 From the outside in: `parts` (which parts an operation has), `entries`, `passes` (all steps of an
 operation; threads), `merge` and `terms` (per channel, between the passes), ``sums`` and
-``elementwise`` of each layout, `moments` and `loops` (the loops they are made of), `simd`.
+``elementwise`` of each layout, `rows` (all steps of a row at once), `moments` and `loops` (the
+loops they are made of), `simd`.
 """

@@ -141,6 +141,7 @@ class Activation(NamedTuple):
     value: Callable
     gradient: Callable
     parameters: int = 0
+    exponential: bool = False  # long to compute: on a device what is kept leaves too few registers
 
 
 ACTIVATIONS = {
@@ -148,10 +149,10 @@ ACTIVATIONS = {
     "relu6": Activation(relu6, relu6_gradient),
     "leaky_relu": Activation(leaky_relu, leaky_relu_gradient, 1),
     "hardswish": Activation(hardswish, hardswish_gradient),
-    "silu": Activation(silu, silu_gradient),
-    "sigmoid": Activation(sigmoid, sigmoid_gradient),
-    "tanh": Activation(tanh, tanh_gradient),
-    "gelu_tanh": Activation(gelu_tanh, gelu_tanh_gradient),
+    "silu": Activation(silu, silu_gradient, exponential=True),
+    "sigmoid": Activation(sigmoid, sigmoid_gradient, exponential=True),
+    "tanh": Activation(tanh, tanh_gradient, exponential=True),
+    "gelu_tanh": Activation(gelu_tanh, gelu_tanh_gradient, exponential=True),
 }
 
 

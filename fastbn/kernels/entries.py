@@ -46,9 +46,9 @@ def run(address):
     """Run what the frame at an address says; the memory is given back."""
     f = frame_at(address)
     call(f.run, address, 0)
-    missing = f.missing
+    outcome = f.outcome
     free(address)
-    return missing
+    return outcome
 
 
 @inlined
@@ -158,7 +158,7 @@ def row_forward(template, x, out, weight, bias, statistics, eps, uncentered):
 
 @entry(lambda x, parameter, running: (_INT64, x, x, x, _FLOAT64, parameter, *[_FLOAT64] * 3, bool))
 def row_gradient(template, dy, x, dx, statistics, weight, d_weight, d_bias, left, uncentered):
-    """Gradients of `row_forward`; `LEFT` if there are none of rows that are marked in ``left``."""
+    """Gradients of `row_forward`; `LEFT` if some rows got none: ``left`` says which."""
     address = begin(template)
     if address == 0:
         return NO_MEMORY

@@ -45,10 +45,10 @@ FIELDS = (
     "statistics",  # rows of mean, variance (or m2) and 1 / std, float64
     "d_weight", "d_bias",
     "frozen",  # whether the statistics are constants to a backward
-    "per_group",  # of a group norm, whose groups are the channels that are summed: channels of each
+    "per_group",  # of a group norm: channels of a group, which is summed as one channel
     "per_sample",  # and groups of a sample
     "first_group",  # of the tile at hand
-    "of_group",  # of the gradient of a group norm, whose channels are summed: channels of a group
+    "of_group",  # of a group norm's gradient: channels of a group; each is summed by itself
     "uncentered",  # whether no mean is subtracted, and var is the mean of squares
     # memory for what lies between the steps: where it begins; then where in it, in bytes, until
     # `passes` makes them addresses; and sizes in columns
@@ -57,15 +57,20 @@ FIELDS = (
     "marks", "marked",  # of each channel: whether float32 cannot hold it; how many these are
     "sums", "parameters",  # float64 rows: of two sums; of parameters
     "table", "wide_table", "terms",  # the elementwise pass's terms, and their columns
-    "left",  # of each row: whether it is left because float32 cannot hold it
+    # of rows that are normalized each by itself, in memory of each task (`rows.sums`)
+    "row_sums",  # three numbers of each of a few rows
+    "column_sums", "wide_column_sums",  # of the gradients of weight and bias; padded ``columns``
+    "rows_left",  # how many rows of a task float32 could not hold
+    "left",  # of each row: whether it was left; the caller's
     # what came of it
-    "missing",  # a wide part is needed and was not there: nothing has been written
+    "outcome",  # 0, or one of those below
     "eps", "count",
     "slope",  # of leaky_relu
 )  # fmt: skip
 FLOATS = ("eps", "count", "slope")
 
-#: Outcomes, in ``missing``: a part is missing; rows are left that float32 cannot hold.
+#: Outcomes: a wide part is needed and was not there, and nothing has been written; float32 could
+#: not hold some rows, which have been left, and all others are done.
 MISSING, LEFT = 1, 3
 
 DTYPE = np.dtype([(name, np.float64 if name in FLOATS else np.int64) for name in FIELDS])

@@ -10,6 +10,7 @@ thread takes which task, the bits of the result are the same.
 """
 
 from fastbn.kernels.compile import inlined, inner, part
+from fastbn.kernels.frame import MISSING
 from fastbn.kernels.simd import call, call_loop, copy_of, frame_at
 
 
@@ -32,11 +33,15 @@ def lay_out(f):
     f.parameters += f.scratch
     f.table += f.scratch
     f.wide_table += f.scratch
+    f.row_sums += f.scratch
+    f.column_sums += f.scratch
+    f.wide_column_sums += f.scratch
+    f.rows_left += f.scratch
 
 
 @inner
 def all_steps(frame):
-    """Reduce, merge, finish, apply. Or set ``missing`` and write nothing: a wide part is needed."""
+    """Reduce, merge, finish, apply. Or write nothing: the outcome is that a wide part is needed."""
     f = frame_at(frame)
     lay_out(f)
     if f.reduce != 0:
@@ -44,7 +49,7 @@ def all_steps(frame):
         call(f.merge, frame, 0)
         if f.marked > 0:
             if f.wide_reduce == 0:
-                f.missing = 1
+                f.outcome = MISSING
                 return
             run_tasks(f, frame, f.wide_reduce, f.reduce_tasks)
             call(f.merge, frame, 1)
@@ -54,7 +59,7 @@ def all_steps(frame):
         apply = f.apply
         if f.marked > 0 and apply != 0:
             if f.wide_apply == 0 or f.wide_finish == 0:
-                f.missing = 1
+                f.outcome = MISSING
                 return
             call(f.wide_finish, frame, 0)
             apply = f.wide_apply
@@ -97,8 +102,8 @@ def each_tile(frame, tile, like):
     f.apply_tasks = (f.rows * f.channels * f.length + f.task_size - 1) // f.task_size
     f.loop = 0
     all_steps(own)
-    if f.missing:
-        frame_at(frame).missing = 1
+    if f.outcome != 0:
+        frame_at(frame).outcome = f.outcome
 
 
 @part("tile_by_tile")

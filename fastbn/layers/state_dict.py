@@ -193,7 +193,7 @@ def _read_array(key: str, value: Any, current: np.ndarray) -> np.ndarray:
         arguments.check_variance(f"{key!r}", array)
     if integral and not ((array >= 0) & (array <= np.iinfo(np.int64).max)).all():
         raise ValueError(f"{key!r} must be 0 to 2**63 - 1, got {array}; nothing was loaded")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         values = array.astype(current.dtype)
     if not integral and not np.array_equal(np.isinf(values), np.isinf(array)):
         raise ValueError(f"{key!r} holds values too large for {current.dtype}; nothing was loaded")

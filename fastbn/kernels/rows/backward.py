@@ -8,7 +8,14 @@ from fastbn.kernels import formulas
 from fastbn.kernels.compile import inlined, inner, part
 from fastbn.kernels.merge import holds_products
 from fastbn.kernels.moments import is_finite
-from fastbn.kernels.rows.sums import AHEAD, LANES, count_left, lanes_of, sums_of_rows
+from fastbn.kernels.rows.sums import (
+    AHEAD,
+    LANES,
+    ROW_SUMS_BYTES,
+    count_left,
+    lanes_of,
+    sums_of_rows,
+)
 from fastbn.kernels.simd import (
     broadcasts,
     compiled_formula,
@@ -40,7 +47,7 @@ from fastbn.kernels.terms import (
     two_rows,
 )
 
-CHAIN = 64  # additions to one sum, at most
+CHAIN = 64  # additions to one sum, at most; and of such sums to one
 
 normalize = compiled_formula(formulas.normalize)
 input_gradient = compiled_formula(formulas.input_gradient)
@@ -68,15 +75,15 @@ def weighted_of(count):
 
 
 def row_terms_of(count):
-    """Make ``terms_of(f, row, terms, like)``: whether float32 holds the terms of rows.
+    """Make ``terms_of(f, row, terms, totals, like)``: whether float32 holds the terms of rows.
 
     Those are center, 1 / std, what rounding the center takes from x_hat, slope and offset, each a
-    vector for each of ``count`` rows.
+    vector for each of ``count`` rows. A row with NaN is NaN in any precision.
     """
     add, sums_of = sums_of_rows(count, CHAIN, *weighted_of(count)), memory(3 * count * LANES)
 
     @inner
-    def terms_of(f, row, terms, like):
+    def terms_of(f, row, terms, totals, like):
         x, step, good = data_at(f.second, like), lanes_of(terms), True
         means, _, rstds = three_rows(f.statistics, 8 * f.rows, like)
         sums, largest, narrow = sums_of(like), largest_of(f.value_bytes), f.value_bytes == 4
@@ -87,22 +94,26 @@ def row_terms_of(count):
             data_at(f.first, like), row * f.first_row, f.first_row,
             x, row * f.second_row, f.second_row, values_at(f.weight, like),
         )  # fmt: skip
-        add(operands, 0, f.length, terms, sums)
+        for k in range(3 * count):
+            totals[k] = 0.0
+        for begin in range(0, f.length, CHAIN * CHAIN * step):
+            add(operands, begin, min(begin + CHAIN * CHAIN * step, f.length), terms, sums)
+            for k in range(3 * count):
+                totals[k] += total(load(sums, k * step, 0))
         for r in range(count):
             mean, rstd = means[row + r], rstds[row + r]
             rounding = residual(mean, np.float64(terms[r * step]))
-            sum_g = total(load(sums, r * step, 0))
-            product = total(load(sums, (count + r) * step, 0))
-            product = centered_product_sum(sum_g, product, rounding)
-            good &= not narrow or holds_products(mean, rstd, sum_g, product)
+            sum_g, squares = totals[r], totals[2 * count + r]
+            product = centered_product_sum(sum_g, totals[count + r], rounding)
+            holds = holds_products(mean, rstd, sum_g, product)
             if f.uncentered != 0:
                 sum_g = 0.0  # a change of the mean changes nothing
             scale, slope, offset = input_gradient_terms(
                 f.count, sum_g, product, rounding, rstd, 1.0
             )
             # with squares of dy in range, so are sums down the columns
-            squares = total(load(sums, (2 * count + r) * step, 0))
-            good &= not narrow or (holds_two(mean, rstd, scale, slope) and is_finite(squares))
+            holds &= holds_two(mean, rstd, scale, slope) & is_finite(squares)
+            good &= not narrow or holds or np.isnan(rstd) or np.isnan(squares)
             for place, value in ((1, rstd), (2, -rounding * rstd), (3, slope), (4, offset)):
                 store(terms, (place * count + r) * step, 0, broadcast(terms, value))
         return good
@@ -177,9 +188,9 @@ def gradient_part(name, stores_whole=stores):
     terms_at, streaming = memory(5 * 4 * LANES), stores_whole is stores_streaming
 
     @inner
-    def gradient_of_one(f, row, terms, sums, bias_sums, like):
+    def gradient_of_one(f, row, terms, totals, sums, bias_sums, like):
         """Gradients of one row; how many rows are left."""
-        if not terms_of_one(f, row, terms, like):
+        if not terms_of_one(f, row, terms, totals, like):
             doubles_at(f.left, like)[row] = 1.0
             return 1
         write_one(f, row, terms, sums, bias_sums, like)
@@ -189,29 +200,30 @@ def gradient_part(name, stores_whole=stores):
     def gradient(frame, task, like):
         f = frame_at(frame)
         columns, terms = f.columns, terms_at(like)
-        of_columns = doubles_at(f.partial + 16 * task * columns, like)
-        sums = values_at(f.table + 2 * task * columns * f.value_bytes, like)
-        bias_sums = values_at(f.table + (2 * task + 1) * columns * f.value_bytes, like)
+        totals = doubles_at(f.row_sums + ROW_SUMS_BYTES * task, like)
+        of_columns = doubles_at(f.wide_column_sums + 2 * task * columns * 8, like)
+        at = f.column_sums + 2 * task * columns * f.value_bytes
+        sums, bias_sums = values_at(at, like), values_at(at + columns * f.value_bytes, like)
         for c in range(2 * columns):
             of_columns[c] = sums[c] = 0.0
         begin = task * f.task_size
         end = min(begin + f.task_size, f.rows)
         fours, added, left = begin + (end - begin) // 4 * 4, 0, 0
         for row in range(begin, fours, 4):
-            if terms_of_four(f, row, terms, like):
+            if terms_of_four(f, row, terms, totals, like):
                 write_four(f, row, terms, sums, bias_sums, like)
                 added += 1
             else:
                 for one in range(row, row + 4):
-                    left += gradient_of_one(f, one, terms, sums, bias_sums, like)
+                    left += gradient_of_one(f, one, terms, totals, sums, bias_sums, like)
                 added += 4
             if added >= CHAIN:
                 empty_sums(columns, sums, of_columns)
                 added = 0
         for row in range(fours, end):
-            left += gradient_of_one(f, row, terms, sums, bias_sums, like)
+            left += gradient_of_one(f, row, terms, totals, sums, bias_sums, like)
         empty_sums(columns, sums, of_columns)
-        doubles_at(f.marks, like)[task] = left
+        doubles_at(f.rows_left, like)[task] = left
         if streaming:
             fence()
 
@@ -234,7 +246,9 @@ def gradient_sums(frame, task, like):
     for c in range(f.length):
         d_weight[c] = d_bias[c] = 0.0
     for of_task in range(f.reduce_tasks):
-        of_weight, of_bias = two_rows(f.partial + 16 * of_task * f.columns, 8 * f.columns, like)
+        of_weight, of_bias = two_rows(
+            f.wide_column_sums + 2 * of_task * f.columns * 8, 8 * f.columns, like
+        )
         for c in range(f.length):
             d_weight[c] += of_weight[c]
             d_bias[c] += of_bias[c]

@@ -9,7 +9,14 @@ from fastbn.kernels.channels_first.sums import shift_from
 from fastbn.kernels.compile import inlined, inner, part
 from fastbn.kernels.merge import holds_moments
 from fastbn.kernels.moments import is_finite, merge, moments_from_sums
-from fastbn.kernels.rows.sums import AHEAD, LANES, count_left, lanes_of, sums_of_rows
+from fastbn.kernels.rows.sums import (
+    AHEAD,
+    LANES,
+    ROW_SUMS_BYTES,
+    count_left,
+    lanes_of,
+    sums_of_rows,
+)
 from fastbn.kernels.simd import (
     broadcasts,
     compiled_formula,
@@ -129,7 +136,7 @@ def normalizing_terms_of(f, row, found, terms, r, apart, like):
         mean, m2 = wide_row_moments(data_at(f.first, like), row * f.first_row, f.length)
     var = m2 / f.count
     if f.uncentered != 0:
-        mean, var = 0.0, mean_square(mean, var)
+        mean, var = 0.0, mean_square(mean, var) if is_finite(mean) else abs(mean)
     rstd = reciprocal_std(var, f.eps)
     means[row], variances[row], rstds[row] = mean, var, rstd
     store(terms, at, 0, broadcast(terms, mean))
@@ -188,12 +195,11 @@ def forward_of_rows(count, stores_whole):
         pointers = x, values_at(f.weight, like), values_at(f.bias, like)
         aparts, o, o_apart = (f.first_row, 0, 0), row * f.out_row, f.out_row
         head = min(to_boundary(out, o), length) if f.aligned != 0 else 0
-        if head > 0:
-            lines(table, like, pointers, (i, 0, 0), aparts, out, o, o_apart, head, 0)
-        lines(
-            table, like, pointers, (i + head, head, head), aparts,
-            out, o + head, o_apart, length - head, 0,
-        )  # fmt: skip
+        for begin, size in ((0, head), (head, length - head)):  # one call, compiled once
+            lines(
+                table, like, pointers, (i + begin, begin, begin), aparts,
+                out, o + begin, o_apart, size, 0,
+            )  # fmt: skip
         return True
 
     return rows
@@ -207,7 +213,7 @@ def forward_part(name, stores_whole=stores):
     @part(name)
     def forward(frame, task, like):
         f, left = frame_at(frame), 0
-        found = doubles_at(f.sums + 128 * task, like)
+        found = doubles_at(f.row_sums + ROW_SUMS_BYTES * task, like)
         begin = task * f.task_size
         end = min(begin + f.task_size, f.rows)
         fours = begin + (end - begin) // 4 * 4
@@ -217,7 +223,7 @@ def forward_part(name, stores_whole=stores):
                     left += not one(f, alone, found, like)
         for row in range(fours, end):
             left += not one(f, row, found, like)
-        doubles_at(f.marks, like)[task] = left
+        doubles_at(f.rows_left, like)[task] = left
         if streaming:
             fence()
 

@@ -5,6 +5,8 @@ from fastbn.kernels.frame import LEFT
 from fastbn.kernels.simd import broadcasts, doubles_at, lanes, loads, stores
 
 AHEAD = 16  # rows that are fetched before they are needed
+#: Bytes of a task's three numbers of each of four rows: two cache lines of its own.
+ROW_SUMS_BYTES = 128
 LANES = 16  # of the narrowest dtype
 
 lanes_of = lanes()
@@ -13,10 +15,10 @@ lanes_of = lanes()
 @inlined
 def count_left(f, like):
     """Say so if tasks have left rows."""
-    marks = doubles_at(f.marks, like)
+    left = doubles_at(f.rows_left, like)
     for task in range(f.reduce_tasks):
-        if marks[task] > 0.0:
-            f.missing = LEFT
+        if left[task] > 0.0:
+            f.outcome = LEFT
 
 
 def sums_of_rows(count, chain, whole, edge):
