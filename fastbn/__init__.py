@@ -11,6 +11,7 @@ from fastbn._call.warmup import warmup
 from fastbn._system.outputs import get_reuse_limit, set_reuse_limit
 from fastbn._system.threads import get_num_threads, set_num_threads
 from fastbn.checkpoint import load_batch_norms, load_tensors, save
+from fastbn.checkpoint.health import Health, inspect_batch_norms
 from fastbn.functional import (
     ForwardCache,
     Gradients,
@@ -62,6 +63,7 @@ __all__ = [
     "ForwardCache",
     "Gradients",
     "GroupNorm",
+    "Health",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
@@ -77,6 +79,7 @@ __all__ = [
     "get_reuse_limit",
     "group_norm",
     "group_norm_forward",
+    "inspect_batch_norms",
     "instance_norm",
     "instance_norm_forward",
     "layer_norm",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fastbn import __version__
-from fastbn.cli import bench, demo
+from fastbn.cli import bench, demo, inspect
 
 __all__ = ["main"]
 
@@ -72,6 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastbn {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    for command in (demo, bench):
+    for command in (demo, bench, inspect):
         command.add(commands)
     return parser

@@ -39,9 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     if not arguments.json:
         extra_cli("rich")
-    figures = []
-    for figure in _watched(measure.figures(arguments.quick), arguments):
-        figures.append(figure)
+    figures = list(_watched(measure.figures(arguments.quick), arguments))
     if arguments.json:
         print(json.dumps({"figures": [f._asdict() for f in figures]}, indent=1))
     else:
@@ -65,9 +63,10 @@ def _watched(figures, arguments):
 
 
 def _print(figures: "list[Figure]") -> None:
-    import fastbn
     from rich.console import Console
     from rich.table import Table
+
+    import fastbn
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("operation", "shape"):

@@ -3,7 +3,6 @@
 import argparse
 import math
 
-
 from fastbn.cli.options import picture_file
 
 

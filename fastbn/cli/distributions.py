@@ -1,10 +1,12 @@
 """The picture of ``fastbn inspect --plot``. Matplotlib is imported when it is drawn."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fastbn.checkpoint.health import terms_of
+from fastbn.checkpoint.loading import find_batch_norms
 
 __all__ = ["draw"]
 
@@ -14,7 +16,7 @@ BLUE, RED = "#0072B2", "#D55E00"
 NAMED = 40
 
 
-def draw(layers: Mapping[str, Any], file: Path, title: str) -> None:
+def draw(checkpoint: Path, prefix: str, eps: float | None, file: Path) -> None:
     """Four panels over the layers: scale, shift, running mean and variance of their channels.
 
     The line is the median, the dark band has 50 % of the channels, the pale one 90 %, the dots are
@@ -25,16 +27,27 @@ def draw(layers: Mapping[str, Any], file: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    columns = {name: _terms(bn) for name, bn in layers.items()}
-    settings = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    columns = {
+        norm.name: terms_of(norm, eps)
+        for norm in find_batch_norms(checkpoint)
+        if norm.name.startswith(prefix)
+    }
+    settings: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
     with pyplot.rc_context(settings):
         width = min(24.0, max(8.0, 3.0 + 0.22 * len(columns)))
         figure, panels = pyplot.subplots(
             4, 1, figsize=(width, 10.5), sharex=True, layout="constrained"
         )
-        figure.suptitle(f"{title}: {len(columns)} batch norms, and the spread of their channels")
+        figure.suptitle(
+            f"{checkpoint.name}: {len(columns)} batch norms, and the spread of their channels"
+        )
         for panel, (term, label, log) in zip(panels, _PANELS, strict=True):
-            _panel(panel, [of[term] for of in columns.values()], label, log)
+            _panel(
+                panel,
+                [np.abs(of[term]) if log else of[term] for of in columns.values()],
+                label,
+                log,
+            )
         panels[0].legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0))
         names = list(columns) if len(columns) <= NAMED else [str(k) for k in range(len(columns))]
         panels[-1].set_xticks(range(len(columns)), names, rotation=90, fontsize=8)
@@ -50,20 +63,6 @@ _PANELS = (
     ("mean", "running mean", False),
     ("var", "running variance", True),
 )
-
-
-def _terms(bn: Any) -> dict[str, np.ndarray]:
-    """What is drawn of a layer; without running statistics those panels stay empty."""
-    nothing = np.full(bn.num_features, np.nan)
-    mean, var = (
-        nothing if v is None else np.asarray(v, np.float64)
-        for v in (bn.running_mean, bn.running_var)
-    )  # fmt: skip
-    weight = np.ones_like(mean) if bn.weight is None else np.asarray(bn.weight, np.float64)
-    bias = np.zeros_like(mean) if bn.bias is None else np.asarray(bn.bias, np.float64)
-    with np.errstate(all="ignore"):
-        scale = weight / np.sqrt(var + bn.eps)
-        return {"scale": np.abs(scale), "shift": bias - mean * scale, "mean": mean, "var": var}
 
 
 def _panel(panel: Any, values: list[np.ndarray], label: str, log: bool) -> None:

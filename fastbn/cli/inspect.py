@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastbn.cli.options import extra_cli, picture_file
 
 if TYPE_CHECKING:
-    from fastbn.health import Health
+    from fastbn.checkpoint.health import Health
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -28,6 +28,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--prefix", default="", metavar="P", help="only layers whose names begin with it"
     )
     parser.add_argument(
+        "--eps", type=float, metavar="X", help="of all layers (default: the file's, or 1e-5)"
+    )
+    parser.add_argument(
         "--faulty", action="store_true", help="only layers with which something is wrong"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -42,18 +45,17 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     import fastbn
 
-    layers = fastbn.load_batch_norms(arguments.file, prefix=arguments.prefix, check=False)
-    found = fastbn.check_health(layers)
+    found = fastbn.inspect_batch_norms(arguments.file, prefix=arguments.prefix, eps=arguments.eps)
     shown = [health for health in found if health.faults or not arguments.faulty]
     if arguments.json:
-        layers_ = [{**health._asdict(), "faults": health.faults} for health in shown]
-        print(json.dumps({"file": str(arguments.file), "layers": layers_}, indent=1))
+        layers = [{**health._asdict(), "faults": health.faults} for health in shown]
+        print(json.dumps({"file": str(arguments.file), "layers": layers}, indent=1))
     else:
         _print(arguments.file, shown, len(found))
     if arguments.plot is not None:
         from fastbn.cli import distributions
 
-        distributions.draw(layers, arguments.plot, title=arguments.file.name)
+        distributions.draw(arguments.file, arguments.prefix, arguments.eps, arguments.plot)
 
 
 def _print(file: Path, shown: "list[Health]", layers: int) -> None:
@@ -64,13 +66,13 @@ def _print(file: Path, shown: "list[Health]", layers: int) -> None:
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("layer", overflow="fold")
-    for title in ("kind", "channels", "scale", "running mean", "running var"):
-        table.add_column(title, justify="left" if title == "kind" else "right", no_wrap=True)
+    for title in ("channels", "scale", "running mean", "running var"):
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("faults", overflow="fold")
     for health in shown:
         faults = "; ".join(health.faults)
         table.add_row(
-            health.name, health.kind.removeprefix("Batch"), str(health.channels),
+            health.name, str(health.channels),
             _range(health.scale), _range(health.mean), _range(health.var),
             f"[red]{faults}[/red]" if faults else "[green]none[/green]",
         )  # fmt: skip

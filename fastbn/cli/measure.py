@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -112,7 +112,7 @@ def draw(found: list[Figure], file: Path) -> None:
 
     styles = {"evaluation": ("#0072B2", "o"), "training": ("#D55E00", "s"),
               "backward": ("#009E73", "^")}  # fmt: skip
-    settings = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    settings: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
     with pyplot.rc_context(settings):
         figure, panel = pyplot.subplots(figsize=(7.5, 4.6), layout="constrained")
         for operation, (color, marker) in styles.items():
@@ -124,8 +124,11 @@ def draw(found: list[Figure], file: Path) -> None:
         sizes = [4 * np.prod(f.shape) / 2**20 for f in some]
         copies = [2 * 4 * np.prod(f.shape) / f.copy / 1e9 for f in some]
         panel.plot(sizes, copies, color="black", linestyle="--", label="a copy")
-        panel.set(xscale="log", xlabel="size of the array (MiB)", ylabel="bandwidth (GB/s)",
-                  title=f"fastbn {fastbn.__version__}, {fastbn.get_num_threads()} threads, float32")  # fmt: skip
+        threads = f"{fastbn.get_num_threads()} threads"
+        panel.set(
+            xscale="log", xlabel="size of the array (MiB)", ylabel="bandwidth (GB/s)",
+            title=f"fastbn {fastbn.__version__}, {threads}, float32",
+        )  # fmt: skip
         panel.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
         panel.minorticks_off()
         panel.set_ylim(bottom=0)

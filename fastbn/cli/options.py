@@ -8,9 +8,7 @@ from pathlib import Path
 def extra_cli(package: str) -> None:
     """Raise unless a package of the extra cli is there."""
     if importlib.util.find_spec(package) is None:
-        raise ImportError(
-            f"this needs {package}: pip install 'fastbn[cli]' (--json needs nothing)"
-        )
+        raise ImportError(f"this needs {package}: pip install 'fastbn[cli]' (--json needs nothing)")
 
 
 def picture_file(text: str) -> Path:
