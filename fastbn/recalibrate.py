@@ -2,9 +2,10 @@
 
 from __future__ import annotations  # so that `help` shows types as they are written here
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from functools import partial
+from itertools import repeat
 from typing import Any, overload
 
 import numpy as np
@@ -21,6 +22,8 @@ __all__ = ["recalibrate"]
 
 #: Batches, or what begins a pass over them.
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
+
+_watch = vars(BatchNorm)["_watch"].__set__
 
 
 @overload
@@ -75,8 +78,9 @@ def recalibrate(
         ``lambda: read(path)``. Empty batches count for nothing.
     forward : callable, optional
         Takes a batch and runs the network, which calls the layers. What it returns is ignored.
-        Needed for several layers. During it layers evaluate, as after ``eval()``; other modules
-        of the network (dropout) are yours to set. A ``mask`` in the call of a layer is honoured.
+        Needed for several layers. During it these layers evaluate, as after ``eval()``. All else
+        in the network is yours to set: dropout, and norms that are not in ``layer``, which learn
+        if they are in training mode. A ``mask`` in the call of a layer is honoured.
     progress : bool
         A bar on stderr, where it is known how many batches there are.
 
@@ -144,8 +148,13 @@ def recalibrate(
         raise TypeError(f"forward must be a function of a batch, got {type(forward).__name__}")
     begin = _checked_batches(batches, len(layers))
     measured = _Measured(layers)
-    with _watching(measured):
-        _measure_all(measured, begin, forward, check_bool("progress", progress))
+    progress = check_bool("progress", progress)
+    unwatch = map(_watch, layers, repeat(None))
+    try:
+        deque(map(_watch, layers, map(measured.of_layer, range(len(layers)))), maxlen=0)
+        _measure_all(measured, begin, forward, progress)
+    finally:
+        deque(unwatch, maxlen=0)  # one step of the interpreter, which no Ctrl-C divides
     measured.store()
     found = [measured.found[k] for k in range(len(layers))]
     return found[0] if single else found
@@ -162,6 +171,10 @@ class _Measured:
         self.running = [(each.running_mean, each.running_var) for each in layers]
         self.now: int | None = None
         self.stats: ChannelStats | None = None
+
+    def of_layer(self, number: int) -> Callable[[Any, int, Any], tuple[Any, Any]]:
+        """What watches one of the layers."""
+        return partial(self.see, number)
 
     def see(self, number: int, x: Any, axis: int, mask: Any) -> tuple[Any, Any]:
         """A layer is called: measure, if it is its turn, and say what normalizes."""
@@ -228,18 +241,6 @@ class _Measured:
         backend.assign_all(arrays, values)
         for layer in self.layers:
             layer._cache = None
-
-
-@contextmanager
-def _watching(measured: _Measured) -> Iterator[None]:
-    """Let layers ask ``measured`` for the statistics that they normalize with."""
-    try:
-        for number, layer in enumerate(measured.layers):
-            layer._watch = partial(measured.see, number)
-        yield
-    finally:
-        for layer in measured.layers:
-            layer._watch = None
 
 
 def _measure_all(
