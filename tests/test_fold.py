@@ -293,6 +293,15 @@ def test_mistakes(mistake):
         fold.fold_conv_bn(*arguments, **how)
 
 
+def test_what_cannot_be_read():
+    class Gone:
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("call detach() first")
+
+    with pytest.raises(TypeError, match=r"weight cannot be read as an array: call detach"):
+        fold.fold_conv_bn(Gone(), None, BN)
+
+
 def test_mistakes_of_what_stands_behind():
     with pytest.raises(ValueError, match="4 input channels; it fits with groups=3"):
         fold.fold_bn_conv(fastbn.BatchNorm2d(12), W, None)

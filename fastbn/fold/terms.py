@@ -162,8 +162,6 @@ def check_channels(bn: LayerState, weights: Weights, side: str) -> None:
 
 def _fits(shape: tuple[int, ...], groups: int, transposed: bool, side: str, wanted: int) -> bool:
     """Whether a weight has so many channels there."""
-    if shape[0] % groups:
-        return False
     if side == "output":
         return _channels_out(shape, groups, transposed) == wanted
     return (shape[0] if transposed else shape[1] * groups) == wanted
