@@ -7,6 +7,7 @@ takes statistics of any array. For small batches there are `GroupNorm`, `LayerNo
 ``help(fastbn.BatchNorm2d)``.
 """
 
+from fastbn import fold
 from fastbn._call.warmup import warmup
 from fastbn._system.outputs import get_reuse_limit, set_reuse_limit
 from fastbn._system.threads import get_num_threads, set_num_threads
@@ -48,6 +49,7 @@ from fastbn.norms import (
     rms_norm,
     rms_norm_forward,
 )
+from fastbn.recalibrate import recalibrate
 from fastbn.stats import ChannelStats
 
 __version__ = "0.1.0"
@@ -75,6 +77,7 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "channel_stats",
+    "fold",
     "get_num_threads",
     "get_reuse_limit",
     "group_norm",
@@ -87,6 +90,7 @@ __all__ = [
     "load_batch_norms",
     "load_tensors",
     "norm_backward",
+    "recalibrate",
     "rms_norm",
     "rms_norm_forward",
     "save",

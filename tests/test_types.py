@@ -118,6 +118,18 @@ def process() -> None:
         normed = fastbn.norm_backward(y, kept, out=y).x
     fastbn.warmup(["float32", np.float64], ["channels_last"], ["evaluation"], progress=False)
     print(fastbn.__version__)
+
+
+def serving(layers: list[BatchNorm2d], batches: list[Array], weight: Array) -> None:
+    one: ChannelStats = fastbn.recalibrate(layers[0], iter(batches), progress=False)
+    both: list[ChannelStats] = fastbn.recalibrate(layers, lambda: batches, forward=layers[1])
+    folded = fastbn.fold.fold_conv_bn(weight, None, layers[0], transposed=True, groups=2)
+    folded = fastbn.fold.fold_linear_bn(folded.weight, folded.bias, layers[0])
+    new_weight, new_bias, padding = fastbn.fold.fold_bn_conv(layers[0], *folded, stride=1)
+    new_weight, new_bias = fastbn.fold.fold_bn_linear(layers[0], new_weight, new_bias)
+    print(one.mean + both[0].mean, new_weight.sum() + padding.sum())
+    for found in fastbn.fold.redundant_biases(layers[0].state_dict()):
+        print(found.bias, found.norm, found.certainty, found.running_mean.sum(), found.error + 1)
 """
 
 #: Typical mistakes, each of them an error at run time too.
@@ -136,6 +148,8 @@ WRONG = {
     "mode": 'fastbn.warmup(modes=["eval"])',
     "text": 'fastbn.warmup(layouts="channels_first")',
     "path": 'fastbn.BatchNorm2d(3).load_state_dict("model.pth")',
+    "batches": "fastbn.recalibrate(fastbn.BatchNorm2d(3), 3)",
+    "folded": "fastbn.fold.fold_conv_bn(x, None, fastbn.GroupNorm(2, 4))",
     "argument": "fastbn.BatchNorm2d(3)(x, training=True)",
 }
 HEAD = "import numpy as np\nimport fastbn\nx = np.ones((4, 3), np.float32)\n"

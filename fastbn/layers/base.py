@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # so that `help` shows types as they are written here
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,15 +21,17 @@ from fastbn.layers.state import LayerState
 class BatchNorm(LayerState):
     """A batch normalization layer; subclasses say which inputs they take."""
 
-    __slots__ = {
+    __slots__ = {  # noqa: RUF023, with what `help` says of them
         "activation": "What the output goes through, in the same pass; or None.",
         "negative_slope": "Of leaky_relu.",
         "virtual_batch_size": "Samples of a group that is normalized by itself in training; "
         "None: all.",
+        "_watch": "What sees inputs and says which statistics normalize, in `recalibrate`.",
     }
     activation: Activation | None
     negative_slope: float
     virtual_batch_size: int | None
+    _watch: Callable[[Any, int, Any], tuple[Any, Any]] | None
 
     @hide_foreign
     def __init__(
@@ -53,6 +56,7 @@ class BatchNorm(LayerState):
             refuse(type(self), foreign)
         self.activation, self.negative_slope = activation, negative_slope
         self.virtual_batch_size = virtual_batch_size
+        self._watch = None
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias,
             axis=axis, on_nonfinite=on_nonfinite,
@@ -80,7 +84,7 @@ class BatchNorm(LayerState):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Pickles of before there were these settings have none."""
         later = {"activation": None, "negative_slope": 0.01, "virtual_batch_size": None}
-        super().__setstate__({**later, **state})
+        super().__setstate__({**later, **state, "_watch": None})  # a copy is not watched
 
     # --- calls ------------------------------------------------------------------------------
 
@@ -126,7 +130,7 @@ class BatchNorm(LayerState):
         y : ndarray
             Shape, dtype and memory order of ``x``.
         """
-        if self._in_training:
+        if self._in_training or self._watch is not None:
             return self.forward_with_cache(x, out=out, residual=residual, mask=mask)[0]
         if mask is None and type(x) is np.ndarray and x.ndim in self._takes:
             found = prepared.evaluate(
@@ -149,7 +153,7 @@ class BatchNorm(LayerState):
 
         A training call is remembered by the layer as well, an evaluation call is not.
         """
-        if not self._in_training:
+        if not self._in_training or self._watch is not None:
             call = self._checked_call(x, out, residual, mask)
             return call.run(), call.cache()
         y, cache = self._train(x, out, residual, mask)
@@ -212,7 +216,14 @@ class BatchNorm(LayerState):
         """The call with all its checks."""
         if not (places.on_device(x) or isinstance(x, np.ma.MaskedArray)):
             x = arguments.as_array("x", x)
-        return self._call(x, self._fitting_axis(x.shape), out, self._fused(residual), mask)
+        axis, fused = self._fitting_axis(x.shape), self._fused(residual)
+        if self._watch is None:
+            return self._call(x, axis, out, fused, mask)
+        mean, var = self._watch(x, axis, mask)
+        return backend.forward(
+            x, mean, var, self.weight, self.bias, False, self.momentum, self.eps, axis, out,
+            self.on_nonfinite, self.num_batches_tracked, fused, mask,
+        )  # fmt: skip
 
     def _call(self, x: Any, axis: int, out: Any, fused: Any, mask: Any) -> Forward:
         """The call on an ``x`` that fits the layer, with all other checks."""
