@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fastbn import __version__
-from fastbn.cli import bench, demo, inspect
+from fastbn.cli import bench, demo, fold, inspect
 
 __all__ = ["main"]
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_stdout()
         return _BROKEN_PIPE
-    except (OSError, MemoryError) as error:  # a full disk, for one
+    except (OSError, MemoryError, ValueError, ImportError) as error:  # files, extras, a full disk
         _drop_stdout()
         print(f"fastbn: error: {str(error) or 'out of memory'}", file=sys.stderr)
         return _ERROR
@@ -72,6 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastbn {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    for command in (demo, bench, inspect):
+    for command in (demo, inspect, fold, bench):
         command.add(commands)
     return parser

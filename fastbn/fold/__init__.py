@@ -12,6 +12,7 @@ linear layer, then norm                     `fold_linear_bn`      weight, bias
 norm, then convolution                      `fold_bn_conv`        weight, bias, value to pad with
 norm, then linear layer                     `fold_bn_linear`      weight, bias
 biases that a norm behind them takes away   `redundant_biases`    which, and how sure that is
+a checkpoint's norms, by their names        `fold_checkpoint`     all arrays, and what was left
 ==========================================  ====================  ==============================
 
 Weights are in torch's layout: ``(out, in / groups, *kernel)``, transposed convolutions
@@ -22,6 +23,7 @@ Everything is worked out in float64 and rounded once, to the dtype of the weight
 running statistics count, in whichever mode it is; nothing that is passed is changed.
 """
 
+from fastbn.fold.checkpoint import FoldedCheckpoint, fold_checkpoint
 from fastbn.fold.convolutions import (
     Folded,
     FoldedBefore,
@@ -35,9 +37,11 @@ from fastbn.fold.redundant import RedundantBias, redundant_biases
 __all__ = [
     "Folded",
     "FoldedBefore",
+    "FoldedCheckpoint",
     "RedundantBias",
     "fold_bn_conv",
     "fold_bn_linear",
+    "fold_checkpoint",
     "fold_conv_bn",
     "fold_linear_bn",
     "redundant_biases",
