@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn.checkpoint import find_batch_norms
+from fastbn.checkpoint import Norm, find_batch_norms
+from fastbn.checkpoint.layers import layer_of
 from tests import hostile_files, subprocess_tools
 from tests.hostile_pickles import FLOATS, group, number, pickled, state, tensor, text
 
@@ -409,6 +410,25 @@ def test_a_mapping_that_contains_itself():
     source["a"]["a"] = source
     with pytest.raises(ValueError, match="does one contain itself"):
         fastbn.load_batch_norms(source)
+
+
+def test_two_arrays_of_one_name():
+    with pytest.raises(ValueError, match=r"two arrays have the name 'a\.b'"):
+        fastbn.load_tensors({"a": {"b": ONES, "c": ONES}, "a.b": ONES})
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        (Norm("bn", {"running_mean": ZEROS}), "'bn' has no running_var, which a batch norm needs"),
+        (Norm("bn", {"running_mean": ZEROS, "running_var": ONES}, dimensions=4), "dimensions 4"),
+        (Norm("bn", {"running_mean": ZEROS, "running_var": ONES}, eps=0.0), "'bn' cannot be made"),
+        (Norm("bn", {"running_mean": ZEROS, "running_var": ONES}, momentum=7), "'bn' cannot be"),
+    ],
+)
+def test_what_a_file_describes_itself_is_checked(described, message):
+    with pytest.raises(ValueError, match=message):
+        layer_of(described, None, None, {})
 
 
 def test_an_index_names_its_files(tmp_path):
