@@ -200,6 +200,18 @@ FILES = {
     ),
     "npz: path out": (".npz", npz(**{"../bn.running_mean": npy(header())}), "a path out of its"),
     "npz: no zip": (".npz", b"PK\x03\x04" + b"\0" * 99, "damaged or truncated zip"),
+    "npz: same name twice": (
+        ".npz", npz(ab=npy(header()), ac=npy(header())).replace(b"ac.npy", b"ab.npy"),
+        "two entries of the same name",
+    ),
+    "npz: note that is a list": (
+        ".npz", npz(__fastbn__=npy(header("()", "<U2"), "[]".encode("utf-32-le"))),
+        "it is no dictionary",
+    ),
+    "npz: note of no settings": (
+        ".npz", npz(__fastbn__=npy(header("()", "<U8"), '{"a": 1}'.encode("utf-32-le"))),
+        "is damaged at 'a'",
+    ),
     "npz: bfloat16": (
         ".npz", npz(**dict.fromkeys(
             ["bn.running_mean", "bn.running_var"], npy(header(dtype="|V2"), b"\0" * 8))),
@@ -250,6 +262,7 @@ FILES = {
                 safetensors(both(entry(), entry(shape="[4294967296, 4294967296]"))),
                 "no whole file",
             ),
+            ("dtype that NumPy has not", safetensors(both(entry("F8_E8M0"), entry())), "no whole"),
             ("unknown dtype", safetensors(both(entry(), entry("F31"))), "no whole file"),
             ("values left over", safetensors("{}"), "no whole file"),
             ("note", safetensors('{"__metadata__": {"__fastbn__": "[1]"}}', b""), "no dictionary"),

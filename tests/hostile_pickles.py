@@ -142,6 +142,29 @@ PICKLES = {
                      group(number(1)), b"\x89", b"N")),
         "has a size that is no number",
     ),
+    "a conjugated view": (
+        state(x=call("torch._utils", "_rebuild_tensor_v2", storage(), number(0), group(number(4)),
+                     group(number(1)), b"\x89", b"N", b"}" + text("conj") + b"\x88s")),
+        "conjugated or negated view",
+    ),
+    "a tensor of no dtype": (
+        state(x=call("torch._utils", "_rebuild_tensor_v3", storage(), number(0), group(number(4)),
+                     group(number(1)), b"\x89", b"N", text("float32"))),
+        "has no dtype that is known here",
+    ),
+    "a parameter of nothing": (
+        state(x=call("torch._utils", "_rebuild_parameter", b"N", b"\x89")), "has no tensor, but a"
+    ),
+    "arguments that are a list": (state(x=name("torch", "Size") + b"]R"), "what are no arguments"),
+    "a dictionary of no pairs": (
+        state(x=call("collections", "OrderedDict", group(number(1)))), "made of what are no pairs"
+    ),
+    "a set of a number": (state(x=call("builtins", "set", number(1))), "made of what is no list"),
+    "a size of a number": (state(x=call("torch", "Size", number(1))), "made of what is no tuple"),
+    "bytes of another encoding": (
+        state(x=call("_codecs", "encode", text("a"), text("rot13"))), "no Latin-1 text"
+    ),
+    "a global with a long name": (state(x=name("a" * 900, "b")), "a…', which is refused"),
     "a reference to a module": (state(x=storage(tag="module")), "no storage of values"),
     "a reference that is text": (state(x=text("0") + b"Q"), "no storage of values"),
     "a storage of another kind": (

@@ -5,9 +5,11 @@ import pickle
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastbn
+from fastbn.checkpoint import npz_file
 from tests import hostile_files, hostile_pickles, subprocess_tools
 from tests.hostile_files import FILES
 from tests.hostile_pickles import CANARY, COMMAND, PICKLES
@@ -144,6 +146,17 @@ path.write_bytes(h.zipped(pickled(state(x=b"Nr\\xff\\xff\\xff\\xff"))))
 fastbn.load_batch_norms(path)  # the number of a value is no size of a table
 print(len(files))
 """
+
+
+def test_a_small_bomb(tmp_path, monkeypatch):
+    """An array may unpack to 256 MB, or to 200 times its bytes; most of what is zero does."""
+    array = np.zeros(1 << 18, np.float32)
+    names = ["bn.running_mean", "bn.running_var"]
+    np.savez_compressed(tmp_path / "bomb.npz", **dict.fromkeys(names, array))
+    assert fastbn.load_batch_norms(tmp_path / "bomb.npz")["bn"].num_features == 1 << 18
+    monkeypatch.setattr(npz_file, "_FREE", 1 << 10)
+    with pytest.raises(ValueError, match=r"unpacks from \d+ bytes to 1048704, as a zip bomb does"):
+        fastbn.load_batch_norms(tmp_path / "bomb.npz")
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")

@@ -1,5 +1,6 @@
 """Names of arrays in nested dictionaries."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ def flatten(tree: Any, leaf: Callable[[str, Any], bool]) -> dict[str, Any]:
     if len(set(short)) < len(short):
         short = [".".join(path) for path in paths]
     if len(set(short)) < len(short):
-        twice = next(name for k, name in enumerate(short) if name in short[:k])
+        twice = Counter(short).most_common(1)[0][0]
         raise ValueError(f"two arrays have the name {twice!r}")
     return dict(zip(short, (value for _, value in leaves), strict=True))
 
