@@ -63,7 +63,7 @@ def pairs_of(
             singles.append(Single(norm.name, why))
             continue
         (layer,) = names
-        transposed = _is_transposed(layer, weights[layer], channels)
+        transposed = _is_transposed(layer, weights[layer], channels, ordered)
         if transposed is None:
             contradicted |= not _numbered(norm.name)
             shape = "x".join(map(str, weights[layer]))
@@ -103,9 +103,12 @@ def _go_together(layer: str, norm: str) -> bool:
     )
 
 
-def _is_transposed(layer: str, shape: tuple[int, ...], channels: int) -> bool | None:
-    """Whether a weight is a transposed convolution's; None where it does not fit, or may not."""
+def _is_transposed(layer: str, shape: tuple[int, ...], channels: int, ordered: bool) -> bool | None:
+    """Whether a weight is a transposed convolution's; None where it does not fit, or may not.
+
+    One of another name may be: if the file's order says that the norm comes after it.
+    """
     named = bool(_TRANSPOSED.search(layer.lower()))
-    if len(shape) > 2 and shape[1] == channels and (named or shape[0] != channels):
+    if len(shape) > 2 and shape[1] == channels and (named or (ordered and shape[0] != channels)):
         return True
     return False if shape[0] == channels and not named else None
