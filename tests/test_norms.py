@@ -410,14 +410,40 @@ def test_running_statistics_of_an_instance_norm(rng):
 
 def test_representations_are_those_of_torch():
     shown = {
-        fastbn.GroupNorm(2, 4): "GroupNorm(2, 4, eps=1e-05, affine=True)",
-        fastbn.LayerNorm(4, bias=False): "LayerNorm((4,), eps=1e-05, elementwise_affine=True)",
+        fastbn.GroupNorm(2, 4): "GroupNorm(2, 4, eps=1e-05, affine=True, bias=True)",
+        fastbn.GroupNorm(2, 4, affine=False): "GroupNorm(2, 4, eps=1e-05, affine=False, "
+        "bias=False)",
+        fastbn.LayerNorm(64): "LayerNorm((64,), eps=1e-05, elementwise_affine=True, bias=True)",
+        fastbn.LayerNorm(4, bias=False): "LayerNorm((4,), eps=1e-05, elementwise_affine=True, "
+        "bias=False)",
         fastbn.RMSNorm((4, 5), eps=1e-6): "RMSNorm((4, 5), eps=1e-06, elementwise_affine=True)",
         fastbn.InstanceNorm2d(3): "InstanceNorm2d(3, eps=1e-05, momentum=0.1, affine=False, "
         "bias=False, track_running_stats=False)",
     }
     for layer, text in shown.items():
         assert repr(layer) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "options"),
+    [
+        ("GroupNorm", (4, 32), {}),
+        ("GroupNorm", (4, 32), {"bias": False}),
+        ("GroupNorm", (4, 32), {"affine": False}),
+        ("LayerNorm", (64,), {}),
+        ("LayerNorm", ((6, 4), 1e-6), {"bias": False}),
+        ("LayerNorm", (64,), {"elementwise_affine": False}),
+        ("RMSNorm", (64,), {}),
+        ("RMSNorm", (64, 1e-6), {"elementwise_affine": False}),
+        ("InstanceNorm2d", (4,), {}),
+        ("InstanceNorm3d", (4,), {"affine": True, "track_running_stats": True}),
+        ("BatchNorm2d", (4, 1e-3, None), {}),
+    ],
+)
+def test_torch_itself_prints_them_so(name, arguments, options):
+    torch = pytest.importorskip("torch", minversion="2.13")
+    theirs = getattr(torch.nn, name)(*arguments, **options)
+    assert repr(getattr(fastbn, name)(*arguments, **options)) == repr(theirs)
 
 
 # --- errors ---------------------------------------------------------------------------------

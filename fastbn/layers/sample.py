@@ -113,7 +113,7 @@ class GroupNorm(SampleNorm):
     >>> gn(np.random.default_rng(0).normal(5, 10, (4, 6, 8, 8)).astype(np.float32)).shape
     (4, 6, 8, 8)
     >>> gn
-    GroupNorm(2, 6, eps=1e-05, affine=True)
+    GroupNorm(2, 6, eps=1e-05, affine=True, bias=True)
     """
 
     __slots__ = {  # noqa: RUF023, with what `help` says of them
@@ -188,7 +188,7 @@ class GroupNorm(SampleNorm):
         axis = f", axis={self.axis}" if self.axis != 1 else ""
         return (
             f"{type(self).__name__}({self.num_groups}, {self.num_channels}, eps={self.eps}, "
-            f"affine={self.affine}{axis}{self._dtype_shown()})"
+            f"affine={self.affine}, bias={self.bias is not None}{axis}{self._dtype_shown()})"
         )
 
 
@@ -222,8 +222,13 @@ class _RowNorm(SampleNorm):
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.normalized_shape}, eps={self.eps}, "
-            f"elementwise_affine={self.elementwise_affine}{self._dtype_shown()})"
+            f"elementwise_affine={self.elementwise_affine}{self._bias_shown()}"
+            f"{self._dtype_shown()})"
         )
+
+    def _bias_shown(self) -> str:
+        """What torch shows of a bias."""
+        return ""
 
 
 class LayerNorm(_RowNorm):
@@ -262,7 +267,7 @@ class LayerNorm(_RowNorm):
     >>> ln(np.random.default_rng(0).normal(5, 10, (4, 7, 16)).astype(np.float32)).shape
     (4, 7, 16)
     >>> ln
-    LayerNorm((16,), eps=1e-05, elementwise_affine=True)
+    LayerNorm((16,), eps=1e-05, elementwise_affine=True, bias=True)
     """
 
     __slots__ = ()
@@ -286,6 +291,9 @@ class LayerNorm(_RowNorm):
 
     def _call(self, x: Any, out: Any) -> Any:
         return backend.row_norm(x, self.normalized_shape, self.weight, self.bias, self.eps, out)
+
+    def _bias_shown(self) -> str:
+        return f", bias={self.bias is not None}"
 
 
 class RMSNorm(_RowNorm):
