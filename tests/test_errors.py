@@ -76,6 +76,18 @@ def test_arrays_of_other_libraries(module, way):
     assert "np.asarray" not in str(caught.value)
 
 
+def test_a_tensor_of_bfloat16_has_another_way():
+    """NumPy knows no bfloat16, and torch refuses to convert it."""
+    foreign = type("Tensor", (), {"__module__": "torch", "dtype": "torch.bfloat16"})()
+    with raises(TypeError, "x.detach().cpu().float().numpy()"):
+        fastbn.batch_norm(foreign)
+    torch = pytest.importorskip("torch")
+    x = torch.ones(4, 3, dtype=torch.bfloat16, requires_grad=True)
+    with raises(TypeError, "x.detach().cpu().float().numpy()"):
+        fastbn.batch_norm(x)
+    assert fastbn.batch_norm(x.detach().cpu().float().numpy(), training=True).shape == (4, 3)
+
+
 @pytest.mark.parametrize(
     ("dtype", "fix"),
     [

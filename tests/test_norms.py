@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -505,3 +506,19 @@ def test_gradients_of_a_wrong_kind(rng):
     np.testing.assert_array_equal(
         fastbn.norm_backward(y, cache).x, fastbn.batch_norm_backward(y, cache).x
     )
+
+
+@pytest.mark.parametrize("layer", [fastbn.GroupNorm(2, 4), fastbn.LayerNorm(4), fastbn.RMSNorm(4)])
+def test_what_a_backward_without_a_forward_is_told(layer):
+    with pytest.raises(RuntimeError, match="no training call to differentiate") as caught:
+        layer.backward(np.ones((3, 4), np.float32))
+    said = str(caught.value)
+    assert "freeze" not in said
+    assert "frozen" not in said
+    for name in re.findall(r"(\w+)\(", said):
+        assert name == "layer" or hasattr(layer, name)
+
+
+def test_an_instance_norm_can_be_frozen_and_says_so():
+    with pytest.raises(RuntimeError, match=r"freeze\(\)"):
+        fastbn.InstanceNorm1d(4).backward(np.ones((3, 4, 2), np.float32))

@@ -222,7 +222,8 @@ class BatchNorm(LayerState):
                     "there is no ghost batch norm on a device yet; take the statistics of the "
                     "whole batch (bn.virtual_batch_size = None), or train on the CPU"
                 )
-            refuse_with("ghost batch norm", x, fused, mask)
+            otherwise = "without groups: bn.virtual_batch_size = None"
+            refuse_with("ghost batch norm", x, fused, mask, otherwise, True)
             return ghost.Ghost(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
                 self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,

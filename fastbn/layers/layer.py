@@ -148,12 +148,17 @@ class Layer(Attributes):
         """A cache, or that of the last training forward; RuntimeError if there is neither."""
         found = self._cache if cache is None else cache
         if found is None:
-            raise RuntimeError(
-                "no training call to differentiate: eval(), freeze(), loading and resets forget "
-                "the last one; call bn(x) in train() mode first, or, frozen or in evaluation too, "
-                "y, cache = bn.forward_with_cache(x) and then bn.backward(dy, cache)"
-            )
+            raise RuntimeError(f"no training call to differentiate: {self._way_to_gradients}")
         return found
+
+    @property
+    def _way_to_gradients(self) -> str:
+        """What to do where no training call is remembered."""
+        return (
+            "eval(), loading and resets forget the last one; call layer(x) in train() mode first, "
+            "or, in evaluation too, y, cache = layer.forward_with_cache(x) and then "
+            "layer.backward(dy, cache)"
+        )
 
     # --- arrays -----------------------------------------------------------------------------
 

@@ -225,7 +225,8 @@ class BatchRenorm(BatchNorm):
         if not self._in_training:
             return super()._call(x, axis, out, fused, mask)
         backend.cpu_only(x, "batch renormalization")
-        refuse_with("batch renormalization", x, fused, mask)
+        otherwise = f"with {self._batch_norm}"
+        refuse_with("batch renormalization", x, fused, mask, otherwise, self._is_batch(x))
         return renorm.Renorm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
             self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked, self.r_max,

@@ -177,7 +177,7 @@ def _shape(state: Mapping[str, Any], key: str) -> Any:
 def _read_array(key: str, value: Any, current: np.ndarray) -> np.ndarray:
     """``value`` as a new array of ``current``'s shape and dtype, or an error that names the key."""
     try:
-        array = backend.to_numpy(value, key) if places.on_device(value) else np.asarray(value)
+        array = _as_array(key, value)
     except Exception as error:
         raise ValueError(f"{key!r} cannot be read as an array: {error}") from error
     integral = current.dtype.kind == "i"
@@ -198,3 +198,11 @@ def _read_array(key: str, value: Any, current: np.ndarray) -> np.ndarray:
     if not integral and not np.array_equal(np.isinf(values), np.isinf(array)):
         raise ValueError(f"{key!r} holds values too large for {current.dtype}; nothing was loaded")
     return values
+
+
+def _as_array(key: str, value: Any) -> np.ndarray:
+    if places.on_device(value):
+        return backend.to_numpy(value, key)
+    if arguments.is_bfloat16(value) and hasattr(value, "float"):
+        value = value.float()  # torch's, which NumPy cannot read
+    return np.asarray(value)
