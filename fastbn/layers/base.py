@@ -61,12 +61,26 @@ class BatchNorm(LayerState):
     def _checked(self, name: str, value: Any) -> Any:
         match name:
             case "activation":
-                return check_activation(value)
+                value = check_activation(value)
+                self._check_together(value, getattr(self, "virtual_batch_size", None))
+                return value
             case "negative_slope":
                 return settings.check_slope(value)
             case "virtual_batch_size":
-                return settings.check_virtual_batch_size(value)
+                value = settings.check_virtual_batch_size(value)
+                self._check_together(getattr(self, "activation", None), value)
+                return value
         return super()._checked(name, value)
+
+    def _check_together(self, activation: str | None, size: int | None) -> None:
+        """Refuse both while the layer is made or trains; in evaluation there are no groups."""
+        if activation is None or size is None or not getattr(self, "_in_training", True):
+            return
+        raise NotImplementedError(
+            "ghost batch norm has no activation yet, got virtual_batch_size="
+            f"{size} and activation={activation!r}; apply the activation to the output, or, to "
+            f"evaluate with it, set it after eval() or freeze(): bn.activation = {activation!r}"
+        )
 
     def _unusual(self) -> str:
         leaky, size = self.activation == "leaky_relu", self.virtual_batch_size

@@ -41,15 +41,14 @@ _PARAMETERS = """
     activation, negative_slope
         What the output goes through in the same pass, such as "relu": `fastbn.batch_norm` has
         the names. A call may add a residual before it: ``bn(x, residual=shortcut)``.
-
-
     virtual_batch_size : int or None
         In training, normalize each group of so many consecutive samples with its own
         statistics ("ghost batches"): large batches then generalize as small ones do. The last
         group is smaller where it does not come out even; if that left it one value per channel,
         which has no variance, it joins the one before. Running statistics and the counter move
         once, by the statistics of the whole batch, merged from those of the groups. None: the
-        whole batch.
+        whole batch. Such a training has no activation, residual or mask; an activation can be
+        set after `eval` or `freeze`.
 
     Raises
     ------
