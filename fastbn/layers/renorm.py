@@ -148,6 +148,10 @@ class Ramp:
         return self.start + done * (self.end - self.start)
 
 
+#: Those of the paper.
+R_MAX, D_MAX = Ramp(1, 3, 5_000, 40_000), Ramp(0, 5, 5_000, 25_000)
+
+
 class BatchRenorm(BatchNorm):
     """A batch renormalization layer; subclasses say which inputs they take."""
 
@@ -169,8 +173,8 @@ class BatchRenorm(BatchNorm):
         device: Device = None,
         dtype: DTypeLike | None = None,
         *,
-        r_max: float | Callable[[int], float] = Ramp(1, 3, 5_000, 40_000),
-        d_max: float | Callable[[int], float] = Ramp(0, 5, 5_000, 25_000),
+        r_max: float | Callable[[int], float] = R_MAX,
+        d_max: float | Callable[[int], float] = D_MAX,
         bias: bool = True,
         axis: int = 1,
         on_nonfinite: OnNonfinite = "propagate",
