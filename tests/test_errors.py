@@ -321,3 +321,8 @@ def test_momentum_of_a_function():
         with raises(ValueError, "momentum", repr(momentum), "0 to 1"):
             fastbn.batch_norm(X, mean, var, training=True, momentum=momentum)
     np.testing.assert_array_equal(mean, np.zeros(3))
+
+
+def test_an_array_for_a_number_is_named():
+    with raises(TypeError, "virtual_batch_size must be a positive integer"):
+        BatchNorm1d(3, virtual_batch_size=X)

@@ -463,6 +463,12 @@ def test_torch_itself_prints_them_so(name, arguments, options):
         (lambda x: fastbn.group_norm(x, 2, np.ones(3)), ValueError, "weight has length 3"),
         (lambda x: fastbn.group_norm(x[:, :, 0], 4), ValueError, "more than 1 value in each of 4"),
         (lambda x: fastbn.group_norm(x, 2, gamma=x), TypeError, "here it is weight"),
+        (lambda x: fastbn.group_norm(x, x[0], x[0], 4), TypeError, r"^num_groups .*shape \(4, 5\)"),
+        (lambda x: fastbn.group_norm(x, np.ones(4)), TypeError, "num_groups comes second"),
+        (lambda x: fastbn.GroupNorm(2, 4, axis=x), TypeError, "axis must be an integer"),
+        (lambda x: fastbn.layer_norm(x, np.ones(768)), TypeError,
+         r"^normalized_shape .*, got an array of shape \(768,\); weight comes third"),
+        (lambda x: fastbn.rms_norm(x, x), TypeError, r"got an array of shape \(3, 4, 5\)"),
         (lambda x: fastbn.layer_norm(x, 4), ValueError, r"normalized_shape, \(4,\)"),
         (lambda x: fastbn.layer_norm(x, (4.0,)), TypeError, "normalized_shape must be"),
         (lambda x: fastbn.layer_norm(x, ()), ValueError, "normalized_shape must be"),
@@ -522,3 +528,19 @@ def test_what_a_backward_without_a_forward_is_told(layer):
 def test_an_instance_norm_can_be_frozen_and_says_so():
     with pytest.raises(RuntimeError, match=r"freeze\(\)"):
         fastbn.InstanceNorm1d(4).backward(np.ones((3, 4, 2), np.float32))
+
+
+def test_an_rms_norm_says_that_it_has_no_bias():
+    state = fastbn.LayerNorm(4).state_dict("norm.")
+    with pytest.raises(KeyError, match="RMSNorm has no bias"):
+        fastbn.RMSNorm(4).load_state_dict(state, "norm.")
+    with pytest.raises(KeyError, match="RMSNorm has no bias"):
+        fastbn.RMSNorm(4, elementwise_affine=False).load_state_dict(state, "norm.")
+    with pytest.raises(KeyError) as caught:
+        fastbn.LayerNorm(4, bias=False).load_state_dict(state, "norm.")
+    assert "RMSNorm" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in dir(fastbn) if "Norm" in name or "Ren" in name])
+def test_no_docstring_promises_integers(name):
+    assert "any dtype of numbers" not in (getattr(fastbn, name).__doc__ or "")

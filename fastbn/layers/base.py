@@ -2,14 +2,14 @@
 
 from __future__ import annotations  # so that `help` shows types as they are written here
 
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from fastbn._call import arguments, backend, ghost, places, prepared, settings
 from fastbn._call.epilogue import Activation, check_activation, refuse_with
-from fastbn._call.keywords import hide_foreign, refuse
+from fastbn._call.keywords import hide_foreign, refuse, refuse_call
 from fastbn._call.operations import Forward, ForwardCache, cache_of
 from fastbn._call.settings import Device, OnNonfinite
 from fastbn.functional import Gradients, batch_norm_backward
@@ -98,16 +98,33 @@ class BatchNorm(LayerState):
 
     # --- calls ------------------------------------------------------------------------------
 
-    def __call__(
-        self,
-        x: np.ndarray,
-        *,
-        out: np.ndarray | None = None,
-        residual: np.ndarray | None = None,
-        mask: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Normalize ``x``: `forward`, which says more."""
-        return self.forward(x, out=out, residual=residual, mask=mask)
+    if TYPE_CHECKING:  # so that who overrides it need not take foreign names
+
+        def __call__(
+            self,
+            x: np.ndarray,
+            *,
+            out: np.ndarray | None = None,
+            residual: np.ndarray | None = None,
+            mask: np.ndarray | None = None,
+        ) -> np.ndarray:
+            """Normalize ``x``: `forward`, which says more."""
+    else:
+
+        @hide_foreign
+        def __call__(
+            self,
+            x: np.ndarray,
+            *,
+            out: np.ndarray | None = None,
+            residual: np.ndarray | None = None,
+            mask: np.ndarray | None = None,
+            **foreign: NoReturn,
+        ) -> np.ndarray:
+            """Normalize ``x``: `forward`, which says more."""
+            if foreign:
+                refuse_call(self, foreign, ("x", "out", "residual", "mask"), {})
+            return self.forward(x, out=out, residual=residual, mask=mask)
 
     def forward(
         self,

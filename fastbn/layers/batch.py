@@ -29,8 +29,8 @@ _PARAMETERS = """
         Where parameters and running statistics are, and input is expected: on the CPU
         (default), on the current NVIDIA GPU, or on the one of that number.
     dtype : float32 (default) or float64
-        Of parameters and running statistics. Input of any dtype of numbers is taken, and
-        the output has the input's.
+        Of parameters and running statistics. Input of float32, float64, float16 and bfloat16
+        is taken, whatever this is, and the output has the input's dtype.
     bias : bool
         False: a weight, but no bias.
     axis : int

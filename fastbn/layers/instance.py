@@ -34,8 +34,8 @@ _DOCUMENTATION = """
         evaluation; otherwise each sample's own statistics serve in both modes.
     device : None, "cpu", "cuda" or "cuda:1"
     dtype : float32 (default) or float64
-        Of parameters and running statistics. Input of any dtype of numbers is taken, and
-        the output has the input's.
+        Of parameters and running statistics. Input of float32, float64, float16 and bfloat16
+        is taken, whatever this is, and the output has the input's dtype.
     bias : bool
         False: a weight, but no bias.
     axis : int

@@ -43,6 +43,8 @@ class Layer(Attributes):
     #: those that are measured.
     _LEARNS: ClassVar[dict[str, int]] = {"weight": 1, "bias": 0}
     _MEASURED: ClassVar[dict[str, int]] = {}
+    #: What such layers never have, and what to say to who loads it.
+    _HAS_NO: ClassVar[dict[str, str]] = {}
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -259,7 +261,7 @@ class Layer(Attributes):
             running variance. Nothing was loaded.
         """
         arrays = self._arrays()
-        values, incompatible = read_state(state, prefix, arrays, strict)
+        values, incompatible = read_state(state, prefix, arrays, strict, self._HAS_NO)
         backend.assign_all([arrays[name] for name in values], values.values())
         self._cache = None
         return incompatible

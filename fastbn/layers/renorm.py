@@ -55,8 +55,8 @@ _DOCUMENTATION = """
         True: renormalization is about running statistics.
     device : None or "cpu"
     dtype : float32 (default) or float64
-        Of parameters and running statistics. Input of any dtype of numbers is taken, and
-        the output has the input's.
+        Of parameters and running statistics. Input of float32, float64, float16 and bfloat16
+        is taken, whatever this is, and the output has the input's dtype.
     r_max, d_max : number, or callable of the step
         The limits, at least 1 and 0, ``math.inf`` for none. A callable is asked before each
         training batch, with the number of batches before it. By default the paper's

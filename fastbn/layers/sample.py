@@ -3,7 +3,7 @@
 They do the same in training and evaluation; in training they remember what `backward` takes.
 """
 
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 from fastbn import norms
 from fastbn._call import backend, settings
 from fastbn._call.groups import GroupCache
-from fastbn._call.keywords import hide_foreign, refuse
+from fastbn._call.keywords import hide_foreign, refuse, refuse_call
 from fastbn._call.rows import RowCache
 from fastbn._call.settings import Device
 from fastbn.functional import Gradients
@@ -21,15 +21,34 @@ __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
 
 Cache = GroupCache | RowCache
 
+_NO_RESIDUAL = "norms of samples take none; add it to the output"
+#: What calls of batch norm have, and these have not.
+_OF_BATCH_NORM = {
+    **dict.fromkeys(("residual", "add", "identity", "shortcut", "skip"), _NO_RESIDUAL),
+    "activation": "norms of samples take none; apply it to the output",
+    "mask": "norms of samples take none: no sample depends on the padding of another",
+}
+
 
 class SampleNorm(Layer):
     """A layer that normalizes each sample by itself; subclasses say what of it together."""
 
     __slots__ = ()
 
-    def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-        """Normalize ``x``: `forward`."""
-        return self.forward(x, out=out)
+    if TYPE_CHECKING:  # so that who overrides it need not take foreign names
+
+        def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+            """Normalize ``x``: `forward`."""
+    else:
+
+        @hide_foreign
+        def __call__(
+            self, x: np.ndarray, *, out: np.ndarray | None = None, **foreign: NoReturn
+        ) -> np.ndarray:
+            """Normalize ``x``: `forward`."""
+            if foreign:
+                refuse_call(self, foreign, ("x", "out"), _OF_BATCH_NORM)
+            return self.forward(x, out=out)
 
     def forward(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Normalize ``x``. A training call is remembered for `backward`."""
@@ -91,7 +110,8 @@ class GroupNorm(SampleNorm):
         Have a learnable weight (starts at 1) and bias (starts at 0) for each channel.
     device : None, "cpu", "cuda" or "cuda:1"
     dtype : float32 (default) or float64
-        Of the parameters. Input of any dtype of numbers is taken, and the output has the input's.
+        Of the parameters. Input of float32, float64, float16 and bfloat16 is taken, whatever this
+        is, and the output has the input's dtype.
     bias : bool
         False: a weight, but no bias.
     axis : int
@@ -248,7 +268,8 @@ class LayerNorm(_RowNorm):
         False: a weight, but no bias.
     device : None, "cpu", "cuda" or "cuda:1"
     dtype : float32 (default) or float64
-        Of the parameters. Input of any dtype of numbers is taken, and the output has the input's.
+        Of the parameters. Input of float32, float64, float16 and bfloat16 is taken, whatever this
+        is, and the output has the input's dtype.
 
     Raises
     ------
@@ -312,7 +333,8 @@ class RMSNorm(_RowNorm):
         Have a learnable weight (starts at 1) of that shape.
     device : None, "cpu", "cuda" or "cuda:1"
     dtype : float32 (default) or float64
-        Of the weight. Input of any dtype of numbers is taken, and the output has the input's.
+        Of the weight. Input of float32, float64, float16 and bfloat16 is taken, whatever this
+        is, and the output has the input's dtype.
 
     Raises
     ------
@@ -332,6 +354,10 @@ class RMSNorm(_RowNorm):
     """
 
     __slots__ = ()
+    _HAS_NO: ClassVar[dict[str, str]] = {
+        "bias": "RMSNorm has no bias, and takes no mean away: a state dict with a bias is that of "
+        "another norm, such as LayerNorm"
+    }
     eps: float | None  # type: ignore[assignment]
 
     @hide_foreign
