@@ -36,6 +36,7 @@ from fastbn.layers import (
     small_batch_report,
 )
 from fastbn.norms import (
+    NormCache,
     group_norm,
     group_norm_forward,
     instance_norm,
@@ -65,6 +66,7 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "NormCache",
     "RMSNorm",
     "Ramp",
     "SmallBatchReport",

@@ -221,7 +221,9 @@ class BatchNorm(LayerState):
         """Not a single sample."""
         return "N" in self._takes[len(x.shape)]
 
-    def backward(self, dy: np.ndarray, cache: ForwardCache | None = None) -> Gradients:
+    def backward(
+        self, dy: np.ndarray, cache: ForwardCache | None = None, *, out: np.ndarray | None = None
+    ) -> Gradients:
         """Gradients in ``x``, ``weight`` and ``bias``: `fastbn.batch_norm_backward`.
 
         Parameters
@@ -230,6 +232,8 @@ class BatchNorm(LayerState):
             Gradient of the loss in the output.
         cache : ForwardCache, optional
             From `forward_with_cache`; by default that of the last training forward.
+        out : ndarray, optional
+            Where to write the gradient of ``x``; ``out=dy`` works in place.
 
         Raises
         ------
@@ -237,7 +241,7 @@ class BatchNorm(LayerState):
             If there is no cache and no training forward to take one from: `eval`, `freeze`,
             `load_state_dict` and the resets forget the last one.
         """
-        return batch_norm_backward(dy, self._or_last(cache))
+        return batch_norm_backward(dy, self._or_last(cache), out=out)
 
     def _checked_call(self, x: Any, out: Any, residual: Any, mask: Any) -> Forward:
         """The call with all its checks."""

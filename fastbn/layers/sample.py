@@ -10,16 +10,13 @@ from numpy.typing import DTypeLike
 
 from fastbn import norms
 from fastbn._call import backend, settings
-from fastbn._call.groups import GroupCache
+from fastbn._call.caches import NormCache
 from fastbn._call.keywords import hide_foreign, refuse, refuse_call
-from fastbn._call.rows import RowCache
 from fastbn._call.settings import Device
 from fastbn.functional import Gradients
 from fastbn.layers.layer import Layer, keep_cache
 
 __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
-
-Cache = GroupCache | RowCache
 
 _NO_RESIDUAL = "norms of samples take none; add it to the output"
 #: What calls of batch norm have, and these have not.
@@ -58,7 +55,7 @@ class SampleNorm(Layer):
 
     def forward_with_cache(
         self, x: np.ndarray, *, out: np.ndarray | None = None
-    ) -> tuple[np.ndarray, Any]:
+    ) -> tuple[np.ndarray, NormCache]:
         """`forward`, and what `backward` needs of it, in either mode."""
         call = self._call(x, out)
         y, cache = self._run(call, x, out), call.cache()
@@ -74,17 +71,20 @@ class SampleNorm(Layer):
         """The output of a call."""
         return call.run()
 
-    def backward(self, dy: np.ndarray, cache: Cache | None = None) -> Gradients:
+    def backward(
+        self, dy: np.ndarray, cache: NormCache | None = None, *, out: np.ndarray | None = None
+    ) -> Gradients:
         """Gradients in ``x``, ``weight`` and ``bias``: `fastbn.norm_backward`.
 
-        ``cache`` is by default that of the last training forward.
+        ``cache`` is by default that of the last training forward. The gradient of ``x`` is written
+        to ``out``, where there is one; ``out=dy`` works in place.
 
         Raises
         ------
         RuntimeError
             If there is no cache and no training forward to take one from.
         """
-        return norms.norm_backward(dy, self._or_last(cache))
+        return norms.norm_backward(dy, self._or_last(cache), out=out)
 
     def _dtype_shown(self) -> str:
         dtypes = {array.dtype.name for array in self._arrays().values()} - {"float32"}
