@@ -40,6 +40,7 @@ from fastbn.layers import (
     small_batch_report,
 )
 from fastbn.norms import (
+    NormCache,
     group_norm,
     group_norm_forward,
     instance_norm,
@@ -71,6 +72,7 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "NormCache",
     "RMSNorm",
     "Ramp",
     "SmallBatchReport",

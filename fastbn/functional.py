@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from fastbn._call import backend, prepared
+from fastbn._call.caches import described
 from fastbn._call.epilogue import Activation
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import ForwardCache, cache_of
@@ -36,13 +37,17 @@ class Gradients(_Gradients):
     """Gradients of a loss in ``x``, ``weight`` and ``bias``; None without such a parameter.
 
     A tuple of these three. ``residual`` is the gradient in what was added, None if nothing was.
+    It is shown with dtypes and shapes alone.
     """
 
     residual: np.ndarray | Any = None
 
     def __repr__(self) -> str:
-        more = "" if self.residual is None else f", residual={self.residual!r}"
-        return f"{super().__repr__().removesuffix(')')}{more})"
+        arrays = {**self._asdict(), "residual": self.residual}
+        if self.residual is None:
+            del arrays["residual"]
+        shown = (f"{name}={described(array)}" for name, array in arrays.items())
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def _replace(self, /, **fields: Any) -> "Gradients":
         """As of any named tuple; ``residual`` is kept, or replaced too."""

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fastbn._call import backend
+from fastbn._call.caches import NormCache
 from fastbn._call.groups import GroupCache
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import ForwardCache
@@ -16,6 +17,7 @@ from fastbn._call.rows import RowCache
 from fastbn.functional import Gradients, batch_norm_backward
 
 __all__ = [
+    "NormCache",
     "group_norm",
     "group_norm_forward",
     "instance_norm",
@@ -196,7 +198,7 @@ def instance_norm_forward(
     axis: int = 1,
     out: np.ndarray | None = None,
     **foreign: NoReturn,
-) -> tuple[np.ndarray, GroupCache | ForwardCache]:
+) -> tuple[np.ndarray, NormCache]:
     """`instance_norm`, and what `norm_backward` needs to differentiate it."""
     if foreign:
         refuse(instance_norm_forward, foreign)
@@ -331,7 +333,7 @@ def rms_norm_forward(
 
 def norm_backward(
     dy: np.ndarray,
-    cache: GroupCache | RowCache | ForwardCache,
+    cache: NormCache,
     *,
     out: np.ndarray | None = None,
 ) -> Gradients:
@@ -349,8 +351,9 @@ def norm_backward(
     ----------
     dy : ndarray
         Gradient of the loss in ``y``; shape and dtype of ``x``, any strides.
-    cache
-        From any of the functions ``..._norm_forward``; not changed.
+    cache : NormCache
+        From any of the functions ``..._norm_forward``; not changed. `NormCache` is the type of all
+        caches, that of batch norm (`ForwardCache`) among them.
     out : ndarray, optional
         Where to write the gradient of ``x``; ``out=dy`` works in place.
 

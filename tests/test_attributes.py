@@ -274,8 +274,55 @@ def test_a_call_knows_how_others_say_training():
     assert bn.num_batches_tracked == 0
 
 
+@pytest.mark.parametrize(
+    ("made", "name", "here"),
+    [
+        (lambda **k: fastbn.LayerNorm(4, **k), "axis", "normalized_shape"),
+        (lambda **k: fastbn.LayerNorm(4, **k), "dim", "normalized_shape"),
+        (lambda **k: fastbn.RMSNorm(4, **k), "dim", "normalized_shape"),
+        (lambda **k: fastbn.LayerNorm(4, **k), "begin_norm_axis", "normalized_shape"),
+        (lambda **k: fastbn.LayerNorm(4, **k), "use_scale", "elementwise_affine=False"),
+        (lambda **k: fastbn.LayerNorm(4, **k), "scale", "elementwise_affine=False"),
+        (lambda **k: fastbn.LayerNorm(4, **k), "use_bias", "bias=False"),
+        (lambda **k: fastbn.LayerNorm(4, **k), "affine", "here it is elementwise_affine"),
+        (lambda **k: fastbn.layer_norm(X, 3, **k), "axis", "normalized_shape"),
+        (lambda **k: fastbn.layer_norm(X, 3, **k), "scale", "here it is weight"),
+        (lambda **k: fastbn.GroupNorm(2, 4, **k), "elementwise_affine", "here it is affine"),
+        (lambda **k: fastbn.GroupNorm(2, 4, **k), "groups", "here it is num_groups"),
+        (lambda **k: fastbn.GroupNorm(2, 4, **k), "num_features", "here it is num_channels"),
+        (lambda **k: fastbn.GroupNorm(2, 4, **k), "dim", "axis=-1"),
+        (lambda **k: BatchNorm2d(3, **k), "act", "here it is activation"),
+        (lambda **k: BatchNorm2d(3, **k), "nonlinearity", "here it is activation"),
+        (lambda **k: fastbn.batch_norm(X, **k), "nonlinearity", "here it is activation"),
+        (lambda **k: fastbn.batch_norm(X, **k), "shortcut", "here it is residual"),
+        (lambda **k: BatchNorm2d(3, **k), "renorm", "BatchRenorm"),
+        (lambda **k: fastbn.BatchRenorm2d(3, **k), "renorm_clipping", "r_max"),
+        (lambda **k: fastbn.BatchRenorm2d(3, **k), "renorm_clipping", "d_max"),
+        (lambda **k: fastbn.BatchRenorm2d(3, **k), "renorm_momentum", "here it is momentum"),
+        (lambda **k: BatchNorm1d(3)(X, **k), "shortcut", "here it is residual"),
+        (lambda **k: BatchNorm1d(3)(X, **k), "skip", "here it is residual"),
+        (lambda **k: BatchNorm1d(3)(X, **k), "training", "train() or eval()"),
+        (lambda **k: BatchNorm1d(3)(X, **k), "inplace", "out=x"),
+        (lambda **k: BatchNorm1d(3)(X, **k), "qwerty", "a call of BatchNorm1d has no argument"),
+        (lambda **k: fastbn.LayerNorm(3)(X, **k), "residual", "add it to the output"),
+        (lambda **k: fastbn.LayerNorm(3)(X, **k), "shortcut", "add it to the output"),
+        (lambda **k: fastbn.GroupNorm(1, 3)(X, **k), "mask", "norms of samples take none"),
+        (lambda **k: fastbn.RMSNorm(3)(X, **k), "activation", "apply it to the output"),
+        (lambda **k: fastbn.InstanceNorm1d(4)(X, **k), "training", "train() or eval()"),
+    ],
+)  # fmt: skip
+def test_whoever_comes_from_elsewhere_is_told(made, name, here):
+    with raises(
+        TypeError, f"has no argument {name!r}; " if name != "qwerty" else "", here
+    ) as caught:
+        made(**{name: X})
+    for private in ("SampleNorm", "_RowNorm", "__call__", "LayerState"):
+        assert private not in str(caught.value)
+
+
 def test_signatures_are_shown_without_what_serves_errors_alone():
-    for function in (BatchNorm2d, fastbn.batch_norm, fastbn.channel_stats):
+    called = BatchNorm2d.__call__, fastbn.LayerNorm.__call__
+    for function in (BatchNorm2d, fastbn.batch_norm, fastbn.channel_stats, *called):
         assert "foreign" not in str(inspect.signature(function))
     assert "dtype: 'DTypeLike | None' = None" in str(inspect.signature(BatchNorm2d))
 

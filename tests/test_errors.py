@@ -76,6 +76,18 @@ def test_arrays_of_other_libraries(module, way):
     assert "np.asarray" not in str(caught.value)
 
 
+def test_a_tensor_of_bfloat16_has_another_way():
+    """NumPy knows no bfloat16, and torch refuses to convert it."""
+    foreign = type("Tensor", (), {"__module__": "torch", "dtype": "torch.bfloat16"})()
+    with raises(TypeError, "x.detach().cpu().float().numpy()"):
+        fastbn.batch_norm(foreign)
+    torch = pytest.importorskip("torch")
+    x = torch.ones(4, 3, dtype=torch.bfloat16, requires_grad=True)
+    with raises(TypeError, "x.detach().cpu().float().numpy()"):
+        fastbn.batch_norm(x)
+    assert fastbn.batch_norm(x.detach().cpu().float().numpy(), training=True).shape == (4, 3)
+
+
 @pytest.mark.parametrize(
     ("dtype", "fix"),
     [
@@ -309,3 +321,8 @@ def test_momentum_of_a_function():
         with raises(ValueError, "momentum", repr(momentum), "0 to 1"):
             fastbn.batch_norm(X, mean, var, training=True, momentum=momentum)
     np.testing.assert_array_equal(mean, np.zeros(3))
+
+
+def test_an_array_for_a_number_is_named():
+    with raises(TypeError, "virtual_batch_size must be a positive integer"):
+        BatchNorm1d(3, virtual_batch_size=X)

@@ -280,3 +280,40 @@ def test_renorm_has_no_groups():
         fastbn.BatchRenorm1d(3).virtual_batch_size = 4
     with pytest.raises(TypeError, match="no argument 'virtual_batch_size'"):
         fastbn.BatchRenorm1d(3, virtual_batch_size=4)
+
+
+# --- activations --------------------------------------------------------------------------------
+
+
+def no_activation(name="relu"):
+    says = f"virtual_batch_size=2 and activation='{name}'; .*to the output"
+    return pytest.raises(NotImplementedError, match=says)
+
+
+def test_what_no_training_call_can_do_is_refused_before():
+    with no_activation():
+        fastbn.BatchNorm1d(3, virtual_batch_size=2, activation="relu")
+    ghost, fused = fastbn.BatchNorm1d(3, virtual_batch_size=2), BatchNorm1d(3, activation="silu")
+    with no_activation():
+        ghost.activation = "relu"
+    with no_activation("silu"):
+        fused.virtual_batch_size = 2
+    assert (ghost.activation, fused.virtual_batch_size) == (None, None)
+    with pytest.raises(ValueError, match="activation must be None or one of"):
+        ghost.activation = "rilu"
+    ghost.virtual_batch_size, ghost.activation = None, "relu"  # nothing is in the way any more
+
+
+@pytest.mark.parametrize("served", [BatchNorm1d.eval, BatchNorm1d.freeze])
+def test_an_activation_may_be_set_where_no_group_is_normalized(served, rng):
+    x = rng.normal(size=(6, 3)).astype(np.float32)
+    bn = made(BatchNorm1d, rng, 2)
+    bn(x)
+    expected = np.maximum(served(bn)(x), 0)
+    bn.activation = "relu"
+    np.testing.assert_array_equal(bn(x), expected)
+    twin = pickle.loads(pickle.dumps(bn))
+    np.testing.assert_array_equal(twin(x), expected)
+    with pytest.raises(NotImplementedError, match="no activation"):
+        twin.unfreeze().train()(x)
+    assert twin.num_batches_tracked == 1

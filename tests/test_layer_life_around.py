@@ -21,6 +21,9 @@ class LifeAround(Life):
     def fused(self, which, seed, dtype, name, added):
         x, axis = self.input(self.shapes[which], seed, dtype)
         residual = np.random.default_rng(seed + 1).normal(size=x.shape).astype(dtype)
+        if name and self.bn.virtual_batch_size is not None and self.bn.training:
+            self.refused(NotImplementedError, setattr, self.bn, "activation", name)
+            return
         self.bn.activation, self.bn.negative_slope = name, 0.25
         self.all_double = dtype == np.float64
         how = {"residual": residual} if added or name is None else {}

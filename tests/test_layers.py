@@ -372,3 +372,59 @@ def test_a_counter_that_somebody_has_set_below_zero_starts_anew(counter, rng):
     x = rng.normal(size=(8, 3)).astype(np.float32)
     bn(x)
     np.testing.assert_allclose(bn.running_mean, x.mean(0), rtol=1e-5, atol=1e-6)
+
+
+# --- gradients into an array that is there ----------------------------------------------------
+
+LEARNERS = {
+    "batch": (lambda: fastbn.BatchNorm2d(4), (3, 4, 5, 5)),
+    "batch, one sample": (lambda: fastbn.BatchNorm2d(4), (4, 5, 5)),
+    "ghost": (lambda: fastbn.BatchNorm1d(4, virtual_batch_size=2), (6, 4)),
+    "renorm": (lambda: fastbn.BatchRenorm1d(4, r_max=2, d_max=1), (6, 4)),
+    "activation": (lambda: fastbn.BatchNorm1d(4, activation="silu"), (6, 4)),
+    "group": (lambda: fastbn.GroupNorm(2, 4), (3, 4, 5)),
+    "layer": (lambda: fastbn.LayerNorm(4), (3, 4)),
+    "rms": (lambda: fastbn.RMSNorm(4), (3, 4)),
+    "instance": (lambda: fastbn.InstanceNorm1d(4, affine=True), (3, 4, 5)),
+    "instance, one sample": (lambda: fastbn.InstanceNorm1d(4, affine=True), (4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_backward_writes_where_it_is_told(name, rng):
+    make, shape = LEARNERS[name]
+    layer = make()
+    x, dy = rng.normal(size=(2, *shape)).astype(np.float32)
+    _, cache = layer.forward_with_cache(x)
+    expected = layer.backward(dy)
+    out = np.full_like(x, np.nan)
+    for given in ({}, {"cache": cache}):
+        found = layer.backward(dy, **given, out=out)
+        assert found.x is out
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    in_place = dy.copy()
+    found = layer.backward(in_place, out=in_place)
+    assert found.x is in_place
+    np.testing.assert_array_equal(in_place, expected.x)
+    with pytest.raises(ValueError, match="out has dtype float64"):
+        layer.backward(dy, out=out.astype(float))
+    with pytest.raises(ValueError, match="out has shape"):
+        layer.backward(dy, out=out[..., :1].copy())
+    with pytest.raises(TypeError, match=r"out must be a numpy\.ndarray"):
+        layer.backward(dy, out=out.tolist())
+    np.testing.assert_array_equal(layer.backward(dy).x, expected.x)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_caches_and_gradients_are_shown_in_a_line(name, rng):
+    make, shape = LEARNERS[name]
+    layer = make()
+    x = rng.normal(size=shape).astype(np.float32)
+    y, cache = layer.forward_with_cache(x)
+    assert isinstance(cache, fastbn.NormCache)
+    batch = (1, *shape) if name == "instance, one sample" else shape
+    assert repr(cache) == f"<{type(cache).__name__} of x, float32 of shape {batch}>"
+    gradients = layer.backward(y)
+    bias = "None" if name == "rms" else "float32 (4,)"
+    assert repr(gradients) == f"Gradients(x=float32 {shape}, weight=float32 (4,), bias={bias})"

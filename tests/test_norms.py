@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -410,14 +411,40 @@ def test_running_statistics_of_an_instance_norm(rng):
 
 def test_representations_are_those_of_torch():
     shown = {
-        fastbn.GroupNorm(2, 4): "GroupNorm(2, 4, eps=1e-05, affine=True)",
-        fastbn.LayerNorm(4, bias=False): "LayerNorm((4,), eps=1e-05, elementwise_affine=True)",
+        fastbn.GroupNorm(2, 4): "GroupNorm(2, 4, eps=1e-05, affine=True, bias=True)",
+        fastbn.GroupNorm(2, 4, affine=False): "GroupNorm(2, 4, eps=1e-05, affine=False, "
+        "bias=False)",
+        fastbn.LayerNorm(64): "LayerNorm((64,), eps=1e-05, elementwise_affine=True, bias=True)",
+        fastbn.LayerNorm(4, bias=False): "LayerNorm((4,), eps=1e-05, elementwise_affine=True, "
+        "bias=False)",
         fastbn.RMSNorm((4, 5), eps=1e-6): "RMSNorm((4, 5), eps=1e-06, elementwise_affine=True)",
         fastbn.InstanceNorm2d(3): "InstanceNorm2d(3, eps=1e-05, momentum=0.1, affine=False, "
         "bias=False, track_running_stats=False)",
     }
     for layer, text in shown.items():
         assert repr(layer) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "options"),
+    [
+        ("GroupNorm", (4, 32), {}),
+        ("GroupNorm", (4, 32), {"bias": False}),
+        ("GroupNorm", (4, 32), {"affine": False}),
+        ("LayerNorm", (64,), {}),
+        ("LayerNorm", ((6, 4), 1e-6), {"bias": False}),
+        ("LayerNorm", (64,), {"elementwise_affine": False}),
+        ("RMSNorm", (64,), {}),
+        ("RMSNorm", (64, 1e-6), {"elementwise_affine": False}),
+        ("InstanceNorm2d", (4,), {}),
+        ("InstanceNorm3d", (4,), {"affine": True, "track_running_stats": True}),
+        ("BatchNorm2d", (4, 1e-3, None), {}),
+    ],
+)
+def test_torch_itself_prints_them_so(name, arguments, options):
+    torch = pytest.importorskip("torch", minversion="2.13")
+    theirs = getattr(torch.nn, name)(*arguments, **options)
+    assert repr(getattr(fastbn, name)(*arguments, **options)) == repr(theirs)
 
 
 # --- errors ---------------------------------------------------------------------------------
@@ -436,6 +463,12 @@ def test_representations_are_those_of_torch():
         (lambda x: fastbn.group_norm(x, 2, np.ones(3)), ValueError, "weight has length 3"),
         (lambda x: fastbn.group_norm(x[:, :, 0], 4), ValueError, "more than 1 value in each of 4"),
         (lambda x: fastbn.group_norm(x, 2, gamma=x), TypeError, "here it is weight"),
+        (lambda x: fastbn.group_norm(x, x[0], x[0], 4), TypeError, r"^num_groups .*shape \(4, 5\)"),
+        (lambda x: fastbn.group_norm(x, np.ones(4)), TypeError, "num_groups comes second"),
+        (lambda x: fastbn.GroupNorm(2, 4, axis=x), TypeError, "axis must be an integer"),
+        (lambda x: fastbn.layer_norm(x, np.ones(768)), TypeError,
+         r"^normalized_shape .*, got an array of shape \(768,\); weight comes third"),
+        (lambda x: fastbn.rms_norm(x, x), TypeError, r"got an array of shape \(3, 4, 5\)"),
         (lambda x: fastbn.layer_norm(x, 4), ValueError, r"normalized_shape, \(4,\)"),
         (lambda x: fastbn.layer_norm(x, (4.0,)), TypeError, "normalized_shape must be"),
         (lambda x: fastbn.layer_norm(x, ()), ValueError, "normalized_shape must be"),
@@ -479,3 +512,35 @@ def test_gradients_of_a_wrong_kind(rng):
     np.testing.assert_array_equal(
         fastbn.norm_backward(y, cache).x, fastbn.batch_norm_backward(y, cache).x
     )
+
+
+@pytest.mark.parametrize("layer", [fastbn.GroupNorm(2, 4), fastbn.LayerNorm(4), fastbn.RMSNorm(4)])
+def test_what_a_backward_without_a_forward_is_told(layer):
+    with pytest.raises(RuntimeError, match="no training call to differentiate") as caught:
+        layer.backward(np.ones((3, 4), np.float32))
+    said = str(caught.value)
+    assert "freeze" not in said
+    assert "frozen" not in said
+    for name in re.findall(r"(\w+)\(", said):
+        assert name == "layer" or hasattr(layer, name)
+
+
+def test_an_instance_norm_can_be_frozen_and_says_so():
+    with pytest.raises(RuntimeError, match=r"freeze\(\)"):
+        fastbn.InstanceNorm1d(4).backward(np.ones((3, 4, 2), np.float32))
+
+
+def test_an_rms_norm_says_that_it_has_no_bias():
+    state = fastbn.LayerNorm(4).state_dict("norm.")
+    with pytest.raises(KeyError, match="RMSNorm has no bias"):
+        fastbn.RMSNorm(4).load_state_dict(state, "norm.")
+    with pytest.raises(KeyError, match="RMSNorm has no bias"):
+        fastbn.RMSNorm(4, elementwise_affine=False).load_state_dict(state, "norm.")
+    with pytest.raises(KeyError) as caught:
+        fastbn.LayerNorm(4, bias=False).load_state_dict(state, "norm.")
+    assert "RMSNorm" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in dir(fastbn) if "Norm" in name or "Ren" in name])
+def test_no_docstring_promises_integers(name):
+    assert "any dtype of numbers" not in (getattr(fastbn, name).__doc__ or "")

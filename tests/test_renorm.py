@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -432,3 +433,50 @@ def test_what_cannot_be_made(make, error, says):
 def test_a_ramp_may_jump():
     ramp = fastbn.Ramp(1, 3, 10, 10)
     assert [ramp(step) for step in (0, 9, 10, 11)] == [1, 1, 3, 3]
+
+
+# --- masks --------------------------------------------------------------------------------------
+
+OF_RANK = {
+    1: (fastbn.BatchRenorm1d, fastbn.BatchNorm1d),
+    2: (fastbn.BatchRenorm2d, fastbn.BatchNorm2d),
+    3: (fastbn.BatchRenorm3d, fastbn.BatchNorm3d),
+}
+
+
+def refused(layer, x, mask=None):
+    with pytest.raises(NotImplementedError, match="takes no mask") as caught:
+        layer(x, mask=mask)
+    return str(caught.value)
+
+
+def followed(said, **names):
+    """What the advice to leave out whole samples gives."""
+    return eval(re.search(r"samples: (\S+\[.*?\)\]|x\[mask\])", said)[1], {"np": np, **names})
+
+
+@pytest.mark.parametrize("positions", [(), (2,), (2, 3), (2, 3, 2)])
+def test_the_advice_on_a_mask_can_be_followed(positions, rng):
+    renorm, norm = OF_RANK[max(1, len(positions))]
+    x = rng.normal(size=(4, 3, *positions)).astype(np.float32)
+    kept = np.array([True, False, True, True])
+    mask = np.broadcast_to(kept.reshape(4, *[1] * (x.ndim - 1)), (4, 1, *positions))
+    for layer in (renorm(3), norm(3, virtual_batch_size=2)):
+        said = refused(layer, x, mask)
+        np.testing.assert_array_equal(followed(said, x=x, mask=mask), x[kept])
+        np.testing.assert_array_equal(followed(refused(layer, x, kept), x=x, mask=kept), x[kept])
+        masked = np.ma.MaskedArray(x, ~np.broadcast_to(mask, x.shape))
+        np.testing.assert_array_equal(followed(refused(layer, masked), x=masked), x[kept])
+        assert layer.num_batches_tracked == 0
+    assert f"otherwise train with {norm.__name__}" in refused(renorm(3), x, mask)
+    assert "otherwise train without groups" in refused(layer, x, mask)
+
+
+def test_no_sample_is_to_be_left_out_where_the_mask_has_none(rng):
+    x = rng.normal(size=(4, 3, 2)).astype(np.float32)
+    for mask in (np.ones((1, 1, 2), bool), [True], "mask"):
+        said = refused(fastbn.BatchRenorm1d(3), x, mask)
+        assert "samples" not in said
+        assert said.endswith("train with BatchNorm1d")
+    single = rng.normal(size=(3, 2, 2)).astype(np.float32)
+    assert "samples" not in refused(fastbn.BatchRenorm2d(3), single, single > 0)

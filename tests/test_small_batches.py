@@ -30,6 +30,10 @@ CASES = [
     (fastbn.GroupNorm(2, 4), (2, 4, 3), 6, 1, False),
     (fastbn.GroupNorm(2, 4, axis=-1), (2, 3, 3, 4), 18, 1, False),
     (fastbn.LayerNorm((3, 4)), (2, 7, 3, 4), 12, 1, False),
+    (fastbn.GroupNorm(64, 64), (2, 64), 1, 1, True),
+    (fastbn.GroupNorm(1, 1), (2, 1), 1, 1, True),
+    (fastbn.InstanceNorm1d(4), (2, 4, 1), 1, 1, True),
+    (fastbn.LayerNorm(1), (2, 4, 1), 1, 1, True),
 ]
 
 
@@ -84,6 +88,31 @@ def test_what_to_take_instead():
     assert small_batch_report(ghost, (4, 5, 2, 2)).instead == ways  # a larger one would not help
     assert "r_max and d_max" in str(small_batch_report(fastbn.BatchRenorm1d(5), (2, 5)))
     assert "does not depend on the batch" in str(small_batch_report(fastbn.LayerNorm(5), (2, 5)))
+
+
+def test_one_value_of_a_sample():
+    """It has no variance: such a call is an error, or gives nothing but the bias."""
+    ones = np.ones((2, 64), np.float32)
+    report = small_batch_report(fastbn.GroupNorm(64, 64), ones.shape)
+    assert "fewer groups" in report.instead[0]
+    assert "does not depend" not in str(report)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        fastbn.GroupNorm(64, 64)(ones)
+    assert not small_batch_report(fastbn.GroupNorm(32, 64), ones.shape).too_large
+    assert "fewer groups" not in str(small_batch_report(fastbn.GroupNorm(1, 1), (2, 1)))
+    assert "GroupNorm" in small_batch_report(fastbn.InstanceNorm1d(4), (2, 4, 1)).instead[0]
+    assert "normalized_shape" in small_batch_report(fastbn.LayerNorm(1), (2, 1)).instead[0]
+
+
+def test_when_renorm_begins_to_correct():
+    says = "nothing is corrected for 5,000 steps"
+    ways = small_batch_report(fastbn.BatchNorm2d(5), (2, 5, 3, 4)).instead
+    (way,) = (way for way in ways if "BatchRenorm2d" in way)
+    for name in (says, "r_max", "d_max", "Ramp"):
+        assert name in way
+    assert says in str(small_batch_report(fastbn.BatchRenorm2d(5), (2, 5, 3, 4)))
+    short = {"r_max": fastbn.Ramp(1, 3, 100, 1000), "d_max": 1.0}
+    assert says not in str(small_batch_report(fastbn.BatchRenorm2d(5, **short), (2, 5, 3, 4)))
 
 
 def test_it_does_not_look_at_arrays_and_changes_nothing():

@@ -225,3 +225,39 @@ def test_an_npz_file_is_a_mapping(tmp_path):
     with np.load(tmp_path / "bn.npz") as state:
         target.load_state_dict(state)
     assert_same_state(target.state_dict(), source.state_dict())
+
+
+class Bfloat16:
+    """As a torch tensor of bfloat16 on the CPU, which NumPy cannot read."""
+
+    dtype = "torch.bfloat16"
+
+    def __init__(self, values):
+        self.values = np.asarray(values, np.float32)
+        self.shape = self.values.shape
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+    def float(self):
+        return self.values
+
+
+def test_tensors_of_bfloat16_are_read():
+    layer = fastbn.LayerNorm(3)
+    layer.load_state_dict({"weight": Bfloat16([1, 2, 0.5]), "bias": Bfloat16([0, -1, 3])})
+    assert (layer.weight.tolist(), layer.bias.tolist()) == ([1, 2, 0.5], [0, -1, 3])
+    assert layer.weight.dtype == np.float32
+    with pytest.raises(ValueError, match=r"'weight' has shape \(4,\)"):
+        layer.load_state_dict({"weight": Bfloat16([1] * 4), "bias": Bfloat16([0, -1, 3])})
+
+
+def test_a_network_of_bfloat16_loads_from_torch():
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.BatchNorm2d(3)
+    theirs(torch.randn(4, 3, 2, 2))
+    state = theirs.to(torch.bfloat16).state_dict()
+    bn = fastbn.BatchNorm2d(3)
+    bn.load_state_dict(state)
+    np.testing.assert_array_equal(bn.running_var, state["running_var"].float().numpy())
+    assert bn.num_batches_tracked == 1

@@ -116,6 +116,15 @@ def process() -> None:
         fastbn.layer_norm_forward(x, 3), fastbn.rms_norm_forward(x, 3),
     ):
         normed = fastbn.norm_backward(y, kept, out=y).x
+    of_any: fastbn.NormCache = fastbn.layer_norm_forward(x, 3)[1]
+    print(isinstance(of_any, fastbn.NormCache), fastbn.norm_backward(y, of_any).x)
+    for norm in (fastbn.LayerNorm(3), fastbn.GroupNorm(1, 3), fastbn.RMSNorm(3)):
+        y, of_any = norm.forward_with_cache(x)
+        print(norm.backward(y, of_any, out=y).x is y)
+    bn = BatchNorm1d(3)
+    y, of_batch = bn.forward_with_cache(x)
+    print(bn.backward(y, of_batch, out=y).x is y, bn.backward(y, out=y).x is y)
+    of_any = of_batch
     fastbn.warmup(["float32", np.float64], ["channels_last"], ["evaluation"], progress=False)
     print(fastbn.__version__)
 

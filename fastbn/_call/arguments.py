@@ -28,6 +28,8 @@ def as_array(name: str, x: Any) -> np.ndarray:
         )
     if not isinstance(x, np.ndarray):
         library = type(x).__module__.partition(".")[0]
+        if library == "torch" and is_bfloat16(x):
+            library = _TORCH_BFLOAT16
         way = _TO_NUMPY.get(library, "np.asarray({name}, np.float32) converts array-likes")
         raise TypeError(
             f"{name} must be a numpy.ndarray, got {type(x).__name__}"
@@ -36,6 +38,12 @@ def as_array(name: str, x: Any) -> np.ndarray:
     return x.view(np.ndarray)
 
 
+def is_bfloat16(array: Any) -> bool:
+    """Whether an array of any library says that it is of bfloat16, which few can convert."""
+    return str(getattr(array, "dtype", "")).endswith("bfloat16")
+
+
+_TORCH_BFLOAT16 = "torch, of bfloat16"
 #: How arrays of other libraries become NumPy's, where `np.asarray` is not the best or does not do.
 _TO_NUMPY = {
     "cupy": "{name}.get() copies it from the device; all arrays of a call lie in one place",
@@ -48,6 +56,7 @@ _TO_NUMPY = {
     "polars": "{name}.to_numpy() converts it",
     "tensorflow": "{name}.numpy() converts it",
     "torch": "{name}.detach().cpu().numpy() gives its values, without a copy on the CPU",
+    _TORCH_BFLOAT16: "{name}.detach().cpu().float().numpy() gives its values as float32",
     "xarray": "{name}.to_numpy() converts it",
     "zarr": "{name}[...] reads it",
 }

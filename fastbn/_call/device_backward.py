@@ -22,7 +22,7 @@ from fastbn.kernels.cuda.kernels import kernels_of
 from fastbn.kernels.cuda.steps import PLAIN, Extra
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class DeviceCache(ForwardCache):
     """With the stream that writes its statistics, weight and bias."""
 

@@ -49,7 +49,7 @@ from fastbn.kernels.cuda.steps import Extra
 from fastbn.kernels.cuda.sums import THREADS
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class DeviceNormCache(GroupCache):
     """With how x is seen, and the stream that writes statistics and weight."""
 

@@ -65,11 +65,29 @@ def checked(activation: Any, negative_slope: Any, residual: Any, x: np.ndarray) 
     return Epilogue(check_activation(activation), slope, residual)
 
 
-def refuse_with(what: str, x: Any, fused: Any, mask: Any) -> None:
-    """Raise for a residual, an activation or a mask, which only batch norm itself takes."""
+def refuse_with(what: str, x: Any, fused: Any, mask: Any, otherwise: str, batch: bool) -> None:
+    """Raise for a residual, an activation or a mask, which only batch norm itself takes.
+
+    ``otherwise`` says who takes a mask; ``batch``: whether ``x`` has an axis of samples.
+    """
     if fused is not None:
         raise NotImplementedError(
             f"{what} has no activation and no residual yet; apply them to the output"
         )
     if mask is not None or isinstance(x, np.ma.MaskedArray):
-        raise NotImplementedError(f"{what} takes no mask yet; leave out whole samples: x[mask]")
+        whole = _of_whole_samples(x, mask) if batch else ""
+        way = f"where it leaves out whole samples: {whole}; otherwise " if whole else ""
+        raise NotImplementedError(f"{what} takes no mask yet; {way}train {otherwise}")
+
+
+def _of_whole_samples(x: Any, mask: Any) -> str:
+    """How to leave out samples that a mask has something against; nothing if it is not of them."""
+    axes = ", ".join(map(str, range(1, np.ndim(x))))
+    others = f"axis=({axes})" if np.ndim(x) > 2 else "axis=1"
+    if isinstance(x, np.ma.MaskedArray):
+        return f"x.data[~np.ma.getmaskarray(x).any({others})]" if mask is None else ""
+    if not isinstance(mask, np.ndarray) or mask.shape[:1] != x.shape[:1]:
+        return ""
+    if mask.ndim == 1:
+        return "x[mask]"
+    return f"x[mask.all({others})]" if mask.ndim == x.ndim else ""

@@ -13,30 +13,49 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 _AXIS = "axis", "axis=-1 says that channels are last, axis=1 (the default) that they come first"
 _MODE = "", "a layer goes by its mode, train() or eval(), the functions by training=True or False"
+_LAST = (
+    "normalized_shape", "normalized_shape has the sizes of the last axes, which are normalized"
+)  # fmt: skip
 _AFFINE = "affine", "affine=False makes a layer without weight and bias"
+_ELEMENTWISE = (
+    "elementwise_affine", "elementwise_affine=False makes a layer without weight and bias"
+)  # fmt: skip
+_NO_BIAS = "bias", "bias=False makes a layer without bias"
+_CHANNELS = ("num_features", ""), ("num_channels", ""), _LAST
+_LIMITS = "r_max", "r_max and d_max are the limits, each a number or a callable of the step"
 #: A name of elsewhere: what it is called here, and what to say of that if its name is not enough.
 #: The first that the function has is told.
 _ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
     **dict.fromkeys(("channel_axis", "channel_dim", "channels_last", "data_format"), (_AXIS,)),
-    **dict.fromkeys(("data_layout", "dim", "feature_axis", "layout", "memory_format"), (_AXIS,)),
+    **dict.fromkeys(("axes", "axis", "dim", "dims", "feature_axis"), (_AXIS, _LAST)),
+    **dict.fromkeys(("begin_norm_axis", "feature_axes", "reduction_axes"), (_AXIS, _LAST)),
+    **dict.fromkeys(("data_layout", "layout", "memory_format"), (_AXIS,)),
     **dict.fromkeys(("deterministic", "is_training", "train", "training"), (_MODE,)),
     **dict.fromkeys(("use_global_stats", "use_input_stats", "use_running_average"), (_MODE,)),
+    **dict.fromkeys(("channels", "features", "in_channels"), _CHANNELS),
+    **dict.fromkeys(("hidden_size", "num_channels", "num_features"), _CHANNELS),
+    **dict.fromkeys(("act", "activation_fn", "act_layer", "nonlinearity"), (("activation", ""),)),
+    **dict.fromkeys(("add", "identity", "shortcut", "skip"), (("residual", ""),)),
+    **dict.fromkeys(("group", "groups", "ngroups"), (("num_groups", ""),)),
+    "affine": (("elementwise_affine", ""),),
     "beta": (("bias", ""),),
-    "channels": (("num_features", ""),),
-    "center": (("affine", "bias=False makes a layer without bias"), ("bias", "")),
+    "center": (("affine", _NO_BIAS[1]), ("bias", "")),
     "decay": (("momentum", "momentum is the weight of the new batch, 1 - decay"),),
+    "elementwise_affine": (("affine", ""),),
     "epsilon": (("eps", ""),),
-    "features": (("num_features", ""),),
-    "gamma": (("weight", ""), _AFFINE),
-    "in_channels": (("num_features", ""),),
+    "gamma": (("weight", ""), _AFFINE, _ELEMENTWISE),
     "inplace": (("out", "out=x works in place"),),
     "input": (("x", ""),),
     "inputs": (("x", ""),),
     "moving_mean": (("running_mean", ""),),
     "moving_variance": (("running_var", ""),),
-    "num_channels": (("num_features", ""),),
+    "renorm": (_LIMITS, ("momentum", "BatchRenorm1d, 2d and 3d are layers of their own")),
+    "renorm_clipping": (_LIMITS, ("momentum", "BatchRenorm1d, 2d and 3d have r_max and d_max")),
+    "renorm_momentum": (("momentum", ""),),
     "running_variance": (("running_var", ""),),
-    "scale": (("weight", ""), _AFFINE),
+    "scale": (("weight", ""), _AFFINE, _ELEMENTWISE),
+    "use_bias": (_NO_BIAS,),
+    "use_scale": (("weight", ""), _AFFINE, _ELEMENTWISE),
 }
 
 
@@ -53,6 +72,18 @@ def refuse(function: Callable, foreign: Mapping[str, object]) -> NoReturn:
     name = next(iter(foreign))
     known = [k for k in inspect.signature(function).parameters if k != "self"]
     raise TypeError(f"{function.__qualname__} has no argument {name!r}{hint(name, known)}")
+
+
+def refuse_call(
+    layer: object, foreign: Mapping[str, object], known: Collection[str], ways: Mapping[str, str]
+) -> NoReturn:
+    """The same of a call of a layer, whose class may be that of a base.
+
+    ``ways`` has what to say of names that other layers know.
+    """
+    name = next(iter(foreign))
+    way = f"; {ways[name]}" if name in ways else hint(name, known)
+    raise TypeError(f"a call of {type(layer).__name__} has no argument {name!r}{way}")
 
 
 def hint(name: str, known: Collection[str]) -> str:

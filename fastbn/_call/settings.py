@@ -70,16 +70,37 @@ def check_slope(value: Any) -> float:
     return slope
 
 
+def _index(value: Any) -> int | None:
+    """``value`` as an int, None if it is no integer."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # arrays have an __index__ too
+        return None
+
+
+def _is_array(value: Any) -> bool:
+    return bool(getattr(value, "shape", ()))
+
+
+def _came(value: Any) -> str:
+    """What came, in a few words: not the values of an array."""
+    if _is_array(value):
+        return f"an array of shape {tuple(value.shape)}"
+    return f"{value!r} ({type(value).__name__})"
+
+
 def check_virtual_batch_size(value: Any) -> int | None:
     """A number of samples as a positive int, or None."""
     if value is None:
         return None
-    if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):
+    number = _index(value)
+    if number is None:
         raise TypeError(
             "virtual_batch_size must be a positive integer, the samples of a group, or None, got "
-            f"{value!r} ({type(value).__name__})"
+            f"{_came(value)}"
         )
-    number = operator.index(value)
     if number < 1:
         raise ValueError(
             f"virtual_batch_size must be a positive integer, got {value!r}; None takes the "
@@ -141,9 +162,10 @@ def check_num_features(value: Any, name: str = "num_features") -> int:
 
 def check_num_groups(value: Any) -> int:
     """``num_groups`` as a positive int."""
-    if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"num_groups must be a positive integer, got {value!r}")
-    number = operator.index(value)
+    number = _index(value)
+    if number is None:
+        way = "; num_groups comes second, then weight and bias" if _is_array(value) else ""
+        raise TypeError(f"num_groups must be a positive integer, got {_came(value)}{way}")
     if number < 1:
         raise ValueError(f"num_groups must be a positive integer, got {value!r}")
     return number
@@ -151,9 +173,9 @@ def check_num_groups(value: Any) -> int:
 
 def check_channel_axis(value: Any) -> int:
     """``axis`` of channels of a batch of any number of dimensions: not that of the samples."""
-    if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"axis must be an integer, got {value!r}")
-    number = operator.index(value)
+    number = _index(value)
+    if number is None:
+        raise TypeError(f"axis must be an integer, got {_came(value)}")
     if number == 0:
         raise ValueError("axis must be that of the channels, got 0, which has the samples")
     return number
@@ -165,9 +187,10 @@ def check_normalized_shape(value: Any) -> tuple[int, ...]:
     try:
         shape = tuple(operator.index(n) for n in sizes)
     except TypeError:
+        way = "; weight comes third, and the sizes of its axes second" if _is_array(value) else ""
         raise TypeError(
             "normalized_shape must be a positive integer or a tuple of them, the sizes of the last "
-            f"axes of x, got {value!r}"
+            f"axes of x, got {_came(value)}{way}"
         ) from None
     if not shape or min(shape) < 1:
         raise ValueError(f"normalized_shape must be of positive integers, got {value!r}")

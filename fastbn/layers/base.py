@@ -3,14 +3,14 @@
 from __future__ import annotations  # so that `help` shows types as they are written here
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from fastbn._call import arguments, backend, ghost, places, prepared, settings
 from fastbn._call.epilogue import Activation, check_activation, refuse_with
-from fastbn._call.keywords import hide_foreign, refuse
+from fastbn._call.keywords import hide_foreign, refuse, refuse_call
 from fastbn._call.operations import Forward, ForwardCache, cache_of
 from fastbn._call.settings import Device, OnNonfinite
 from fastbn.functional import Gradients, batch_norm_backward
@@ -65,12 +65,26 @@ class BatchNorm(LayerState):
     def _checked(self, name: str, value: Any) -> Any:
         match name:
             case "activation":
-                return check_activation(value)
+                value = check_activation(value)
+                self._check_together(value, getattr(self, "virtual_batch_size", None))
+                return value
             case "negative_slope":
                 return settings.check_slope(value)
             case "virtual_batch_size":
-                return settings.check_virtual_batch_size(value)
+                value = settings.check_virtual_batch_size(value)
+                self._check_together(getattr(self, "activation", None), value)
+                return value
         return super()._checked(name, value)
+
+    def _check_together(self, activation: str | None, size: int | None) -> None:
+        """Refuse both while the layer is made or trains; in evaluation there are no groups."""
+        if activation is None or size is None or not getattr(self, "_in_training", True):
+            return
+        raise NotImplementedError(
+            "ghost batch norm has no activation yet, got virtual_batch_size="
+            f"{size} and activation={activation!r}; apply the activation to the output, or, to "
+            f"evaluate with it, set it after eval() or freeze(): bn.activation = {activation!r}"
+        )
 
     def _unusual(self) -> str:
         leaky, size = self.activation == "leaky_relu", self.virtual_batch_size
@@ -88,16 +102,33 @@ class BatchNorm(LayerState):
 
     # --- calls ------------------------------------------------------------------------------
 
-    def __call__(
-        self,
-        x: np.ndarray,
-        *,
-        out: np.ndarray | None = None,
-        residual: np.ndarray | None = None,
-        mask: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Normalize ``x``: `forward`, which says more."""
-        return self.forward(x, out=out, residual=residual, mask=mask)
+    if TYPE_CHECKING:  # so that who overrides it need not take foreign names
+
+        def __call__(
+            self,
+            x: np.ndarray,
+            *,
+            out: np.ndarray | None = None,
+            residual: np.ndarray | None = None,
+            mask: np.ndarray | None = None,
+        ) -> np.ndarray:
+            """Normalize ``x``: `forward`, which says more."""
+    else:
+
+        @hide_foreign
+        def __call__(
+            self,
+            x: np.ndarray,
+            *,
+            out: np.ndarray | None = None,
+            residual: np.ndarray | None = None,
+            mask: np.ndarray | None = None,
+            **foreign: NoReturn,
+        ) -> np.ndarray:
+            """Normalize ``x``: `forward`, which says more."""
+            if foreign:
+                refuse_call(self, foreign, ("x", "out", "residual", "mask"), {})
+            return self.forward(x, out=out, residual=residual, mask=mask)
 
     def forward(
         self,
@@ -194,7 +225,9 @@ class BatchNorm(LayerState):
         """Not a single sample."""
         return "N" in self._takes[len(x.shape)]
 
-    def backward(self, dy: np.ndarray, cache: ForwardCache | None = None) -> Gradients:
+    def backward(
+        self, dy: np.ndarray, cache: ForwardCache | None = None, *, out: np.ndarray | None = None
+    ) -> Gradients:
         """Gradients in ``x``, ``weight`` and ``bias``: `fastbn.batch_norm_backward`.
 
         Parameters
@@ -203,6 +236,8 @@ class BatchNorm(LayerState):
             Gradient of the loss in the output.
         cache : ForwardCache, optional
             From `forward_with_cache`; by default that of the last training forward.
+        out : ndarray, optional
+            Where to write the gradient of ``x``; ``out=dy`` works in place.
 
         Raises
         ------
@@ -210,7 +245,7 @@ class BatchNorm(LayerState):
             If there is no cache and no training forward to take one from: `eval`, `freeze`,
             `load_state_dict` and the resets forget the last one.
         """
-        return batch_norm_backward(dy, self._or_last(cache))
+        return batch_norm_backward(dy, self._or_last(cache), out=out)
 
     def _checked_call(self, x: Any, out: Any, residual: Any, mask: Any) -> Forward:
         """The call with all its checks."""
@@ -233,7 +268,8 @@ class BatchNorm(LayerState):
                     "there is no ghost batch norm on a device yet; take the statistics of the "
                     "whole batch (bn.virtual_batch_size = None), or train on the CPU"
                 )
-            refuse_with("ghost batch norm", x, fused, mask)
+            otherwise = "without groups: bn.virtual_batch_size = None"
+            refuse_with("ghost batch norm", x, fused, mask, otherwise, True)
             return ghost.Ghost(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
                 self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked,

@@ -29,8 +29,8 @@ _PARAMETERS = """
         Where parameters and running statistics are, and input is expected: on the CPU
         (default), on the current NVIDIA GPU, or on the one of that number.
     dtype : float32 (default) or float64
-        Of parameters and running statistics. Input of any dtype of numbers is taken, and
-        the output has the input's.
+        Of parameters and running statistics. Input of float32, float64, float16 and bfloat16
+        is taken, whatever this is, and the output has the input's dtype.
     bias : bool
         False: a weight, but no bias.
     axis : int
@@ -41,15 +41,14 @@ _PARAMETERS = """
     activation, negative_slope
         What the output goes through in the same pass, such as "relu": `fastbn.batch_norm` has
         the names. A call may add a residual before it: ``bn(x, residual=shortcut)``.
-
-
     virtual_batch_size : int or None
         In training, normalize each group of so many consecutive samples with its own
         statistics ("ghost batches"): large batches then generalize as small ones do. The last
         group is smaller where it does not come out even; if that left it one value per channel,
         which has no variance, it joins the one before. Running statistics and the counter move
         once, by the statistics of the whole batch, merged from those of the groups. None: the
-        whole batch.
+        whole batch. Such a training has no activation, residual or mask; an activation can be
+        set after `eval` or `freeze`.
 
     Raises
     ------

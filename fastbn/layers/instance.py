@@ -8,6 +8,7 @@ from numpy.typing import DTypeLike
 
 from fastbn import norms
 from fastbn._call import arguments, backend, places
+from fastbn._call.caches import NormCache
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.settings import Device
 from fastbn.functional import Gradients
@@ -34,8 +35,8 @@ _DOCUMENTATION = """
         evaluation; otherwise each sample's own statistics serve in both modes.
     device : None, "cpu", "cuda" or "cuda:1"
     dtype : float32 (default) or float64
-        Of parameters and running statistics. Input of any dtype of numbers is taken, and
-        the output has the input's.
+        Of parameters and running statistics. Input of float32, float64, float16 and bfloat16
+        is taken, whatever this is, and the output has the input's dtype.
     bias : bool
         False: a weight, but no bias.
     axis : int
@@ -118,10 +119,13 @@ class InstanceNorm(SampleNorm, LayerState):
             return out
         return y.reshape(x.shape) if x.ndim < self._rank else y
 
-    def backward(self, dy: np.ndarray, cache: Any = None) -> Gradients:
+    def backward(
+        self, dy: np.ndarray, cache: NormCache | None = None, *, out: np.ndarray | None = None
+    ) -> Gradients:
         """Gradients in ``x``, ``weight`` and ``bias``: `fastbn.norm_backward`.
 
-        ``cache`` is by default that of the last training forward.
+        ``cache`` is by default that of the last training forward. The gradient of ``x`` is written
+        to ``out``, where there is one; ``out=dy`` works in place.
 
         Raises
         ------
@@ -129,9 +133,14 @@ class InstanceNorm(SampleNorm, LayerState):
             If there is no cache and no training forward to take one from.
         """
         cache = self._or_last(cache)
-        single = getattr(dy, "ndim", 0) == cache.x.ndim - 1
-        found = norms.norm_backward(_batch_of_one(dy) if single else dy, cache)
-        return found._replace(x=found.x.reshape(dy.shape)) if single else found
+        if getattr(dy, "ndim", 0) != cache.x.ndim - 1:
+            return norms.norm_backward(dy, cache, out=out)
+        of_batch = None
+        if out is not None:
+            there = places.on_device(out)
+            of_batch = _batch_of_one(out if there else arguments.as_array("out", out))
+        found = norms.norm_backward(_batch_of_one(dy), cache, out=of_batch)
+        return found._replace(x=found.x.reshape(dy.shape) if out is None else out)
 
 
 def _batch_of_one(sample: Any) -> Any:

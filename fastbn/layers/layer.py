@@ -43,6 +43,8 @@ class Layer(Attributes):
     #: those that are measured.
     _LEARNS: ClassVar[dict[str, int]] = {"weight": 1, "bias": 0}
     _MEASURED: ClassVar[dict[str, int]] = {}
+    #: What such layers never have, and what to say to who loads it.
+    _HAS_NO: ClassVar[dict[str, str]] = {}
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -148,12 +150,17 @@ class Layer(Attributes):
         """A cache, or that of the last training forward; RuntimeError if there is neither."""
         found = self._cache if cache is None else cache
         if found is None:
-            raise RuntimeError(
-                "no training call to differentiate: eval(), freeze(), loading and resets forget "
-                "the last one; call bn(x) in train() mode first, or, frozen or in evaluation too, "
-                "y, cache = bn.forward_with_cache(x) and then bn.backward(dy, cache)"
-            )
+            raise RuntimeError(f"no training call to differentiate: {self._way_to_gradients}")
         return found
+
+    @property
+    def _way_to_gradients(self) -> str:
+        """What to do where no training call is remembered."""
+        return (
+            "eval(), loading and resets forget the last one; call layer(x) in train() mode first, "
+            "or, in evaluation too, y, cache = layer.forward_with_cache(x) and then "
+            "layer.backward(dy, cache)"
+        )
 
     # --- arrays -----------------------------------------------------------------------------
 
@@ -254,7 +261,7 @@ class Layer(Attributes):
             running variance. Nothing was loaded.
         """
         arrays = self._arrays()
-        values, incompatible = read_state(state, prefix, arrays, strict)
+        values, incompatible = read_state(state, prefix, arrays, strict, self._HAS_NO)
         backend.assign_all([arrays[name] for name in values], values.values())
         self._cache = None
         return incompatible

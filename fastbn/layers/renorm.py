@@ -55,8 +55,8 @@ _DOCUMENTATION = """
         True: renormalization is about running statistics.
     device : None or "cpu"
     dtype : float32 (default) or float64
-        Of parameters and running statistics. Input of any dtype of numbers is taken, and
-        the output has the input's.
+        Of parameters and running statistics. Input of float32, float64, float16 and bfloat16
+        is taken, whatever this is, and the output has the input's dtype.
     r_max, d_max : number, or callable of the step
         The limits, at least 1 and 0, ``math.inf`` for none. A callable is asked before each
         training batch, with the number of batches before it. By default the paper's
@@ -148,6 +148,10 @@ class Ramp:
         return self.start + done * (self.end - self.start)
 
 
+#: Those of the paper.
+R_MAX, D_MAX = Ramp(1, 3, 5_000, 40_000), Ramp(0, 5, 5_000, 25_000)
+
+
 class BatchRenorm(BatchNorm):
     """A batch renormalization layer; subclasses say which inputs they take."""
 
@@ -169,8 +173,8 @@ class BatchRenorm(BatchNorm):
         device: Device = None,
         dtype: DTypeLike | None = None,
         *,
-        r_max: float | Callable[[int], float] = Ramp(1, 3, 5_000, 40_000),
-        d_max: float | Callable[[int], float] = Ramp(0, 5, 5_000, 25_000),
+        r_max: float | Callable[[int], float] = R_MAX,
+        d_max: float | Callable[[int], float] = D_MAX,
         bias: bool = True,
         axis: int = 1,
         on_nonfinite: OnNonfinite = "propagate",
@@ -225,7 +229,8 @@ class BatchRenorm(BatchNorm):
         if not self._in_training:
             return super()._call(x, axis, out, fused, mask)
         backend.cpu_only(x, "batch renormalization")
-        refuse_with("batch renormalization", x, fused, mask)
+        otherwise = f"with {self._batch_norm}"
+        refuse_with("batch renormalization", x, fused, mask, otherwise, self._is_batch(x))
         return renorm.Renorm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
             self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked, self.r_max,

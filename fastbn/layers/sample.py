@@ -3,23 +3,28 @@
 They do the same in training and evaluation; in training they remember what `backward` takes.
 """
 
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from fastbn import norms
 from fastbn._call import backend, settings
-from fastbn._call.groups import GroupCache
-from fastbn._call.keywords import hide_foreign, refuse
-from fastbn._call.rows import RowCache
+from fastbn._call.caches import NormCache
+from fastbn._call.keywords import hide_foreign, refuse, refuse_call
 from fastbn._call.settings import Device
 from fastbn.functional import Gradients
 from fastbn.layers.layer import Layer, keep_cache
 
 __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
 
-Cache = GroupCache | RowCache
+_NO_RESIDUAL = "norms of samples take none; add it to the output"
+#: What calls of batch norm have, and these have not.
+_OF_BATCH_NORM = {
+    **dict.fromkeys(("residual", "add", "identity", "shortcut", "skip"), _NO_RESIDUAL),
+    "activation": "norms of samples take none; apply it to the output",
+    "mask": "norms of samples take none: no sample depends on the padding of another",
+}
 
 
 class SampleNorm(Layer):
@@ -27,9 +32,20 @@ class SampleNorm(Layer):
 
     __slots__ = ()
 
-    def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-        """Normalize ``x``: `forward`."""
-        return self.forward(x, out=out)
+    if TYPE_CHECKING:  # so that who overrides it need not take foreign names
+
+        def __call__(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+            """Normalize ``x``: `forward`."""
+    else:
+
+        @hide_foreign
+        def __call__(
+            self, x: np.ndarray, *, out: np.ndarray | None = None, **foreign: NoReturn
+        ) -> np.ndarray:
+            """Normalize ``x``: `forward`."""
+            if foreign:
+                refuse_call(self, foreign, ("x", "out"), _OF_BATCH_NORM)
+            return self.forward(x, out=out)
 
     def forward(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Normalize ``x``. A training call is remembered for `backward`."""
@@ -39,7 +55,7 @@ class SampleNorm(Layer):
 
     def forward_with_cache(
         self, x: np.ndarray, *, out: np.ndarray | None = None
-    ) -> tuple[np.ndarray, Any]:
+    ) -> tuple[np.ndarray, NormCache]:
         """`forward`, and what `backward` needs of it, in either mode."""
         call = self._call(x, out)
         y, cache = self._run(call, x, out), call.cache()
@@ -55,17 +71,20 @@ class SampleNorm(Layer):
         """The output of a call."""
         return call.run()
 
-    def backward(self, dy: np.ndarray, cache: Cache | None = None) -> Gradients:
+    def backward(
+        self, dy: np.ndarray, cache: NormCache | None = None, *, out: np.ndarray | None = None
+    ) -> Gradients:
         """Gradients in ``x``, ``weight`` and ``bias``: `fastbn.norm_backward`.
 
-        ``cache`` is by default that of the last training forward.
+        ``cache`` is by default that of the last training forward. The gradient of ``x`` is written
+        to ``out``, where there is one; ``out=dy`` works in place.
 
         Raises
         ------
         RuntimeError
             If there is no cache and no training forward to take one from.
         """
-        return norms.norm_backward(dy, self._or_last(cache))
+        return norms.norm_backward(dy, self._or_last(cache), out=out)
 
     def _dtype_shown(self) -> str:
         dtypes = {array.dtype.name for array in self._arrays().values()} - {"float32"}
@@ -91,7 +110,8 @@ class GroupNorm(SampleNorm):
         Have a learnable weight (starts at 1) and bias (starts at 0) for each channel.
     device : None, "cpu", "cuda" or "cuda:1"
     dtype : float32 (default) or float64
-        Of the parameters. Input of any dtype of numbers is taken, and the output has the input's.
+        Of the parameters. Input of float32, float64, float16 and bfloat16 is taken, whatever this
+        is, and the output has the input's dtype.
     bias : bool
         False: a weight, but no bias.
     axis : int
@@ -113,7 +133,7 @@ class GroupNorm(SampleNorm):
     >>> gn(np.random.default_rng(0).normal(5, 10, (4, 6, 8, 8)).astype(np.float32)).shape
     (4, 6, 8, 8)
     >>> gn
-    GroupNorm(2, 6, eps=1e-05, affine=True)
+    GroupNorm(2, 6, eps=1e-05, affine=True, bias=True)
     """
 
     __slots__ = {  # noqa: RUF023, with what `help` says of them
@@ -188,7 +208,7 @@ class GroupNorm(SampleNorm):
         axis = f", axis={self.axis}" if self.axis != 1 else ""
         return (
             f"{type(self).__name__}({self.num_groups}, {self.num_channels}, eps={self.eps}, "
-            f"affine={self.affine}{axis}{self._dtype_shown()})"
+            f"affine={self.affine}, bias={self.bias is not None}{axis}{self._dtype_shown()})"
         )
 
 
@@ -222,8 +242,13 @@ class _RowNorm(SampleNorm):
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.normalized_shape}, eps={self.eps}, "
-            f"elementwise_affine={self.elementwise_affine}{self._dtype_shown()})"
+            f"elementwise_affine={self.elementwise_affine}{self._bias_shown()}"
+            f"{self._dtype_shown()})"
         )
+
+    def _bias_shown(self) -> str:
+        """What torch shows of a bias."""
+        return ""
 
 
 class LayerNorm(_RowNorm):
@@ -243,7 +268,8 @@ class LayerNorm(_RowNorm):
         False: a weight, but no bias.
     device : None, "cpu", "cuda" or "cuda:1"
     dtype : float32 (default) or float64
-        Of the parameters. Input of any dtype of numbers is taken, and the output has the input's.
+        Of the parameters. Input of float32, float64, float16 and bfloat16 is taken, whatever this
+        is, and the output has the input's dtype.
 
     Raises
     ------
@@ -262,7 +288,7 @@ class LayerNorm(_RowNorm):
     >>> ln(np.random.default_rng(0).normal(5, 10, (4, 7, 16)).astype(np.float32)).shape
     (4, 7, 16)
     >>> ln
-    LayerNorm((16,), eps=1e-05, elementwise_affine=True)
+    LayerNorm((16,), eps=1e-05, elementwise_affine=True, bias=True)
     """
 
     __slots__ = ()
@@ -287,6 +313,9 @@ class LayerNorm(_RowNorm):
     def _call(self, x: Any, out: Any) -> Any:
         return backend.row_norm(x, self.normalized_shape, self.weight, self.bias, self.eps, out)
 
+    def _bias_shown(self) -> str:
+        return f", bias={self.bias is not None}"
+
 
 class RMSNorm(_RowNorm):
     """Root mean square normalization over the last axes: layer norm without a mean.
@@ -304,7 +333,8 @@ class RMSNorm(_RowNorm):
         Have a learnable weight (starts at 1) of that shape.
     device : None, "cpu", "cuda" or "cuda:1"
     dtype : float32 (default) or float64
-        Of the weight. Input of any dtype of numbers is taken, and the output has the input's.
+        Of the weight. Input of float32, float64, float16 and bfloat16 is taken, whatever this
+        is, and the output has the input's dtype.
 
     Raises
     ------
@@ -324,6 +354,10 @@ class RMSNorm(_RowNorm):
     """
 
     __slots__ = ()
+    _HAS_NO: ClassVar[dict[str, str]] = {
+        "bias": "RMSNorm has no bias, and takes no mean away: a state dict with a bias is that of "
+        "another norm, such as LayerNorm"
+    }
     eps: float | None  # type: ignore[assignment]
 
     @hide_foreign

@@ -14,7 +14,7 @@ from fastbn.kernels import formulas
 from fastbn.layers.base import BatchNorm
 from fastbn.layers.inputs import does_not_fit
 from fastbn.layers.instance import InstanceNorm
-from fastbn.layers.renorm import BatchRenorm
+from fastbn.layers.renorm import D_MAX, R_MAX, BatchRenorm
 from fastbn.layers.sample import GroupNorm, LayerNorm
 
 __all__ = ["SmallBatchReport", "small_batch_report"]
@@ -79,7 +79,8 @@ def small_batch_report(
     and nearer to the samples the smoother the data is.
 
     ``too_large`` goes by the samples: with fewer than 9 of them the variance may be off by more
-    than half, and batch norm has been seen to lose accuracy. It is a rule of thumb.
+    than half, and batch norm has been seen to lose accuracy. It is a rule of thumb. Norms of each
+    sample need two values.
 
     Parameters
     ----------
@@ -135,10 +136,12 @@ standard deviations, of the variance 25 %. That is enough.
         most = samples
         if _var_error(most) > LIMIT and not isinstance(layer, BatchRenorm):
             instead = _instead(layer, sizes)
+    elif values == 1:
+        instead = (_more_values(layer),)
     return SmallBatchReport(
         name, values, samples, float(formulas.mean_error(values)),
         float(formulas.mean_error(most)), _var_error(values), _var_error(most), bool(instead),
-        instead, _remark(layer),
+        instead, "" if instead else _remark(layer),
     )  # fmt: skip
 
 
@@ -198,7 +201,8 @@ def _instead(layer: BatchNorm, shape: tuple[int, ...]) -> tuple[str, ...]:
     """What to do where batches are too small, what costs least first."""
     ways = (
         "GroupNorm or LayerNorm, which take each sample by itself",
-        f"{type(layer).__name__.replace('Norm', 'Renorm')}, which trains with running statistics",
+        f"{type(layer).__name__.replace('Norm', 'Renorm')}, which trains with running statistics, "
+        f"with limits r_max and d_max that fit: {_DEFAULT_LIMITS}",
         "to fine-tune, freeze(): the running statistics as constants",
         "if only the evaluation is off, running statistics taken anew: reset_running_stats(), "
         "momentum=None and a pass over data in train()",
@@ -208,9 +212,28 @@ def _instead(layer: BatchNorm, shape: tuple[int, ...]) -> tuple[str, ...]:
     return ways
 
 
+def _more_values(layer: Any) -> str:
+    """What to do where a value of a sample is normalized by itself."""
+    if isinstance(layer, LayerNorm):
+        return "a normalized_shape of two values or more: of one the output is just the bias"
+    if isinstance(layer, InstanceNorm):
+        return "GroupNorm, which takes channels together: one value has no variance, and is refused"
+    if layer.num_groups > 1:
+        return f"fewer groups than {layer.num_groups}: one value has no variance, and is refused"
+    return "batch norm over more samples: one value of a sample has no variance, and is refused"
+
+
+#: When batch renormalization begins, unless it is told otherwise.
+_DEFAULT_LIMITS = (
+    "by default nothing is corrected for 5,000 steps, and a shorter training needs a shorter Ramp"
+)
+
+
 def _remark(layer: Any) -> str:
     if isinstance(layer, BatchRenorm):
-        return "The running statistics correct it, within r_max and d_max"
+        text = "The running statistics correct it, within r_max and d_max"
+        default = (layer.r_max, layer.d_max) == (R_MAX, D_MAX)
+        return f"{text}; {_DEFAULT_LIMITS}" if default else text
     if isinstance(layer, InstanceNorm) and layer.track_running_stats:
         return "It does not depend on the batch; evaluation takes averages of it"
     if isinstance(layer, BatchNorm):

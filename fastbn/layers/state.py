@@ -145,6 +145,14 @@ class LayerState(Layer):
         """Obey `train` and `eval` again; returns the layer."""
         return self._set_mode(self._training, frozen=False)
 
+    @property
+    def _way_to_gradients(self) -> str:
+        return (
+            "eval(), freeze(), loading and resets forget the last one; call bn(x) in train() mode "
+            "first, or, frozen or in evaluation too, y, cache = bn.forward_with_cache(x) and then "
+            "bn.backward(dy, cache)"
+        )
+
     # --- arrays -----------------------------------------------------------------------------
 
     def reset_running_stats(self) -> None:

@@ -31,12 +31,17 @@ class IncompatibleKeys(NamedTuple):
 
 
 def read_state(
-    state: Any, prefix: str, current: dict[str, np.ndarray], strict: bool
+    state: Any,
+    prefix: str,
+    current: dict[str, np.ndarray],
+    strict: bool,
+    has_no: Mapping[str, str],
 ) -> tuple[dict[str, np.ndarray], IncompatibleKeys]:
     """New values for ``current`` by name, and which keys did not match; or an error.
 
     ``current`` gives the expected shapes and dtypes. Keys of ``state`` that do not
-    begin with ``prefix`` belong to somebody else.
+    begin with ``prefix`` belong to somebody else. ``has_no`` has names that such a layer never has,
+    and what to say of them.
     """
     _check_kinds(state, prefix)
     expected = {prefix + name: name for name in current}
@@ -48,7 +53,9 @@ def read_state(
         missing.remove(prefix + _COUNTER)
     if strict and (missing or unexpected):
         needed = [key for key in missing if expected[key] != _COUNTER]
-        raise KeyError(_describe_keys(needed, unexpected, prefix, state, current))
+        never = [way for name, way in has_no.items() if prefix + name in unexpected]
+        hint = never[0] if never else _hint(prefix, state, current)
+        raise KeyError(_describe_keys(needed, unexpected, prefix, state, current, hint))
     values = {
         name: _read_array(key, state[key], current[name])
         for key, name in expected.items()
@@ -95,6 +102,7 @@ def _describe_keys(
     prefix: str,
     state: Mapping[str, Any],
     current: dict[str, np.ndarray],
+    hint: str,
 ) -> str:
     """What does not fit, in a few words however large the model, and the way out."""
     parts = [
@@ -102,7 +110,7 @@ def _describe_keys(
         for kind, keys in (("missing", missing), ("unexpected", unexpected))
         if keys
     ]
-    parts += ["nothing was loaded", _hint(prefix, state, current)]
+    parts += ["nothing was loaded", hint]
     if any(prefix + name in state for name in current):
         parts.append("strict=False loads what matches")
     return f"state does not fit, with prefix {prefix!r}: {'; '.join(parts)}"
@@ -177,7 +185,7 @@ def _shape(state: Mapping[str, Any], key: str) -> Any:
 def _read_array(key: str, value: Any, current: np.ndarray) -> np.ndarray:
     """``value`` as a new array of ``current``'s shape and dtype, or an error that names the key."""
     try:
-        array = backend.to_numpy(value, key) if places.on_device(value) else np.asarray(value)
+        array = _as_array(key, value)
     except Exception as error:
         raise ValueError(f"{key!r} cannot be read as an array: {error}") from error
     integral = current.dtype.kind == "i"
@@ -198,3 +206,11 @@ def _read_array(key: str, value: Any, current: np.ndarray) -> np.ndarray:
     if not integral and not np.array_equal(np.isinf(values), np.isinf(array)):
         raise ValueError(f"{key!r} holds values too large for {current.dtype}; nothing was loaded")
     return values
+
+
+def _as_array(key: str, value: Any) -> np.ndarray:
+    if places.on_device(value):
+        return backend.to_numpy(value, key)
+    if arguments.is_bfloat16(value) and hasattr(value, "float"):
+        value = value.float()  # torch's, which NumPy cannot read
+    return np.asarray(value)
