@@ -33,13 +33,16 @@ def read(path: Path) -> Checkpoint:
     torch 2.13 keeps it with ``torch.onnx.export(..., optimize=False)``, or, from its older
     exporter (``dynamo=False``), with ``do_constant_folding=False``.
 
+    Where a batch norm's parameters are no constants, there are no norms, and ``no_norms`` says
+    why; so it does where there is no batch norm.
+
     Raises
     ------
     ImportError
         Without onnx.
     ValueError
-        If the file is damaged or no ONNX model; if a tensor has another size than it claims, or
-        lies outside the folder of the model; if a batch norm's parameters are no constants.
+        If the file is damaged or no ONNX model. When a tensor is read: if it has another size than
+        it claims, or lies outside the folder of the model.
 
     References
     ----------
@@ -55,19 +58,22 @@ def read(path: Path) -> Checkpoint:
 def _contents(model: Any, path: Path) -> Checkpoint:
     entries: dict[str, Lazy] = {}
     norms: dict[str, Norm] = {}
-    convolutions = 0
+    convolutions, missing = 0, _in_functions(model)
     for scope in scopes(model.graph):
         for name, tensor in _in_order_of_use(scope):
             free = name if name not in entries else f"{scope.name}{name}"
             entries[free] = _lazy(tensor, free, path)
         nodes = [node for node in scope.graph.node if _is_norm(node)]
         ranks = ranks_of(scope) if nodes else {}
-        for node in nodes:
-            _add(norms, _norm(node, scope, path, dimensions_of(node, ranks)))
+        try:
+            for node in nodes:
+                _add(norms, _norm(node, scope, path, dimensions_of(node, ranks)))
+        except ValueError as error:  # the other tensors can be loaded all the same
+            missing = missing or str(error)
         convolutions += sum(node.op_type in _CONVOLUTIONS for node in scope.graph.node)
-    _check_functions(model)
-    missing = "" if norms else _nothing_found(convolutions)
-    return Checkpoint(Tensors(entries), list(norms.values()), no_norms=missing)
+    if not norms:
+        missing = missing or _nothing_found(convolutions)
+    return Checkpoint(Tensors(entries), [] if missing else list(norms.values()), no_norms=missing)
 
 
 def _parse(path: Path) -> Any:
@@ -110,14 +116,15 @@ def _lazy(tensor: Any, name: str, path: Path) -> Lazy:
     return Lazy(lambda: onnx_tensor.read(tensor, name, path), tuple(tensor.dims))
 
 
-def _check_functions(model: Any) -> None:
+def _in_functions(model: Any) -> str:
     for function in model.functions:
         if any(_is_norm(node) for node in function.node):
-            raise ValueError(
-                f"has a batch norm within the function {function.name!r} of the model; "
-                "write the functions out: onnx.save(onnx.inliner.inline_local_functions("
-                "onnx.load(file)), 'inlined.onnx')"
+            return (
+                f"has a batch norm within the function {function.name!r} of the model; write the "
+                "functions out: onnx.save(onnx.inliner.inline_local_functions(onnx.load(file)), "
+                "'inlined.onnx')"
             )
+    return ""
 
 
 def _nothing_found(convolutions: int) -> str:
