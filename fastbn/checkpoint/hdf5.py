@@ -18,6 +18,8 @@ from fastbn.checkpoint import dtypes
 _FILTERS = {1, 2, 3, 4, 5, 6, 32000}
 #: How many times its size in the file a compressed array may have; small ones any number of times.
 _MAX_EXPANSION, _SMALL = 100, 1 << 16
+#: How a heap of texts begins: eight bytes that weights hardly have by chance.
+_HEAP = b"GCOL\1\0\0\0"
 _DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 #: Groups with the state of an optimizer, which belongs to no layer.
 _OPTIMIZERS = ("optimizer", "optimizer_weights")
@@ -44,6 +46,7 @@ class Contents(NamedTuple):
 
 def survey(stream: Any) -> Contents:
     """What there is in a file; no values are read."""
+    _check_heaps(stream)
     with _opened(stream) as (file, size):
         root = "model_weights/" if "model_weights" in file else ""
         arrays, group_names, groups = _walk(file, size)
@@ -136,6 +139,8 @@ def _walk(file: Any, size: int) -> tuple[dict[str, Found], dict[str, str], dict[
 def _member(group: Any, name: str) -> Any:
     import h5py
 
+    if name not in group:
+        raise ValueError(f"is damaged or has changed: {group.name} has no {name!r} any more")
     link = group.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
         where = getattr(link, "filename", getattr(link, "path", ""))
@@ -174,6 +179,21 @@ def _check(dataset: Any, place: str, size: int) -> int:
 
 def _is_bfloat16(dataset: Any) -> bool:
     return dataset.attrs.get("dtype") in ("bfloat16", b"bfloat16")
+
+
+def _check_heaps(stream: Any) -> None:
+    """Refuse heaps of texts that HDF5 would walk without an end, at an object of no size."""
+    size, at, steps = stream.seek(0, 2), stream.find(_HEAP, 0), 0
+    while at >= 0:
+        end, place = at + stream.number(at + 8, 8), at + 16
+        while place + 16 <= end <= size:
+            index, length = stream.number(place, 2), stream.number(place + 8, 8)
+            step = 16 + -(-length // 8) * 8 if index else length  # 0: the free space
+            steps += 1
+            if step < 16 or place + step > end or steps > size // 16:
+                raise ValueError(f"is damaged: the heap at {at} has an object of {length} bytes")
+            place += step
+        at = stream.find(_HEAP, at + 8)
 
 
 # --- attributes -----------------------------------------------------------------------------------

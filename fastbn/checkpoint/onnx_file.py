@@ -49,31 +49,22 @@ def read(path: Path) -> Checkpoint:
     https://onnx.ai/onnx/operators/onnx__BatchNormalization.html
     """
     model = _parse(path)
-    try:
-        return _contents(model, path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is damaged: a name in it is no text, {error}") from error
-
-
-def _contents(model: Any, path: Path) -> Checkpoint:
-    entries: dict[str, Lazy] = {}
-    norms: dict[str, Norm] = {}
+    tensors: dict[str, Any] = {}
+    norms: list[Norm] = []
     convolutions, missing = 0, _in_functions(model)
     for scope in scopes(model.graph):
         for name, tensor in _in_order_of_use(scope):
-            free = name if name not in entries else f"{scope.name}{name}"
-            entries[free] = _lazy(tensor, free, path)
-        nodes = [node for node in scope.graph.node if _is_norm(node)]
-        ranks = ranks_of(scope) if nodes else {}
+            tensors[name if name not in tensors else f"{scope.name}{name}"] = tensor
         try:
-            for node in nodes:
-                _add(norms, _norm(node, scope, path, dimensions_of(node, ranks)))
+            norms += _norms(scope, path)
         except ValueError as error:  # the other tensors can be loaded all the same
             missing = missing or str(error)
         convolutions += sum(node.op_type in _CONVOLUTIONS for node in scope.graph.node)
+    onnx_tensor.check_copies(tensors.values(), path.parent)
+    entries = {name: _lazy(tensor, name, path) for name, tensor in tensors.items()}
     if not norms:
         missing = missing or _nothing_found(convolutions)
-    return Checkpoint(Tensors(entries), [] if missing else list(norms.values()), no_norms=missing)
+    return Checkpoint(Tensors(entries), [] if missing else _named(norms), no_norms=missing)
 
 
 def _parse(path: Path) -> Any:
@@ -142,6 +133,12 @@ def _nothing_found(convolutions: int) -> str:
 # --- a norm ---------------------------------------------------------------------------------------
 
 
+def _norms(scope: Scope, path: Path) -> list[Norm]:
+    nodes = [node for node in scope.graph.node if _is_norm(node)]
+    ranks = ranks_of(scope) if nodes else {}
+    return [_norm(node, scope, path, dimensions_of(node, ranks)) for node in nodes]
+
+
 def _is_norm(node: Any) -> bool:
     return node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx")
 
@@ -193,18 +190,19 @@ def _number(attributes: dict[str, Any], name: str, default: float) -> float:
     return float(str(np.float32(attributes[name].f))) if name in attributes else default
 
 
-def _add(norms: dict[str, Norm], norm: Norm) -> None:
-    """Add a norm under a name of its own; a layer that is called twice is one."""
-    name, count = norm.name, 1
-    while norm.name in norms:
-        if _same(norm, norms[norm.name]):
-            return
-        count += 1
-        norm = norm._replace(name=f"{name}_{count}")
-    norms[norm.name] = norm
-
-
-def _same(a: Norm, b: Norm) -> bool:
-    return (a.eps, a.momentum, a.dimensions) == (b.eps, b.momentum, b.dimensions) and all(
-        a.arrays[key].tobytes() == b.arrays[key].tobytes() for key in a.arrays
-    )
+def _named(norms: list[Norm]) -> list[Norm]:
+    """Each under a name of its own; a layer that is called twice is one."""
+    named: dict[str, Norm] = {}
+    seen, counts = set(), dict.fromkeys((norm.name for norm in norms), 0)
+    for norm in norms:
+        values = tuple(array.tobytes() for array in norm.arrays.values())
+        key = (norm.name, norm.eps, norm.momentum, norm.dimensions, values)
+        if key in seen:
+            continue
+        seen.add(key)
+        counts[norm.name] += 1
+        name = norm.name if counts[norm.name] == 1 else f"{norm.name}_{counts[norm.name]}"
+        while name in named:
+            name += "_"
+        named[name] = norm._replace(name=name)
+    return list(named.values())

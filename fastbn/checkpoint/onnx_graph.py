@@ -20,7 +20,7 @@ _SAME_RANK = {
 _MOST_HOPS = 100
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 #: Names that a framework has made up, which say nothing.
-_MADE_UP = re.compile(r"(onnx::.*|val_\d+|\d+)?")
+_MADE_UP = re.compile(r"onnx::.*|val_\d+|\d+")
 
 
 class Scope(NamedTuple):
@@ -53,6 +53,7 @@ class Scope(NamedTuple):
 
 def scopes(graph: Any, name: str = "", outer: ChainMap[str, Any] | None = None) -> Iterator[Scope]:
     """A graph and those within it. How deep they nest, protobuf has limited to 100."""
+    _check_names(graph)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     values = ChainMap({}, constants) if outer is None else outer.new_child(constants).new_child()
     for node in graph.node:
@@ -66,6 +67,15 @@ def scopes(graph: Any, name: str = "", outer: ChainMap[str, Any] | None = None) 
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs) if _has_graph(attribute) else ():
                 yield from scopes(inner, f"{name}{node.name}.{attribute.name}.", values)
+
+
+def _check_names(graph: Any) -> None:
+    """Protobuf gives bytes where a text is none."""
+    names = [tensor.name for tensor in graph.initializer]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("is damaged: a name in it is no text")
 
 
 def _has_graph(attribute: Any) -> bool:
@@ -139,11 +149,12 @@ def _rank_of_input(node: Any, ranks: dict[str, int]) -> int | None:
 
 def name_of(node: Any) -> str:
     """What the names of a norm's running statistics share, else the node's own, with dots."""
-    pairs = zip(*node.input[3:5], strict=False)
+    statistics = list(node.input[3:5])
+    pairs = zip(*statistics, strict=False) if len(statistics) == 2 else ()
     before = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     before = re.sub(r"[^./_:]*$", "", before)  # whole words
     before = re.sub(r"[./_:]*(input|running|moving|saved)?[./_:]*$", "", before)
-    if before and not _MADE_UP.fullmatch(before):
+    if before and not _MADE_UP.fullmatch(statistics[0]):
         return _dotted(before)
     own = re.sub(r"[/_]*(BatchNormalization|FusedBatchNorm)[V\d]*$", "", node.name) or node.name
     return _dotted(own or (node.output[0] if node.output else "batch_norm"))

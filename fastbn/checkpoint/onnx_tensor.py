@@ -1,13 +1,17 @@
 """Tensors of an ONNX model as arrays: sizes are checked before memory is taken."""
 
+import contextlib
 import math
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 _EXTERNAL = 1  # TensorProto.EXTERNAL
+#: Tensors may show the same bytes of a file so many times.
+_MAX_COPIES, _FREE = 8, 64 << 20
 _NOT_NUMERIC = (0, 8)  # TensorProto.UNDEFINED, STRING
 
 
@@ -51,7 +55,7 @@ def _check_bytes(tensor: Any) -> None:
 def _with_bytes(tensor: Any, folder: Path) -> Any:
     """A copy of a tensor with its values, which lie in a file of their own."""
     keys = {entry.key: entry.value for entry in tensor.external_data}
-    file = _within(folder, keys.get("location", ""))
+    file = _within(folder, _location(tensor))
     offset, expected = int(keys.get("offset") or 0), math.prod(tensor.dims) * _itemsize(tensor)
     length = int(keys.get("length") or expected)
     size = file.stat().st_size
@@ -65,6 +69,25 @@ def _with_bytes(tensor: Any, folder: Path) -> Any:
     copy = type(tensor)(dims=tensor.dims, data_type=tensor.data_type)
     copy.raw_data = content
     return copy
+
+
+def check_copies(tensors: Iterable[Any], folder: Path) -> None:
+    """Refuse tensors that show the same bytes of a file over and over, until memory is full."""
+    sizes, claimed = {}, 0
+    for tensor in tensors:
+        if tensor.data_location == _EXTERNAL:
+            with contextlib.suppress(KeyError, OSError, RuntimeError, ValueError):
+                file = _within(folder, _location(tensor))
+                sizes[file] = file.stat().st_size
+                claimed += min(math.prod(tensor.dims) * _itemsize(tensor), sizes[file])
+    if claimed > max(_MAX_COPIES * sum(sizes.values()), _FREE):
+        raise ValueError(
+            f"describes tensors of {claimed} bytes in files of {sum(sizes.values())} beside it"
+        )
+
+
+def _location(tensor: Any) -> str:
+    return next((e.value for e in tensor.external_data if e.key == "location"), "")
 
 
 def _within(folder: Path, location: str) -> Path:
