@@ -10,6 +10,7 @@ takes statistics of any array. For small batches there are `GroupNorm`, `LayerNo
 from fastbn._call.warmup import warmup
 from fastbn._system.outputs import get_reuse_limit, set_reuse_limit
 from fastbn._system.threads import get_num_threads, set_num_threads
+from fastbn.checkpoint import load_batch_norms, load_tensors, save
 from fastbn.functional import (
     ForwardCache,
     Gradients,
@@ -80,9 +81,12 @@ __all__ = [
     "instance_norm_forward",
     "layer_norm",
     "layer_norm_forward",
+    "load_batch_norms",
+    "load_tensors",
     "norm_backward",
     "rms_norm",
     "rms_norm_forward",
+    "save",
     "set_num_threads",
     "set_reuse_limit",
     "small_batch_report",

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,10 @@ def test_examples_are_found_where_they_are_promised():
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="not in a checkout")
 def test_readme_examples(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)  # they write a file
+    monkeypatch.chdir(tmp_path)  # they write files, and read those of the tests
+    for file in (ROOT / "tests" / "data").iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) >= 1

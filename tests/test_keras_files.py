@@ -536,3 +536,16 @@ def test_a_file_that_changed_meanwhile(tmp_path):
     weights(path, {"layers/other": norm_arrays()})
     with pytest.raises(ValueError, match="damaged"):
         tensors["batch_normalization.gamma"]
+
+
+@pytest.mark.parametrize("kind", ["sequence", "reference"])
+def test_names_of_a_dangerous_type(kind, tmp_path):
+    """HDF5 can crash on sequences whose length is damaged, so only texts are read."""
+    path = weights(tmp_path / "w.h5", {"layers/batch_normalization": norm_arrays()})
+    with h5py.File(path, "a") as file:
+        value = np.empty(1, object)
+        value[0] = np.ones(3, np.uint8) if kind == "sequence" else file.ref
+        dtype = h5py.vlen_dtype(np.uint8) if kind == "sequence" else h5py.ref_dtype
+        file["layers/batch_normalization/vars"].attrs.create("name", value, dtype=dtype)
+    with pytest.raises(ValueError, match="expected a text"):
+        keras_file.read(path)

@@ -178,7 +178,7 @@ def _check(dataset: Any, place: str, size: int) -> int:
 
 
 def _is_bfloat16(dataset: Any) -> bool:
-    return dataset.attrs.get("dtype") in ("bfloat16", b"bfloat16")
+    return _text(dataset, "dtype", _SMALL) == "bfloat16"
 
 
 def _check_heaps(stream: Any) -> None:
@@ -199,34 +199,33 @@ def _check_heaps(stream: Any) -> None:
 # --- attributes -----------------------------------------------------------------------------------
 
 
-def _attribute(item: Any, name: str, size: int) -> Any:
+def _attribute(item: Any, name: str, size: int) -> list[str] | None:
+    """The texts of an attribute; other types are not even read."""
+    import h5py
+
     if name not in item.attrs:
         return None
     found = item.attrs.get_id(name)
-    if math.prod(found.shape or ()) * found.dtype.itemsize > size:
-        raise ValueError(f"attribute {name!r} claims more than the file has")
-    return item.attrs[name]
+    if found.shape is not None and 0 in found.shape:
+        return []
+    if found.shape is None or not isinstance(found.get_type(), h5py.h5t.TypeStringID):
+        raise ValueError(f"attribute {name!r} of {item.name} holds numbers, expected a text")
+    if math.prod(found.shape) * found.dtype.itemsize > size:
+        raise ValueError(f"attribute {name!r} of {item.name} claims more than the file has")
+    texts = np.ravel(item.attrs[name]).tolist()
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
 
 
 def _text(item: Any, name: str, size: int) -> str:
-    return _as_text(_attribute(item, name, size) or "", name)
-
-
-def _as_text(value: Any, name: str) -> str:
-    if isinstance(value, bytes):
-        return value.decode()
-    if not isinstance(value, str):
-        raise ValueError(f"attribute {name!r} holds {type(value).__name__}, expected a text")
-    return value
+    return "".join(_attribute(item, name, size) or [])
 
 
 def _texts(group: Any, name: str, size: int) -> list[str] | None:
     """A list of names; a long one is split over NAME0, NAME1, ..."""
-    parts = [_attribute(group, name, size)]
-    if parts[0] is None:
-        parts = []
-        while f"{name}{len(parts)}" in group.attrs:
-            parts.append(_attribute(group, f"{name}{len(parts)}", size))
-    if not parts:
-        return None
-    return [_as_text(text, name) for part in parts for text in np.ravel(part).tolist()]
+    whole = _attribute(group, name, size)
+    if whole is not None:
+        return whole
+    parts: list[list[str]] = []
+    while (part := _attribute(group, f"{name}{len(parts)}", size)) is not None:
+        parts.append(part)
+    return [text for part in parts for text in part] if parts else None

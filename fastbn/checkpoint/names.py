@@ -79,3 +79,11 @@ def _wrapper_of(names: list[str]) -> str:
         else:
             break
     return found
+
+
+def shortenings(name: str) -> list[str]:
+    """A name, and what is left of it without wrappers."""
+    found = [name]
+    while found[-1].startswith(_BEFORE):
+        found.append(found[-1].partition(".")[2])
+    return found

@@ -41,7 +41,7 @@ def norms(network):
 
 def from_torch():
     torch.manual_seed(0)
-    network, x = Network().eval(), torch.randn(2, 3, 7, 7)
+    network, x = Network().eval(), torch.randn(1, 3, 7, 7)
     for name, norm in norms(network).items():
         if name == "same":
             continue
@@ -108,7 +108,7 @@ def from_helper():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
     onnx.checker.check_model(model)
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    x = rng.normal(size=(2, 2, 5, 5, 5)).astype(np.float32)
+    x = rng.normal(size=(1, 2, 5, 5, 5)).astype(np.float32)
     y, c, a, r = session.run(list("ycar"), {"x": x})
     del model.graph.output[1:]
     onnx.save(model, FOLDER / "helper.onnx")

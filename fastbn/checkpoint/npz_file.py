@@ -1,0 +1,99 @@
+"""Files of ``np.savez``. Pickled arrays are refused; sizes are checked before memory is taken."""
+
+import struct
+import zipfile
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from fastbn.checkpoint.contents import Checkpoint, Lazy, Tensors
+from fastbn.checkpoint.names import flatten
+from fastbn.checkpoint.settings import KEY, settings_of
+from fastbn.checkpoint.zip_file import check_name
+
+#: An array may unpack to so many bytes, or to so many times its bytes in the file.
+_FREE, _MAX_RATIO = 256 << 20, 200
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_ERRORS = (
+    zipfile.BadZipFile, NotImplementedError, OSError, struct.error, zlib.error, EOFError,
+    ValueError, SyntaxError, TypeError, RuntimeError, MemoryError, RecursionError,
+)  # fmt: skip
+
+
+def read(path: Path) -> Checkpoint:
+    """The arrays of a file, in their order."""
+    try:
+        archive = zipfile.ZipFile(path)  # closes itself when the last array that uses it is gone
+        infos = {info.filename: info for info in archive.infolist()}
+    except _ERRORS as error:
+        raise ValueError(f"is a damaged or truncated zip file: {error}") from error
+    if len(infos) < len(archive.infolist()):
+        raise ValueError("the zip file has two entries of the same name")
+    arrays = {}
+    for name, info in infos.items():
+        check_name(name)
+        if name.endswith(".npy"):
+            arrays[name.removesuffix(".npy")] = info
+    note = arrays.pop(KEY, None)
+    settings = settings_of(None if note is None else str(_values(archive, note)))
+    found = flatten(arrays, lambda _, value: isinstance(value, zipfile.ZipInfo))
+    entries = {name: Lazy(partial(_values, archive, info)) for name, info in found.items()}
+    return Checkpoint(Tensors(entries), None, settings=settings)
+
+
+def _shape(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[int, ...] | None:
+    """Shape by the header; None if there is something wrong, which is told when it is read."""
+    try:
+        with archive.open(info) as file:
+            return _checked_header(file, info)[0]
+    except _ERRORS:
+        return None
+
+
+def _values(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    name = info.filename
+    if info.file_size > max(_FREE, _MAX_RATIO * info.compress_size):
+        raise ValueError(
+            f"{name!r} unpacks from {info.compress_size} bytes to {info.file_size}, as a zip bomb "
+            "does; if the file is yours, save it with np.savez, not compressed"
+        )
+    try:
+        with archive.open(info) as file:
+            _, dtype = _checked_header(file, info)
+            file.seek(0)
+            array = npy.read_array(file, allow_pickle=False)
+            if file.read(1):
+                raise ValueError("there is more in it than the array")
+    except _ERRORS as error:
+        raise ValueError(f"{name!r} cannot be read as an array: {error}") from error
+    if dtype.kind == "V":
+        raise ValueError(
+            f"{name!r} has dtype {dtype}, which np.savez makes of bfloat16 and of what NumPy does "
+            "not know; save array.astype(np.float32)"
+        )
+    return array
+
+
+def _checked_header(file: IO[bytes], info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an array whose header is right about its size."""
+    header = _HEADERS.get(npy.read_magic(file))
+    if header is None:
+        raise ValueError("it is in a version of the format that is for named fields")
+    shape, _, dtype = header(file)
+    if dtype.hasobject:
+        raise ValueError(
+            "it holds Python objects, which are a pickle and are not read; save it as numbers"
+        )
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    if size != info.file_size - file.tell() or min(shape, default=0) < 0:
+        raise ValueError(
+            f"its header says {size if size < 1 << 64 else 'absurdly many'} bytes of values, and "
+            f"there are {info.file_size - file.tell()}"
+        )
+    return shape, dtype

@@ -1,0 +1,156 @@
+"""Batch norms by the names of their arrays, their dimensions by the convolutions before them."""
+
+import bisect
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastbn.checkpoint.contents import Checkpoint, Norm, Tensors
+from fastbn.checkpoint.settings import NAMES
+
+_MEAN, _VAR = "running_mean", "running_var"
+_TORCH = {name: name for name in ("weight", "bias", _MEAN, _VAR, "num_batches_tracked")}
+_KERAS = {"gamma": "weight", "beta": "bias", "moving_mean": _MEAN, "moving_variance": _VAR}
+#: Keras's and Flax's defaults, which arrays do not tell; momentum there is the old value's weight.
+_KERAS_EPS, _KERAS_MOMENTUM = 1e-3, 0.01
+_FLAX_EPS, _FLAX_MOMENTUM = 1e-5, 0.01
+#: The last name of a weight; torch's weight norm takes it apart.
+_WEIGHT = re.compile(r"(weight|kernel)[^./]*$|\bweight\.original[01]$")
+#: Dimensions of a layer by those of the weight before it.
+_DIMENSIONS = {2: 1, 3: 1, 4: 2, 5: 3}
+
+
+def norms_of(checkpoint: Checkpoint) -> list[Norm]:
+    """Every batch norm of a checkpoint, in its order; arrays as they are, unchecked."""
+    if checkpoint.norms is not None:
+        return checkpoint.norms
+    tensors, ordered = checkpoint.tensors, checkpoint.ordered
+    weights = _Weights(tensors, ordered, last=False)
+    norms = [
+        Norm(name, _read(tensors, keys), dimensions=weights.dimensions(name, keys[_MEAN]))
+        for name, keys in _by_last_name(tensors, _TORCH).items()
+    ]
+    weights = _Weights(tensors, ordered, last=True)
+    for name, keys in _by_last_name(tensors, _KERAS).items():
+        size = weights.dimensions(name, keys[_MEAN])
+        norms.append(Norm(name, _read(tensors, keys), _KERAS_EPS, _KERAS_MOMENTUM, size, axis=-1))
+    weights = _Weights(tensors, False, last=True)  # nested dictionaries that JAX has sorted
+    for name, keys in _of_flax(tensors).items():
+        size = weights.dimensions(f"params.{name}", keys[_MEAN])
+        norms.append(Norm(name, _read(tensors, keys), _FLAX_EPS, _FLAX_MOMENTUM, size, axis=-1))
+    return [_with_settings(norm, checkpoint.settings.get(norm.name, {})) for norm in norms]
+
+
+def _with_settings(norm: Norm, settings: Mapping[str, Any]) -> Norm:
+    """What `fastbn.save` has noted comes before what was guessed."""
+    return norm._replace(**{k: v for k, v in settings.items() if k in Norm._fields and k in NAMES})
+
+
+def _read(tensors: Mapping[str, np.ndarray], keys: Mapping[str, str]) -> dict[str, np.ndarray]:
+    return {name: tensors[key] for name, key in keys.items()}
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def _by_last_name(
+    tensors: Mapping[str, np.ndarray], names: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Keys by our names, by the layer: what stands before the last dot or slash."""
+    groups: dict[str, dict[str, str]] = {}
+    for key in tensors:
+        match = re.fullmatch(r"(?:(.*)[./])?([^./]*?)(?::0)?", key, re.DOTALL)
+        if match and match[2] in names:
+            groups.setdefault(match[1] or "", {})[names[match[2]]] = key
+    found = {}
+    for layer, keys in groups.items():
+        if len({_MEAN, _VAR} & keys.keys()) == 1:
+            there = keys.get(_MEAN) or keys.get(_VAR)
+            raise ValueError(
+                f"has {there!r}, and no other half of the running statistics beside it: a batch "
+                "norm needs mean and variance"
+            )
+        if _MEAN in keys:
+            found[layer] = {name: keys[name] for name in _TORCH if name in keys}
+    return found
+
+
+def _of_flax(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, str]]:
+    """Flax keeps statistics apart: batch_stats.X.mean and .var, params.X.scale and .bias."""
+    found = {}
+    for key in tensors:
+        match = re.fullmatch(r"batch_stats\.(?:(.*)\.)?mean", key, re.DOTALL)
+        layer = match[1] if match else None
+        if not layer or f"batch_stats.{layer}.var" not in tensors:
+            continue
+        keys = {
+            "weight": f"params.{layer}.scale", "bias": f"params.{layer}.bias",
+            _MEAN: key, _VAR: f"batch_stats.{layer}.var",
+        }  # fmt: skip
+        found[layer] = {name: key for name, key in keys.items() if key in tensors}
+    return found
+
+
+# --- dimensions -----------------------------------------------------------------------------------
+
+
+class _Weights:
+    """Weights of convolutions and linear layers, by the number of channels they may put out."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], ordered: bool, last: bool) -> None:
+        self._tensors, self._ordered = tensors, ordered
+        order = list(tensors) if ordered else sorted(tensors, key=_natural)
+        self._position = {key: k for k, key in enumerate(order)}
+        self._by_channels: dict[int, list[tuple[int, str, int]]] = {}
+        for k, key in enumerate(order):
+            if not _WEIGHT.search(key):
+                continue
+            shape = _shape(tensors, key)
+            if len(shape) in _DIMENSIONS:
+                # output channels come first, or last; those of a transposed one are beside them
+                sizes = shape[-2:] if last else shape[:2]
+                own = sizes[-1:] if last else sizes[:1]
+                for channels in set(sizes if len(shape) > 2 else own):
+                    found = self._by_channels.setdefault(channels, [])
+                    found.append((k, key, _DIMENSIONS[len(shape)]))
+
+    def dimensions(self, name: str, mean: str) -> int | None:
+        """Of the layer that feeds a norm, as far as names and shapes tell.
+
+        Where the order of the file is that of the network, it is the nearest one before the norm
+        whose output channels match; otherwise one that shares most of the norm's path, and then
+        the nearest one.
+        """
+        channels, position = math.prod(_shape(self._tensors, mean)), self._position[mean]
+        matching = self._by_channels.get(channels, [])
+        if self._ordered:
+            before = bisect.bisect(matching, (position, "", 0))
+            return matching[before - 1][2] if before else None
+
+        def farness(weight: tuple[int, str, int]) -> tuple[int, bool, int]:
+            k, key, _ = weight
+            return -_likeness(name, key), k > position, abs(k - position)
+
+        return min(matching, key=farness)[2] if matching else None
+
+
+def _shape(tensors: Mapping[str, np.ndarray], key: str) -> tuple[int, ...]:
+    return tensors.shape(key) if isinstance(tensors, Tensors) else tensors[key].shape
+
+
+def _likeness(name: str, key: str) -> int:
+    """How many parts at the beginning of two paths are the same."""
+    common = 0
+    for mine, theirs in zip(re.split("[./]", name), re.split("[./]", key), strict=False):
+        if mine != theirs:
+            break
+        common += 1
+    return common
+
+
+def _natural(key: str) -> list[Any]:
+    """Sort key in which 10 comes after 9."""
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", key)]

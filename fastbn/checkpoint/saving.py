@@ -1,0 +1,153 @@
+"""Layers and arrays into files."""
+
+from __future__ import annotations  # so that `help` shows types as they are written here
+
+import os
+import threading
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from fastbn.checkpoint.layers import LAYERS
+from fastbn.checkpoint.safetensors_file import library
+from fastbn.checkpoint.settings import KEY, NAMES, noted
+from fastbn.checkpoint.zip_file import check_name
+
+
+def save(layers: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write layers, and other arrays of a network, to a file that `load_batch_norms` reads.
+
+    Parameters
+    ----------
+    layers : mapping of str to layer or array
+        Layers by name, as `load_batch_norms` gives them; arrays are written as they are.
+    path : path
+        Ends in ``.npz`` or ``.safetensors`` (which needs ``pip install 'fastbn[safetensors]'``).
+        A file that is there is replaced, wholly or not at all.
+
+    Raises
+    ------
+    TypeError
+        If ``layers`` holds anything else.
+    ValueError
+        If the path ends otherwise, two arrays would have the same name, or a name or dtype cannot
+        be written. No file was written or changed.
+
+    Notes
+    -----
+    Arrays have torch's names, ``bn1.weight`` and so on: ``np.load`` and torch's
+    ``load_state_dict`` take them. What a state dict does not hold (`eps`, `momentum`, the
+    dimension, the channel axis, the activation, …) is kept in a note beside them, and comes back
+    with `load_batch_norms`; the mode is not kept. An ``.npz`` cannot hold bfloat16: float32 holds
+    the same values, and is written in its place.
+
+    Examples
+    --------
+    >>> import fastbn, tempfile
+    >>> layers = {"bn1": fastbn.BatchNorm2d(3, eps=1e-3)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fastbn.save(layers, f"{folder}/norms.npz")
+    ...     fastbn.load_batch_norms(f"{folder}/norms.npz")["bn1"].eps
+    0.001
+    """
+    arrays, settings = _parts(layers)
+    path = Path(os.fsdecode(path))
+    match path.suffix.lower():
+        case ".npz":
+            _replace(path, lambda part: _write_npz(part, arrays, noted(settings)))
+        case ".safetensors":
+            library()  # or say where it comes from
+            _replace(path, lambda part: _write_safetensors(part, arrays, noted(settings)))
+        case suffix:
+            raise ValueError(f"path must end in .npz or .safetensors, got {suffix!r} in '{path}'")
+
+
+def _parts(layers: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+    """All arrays by name, and settings of layers."""
+    if not isinstance(layers, Mapping):
+        raise TypeError(
+            "layers must be a mapping of names to layers or arrays, such as {'bn1': bn}, got "
+            f"{type(layers).__name__}"
+        )
+    arrays: dict[str, np.ndarray] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for name, value in layers.items():
+        if not isinstance(name, str):
+            raise TypeError(f"names must be strings, got {name!r}")
+        if hasattr(value, "state_dict"):
+            new = value.state_dict(f"{name}." if name else "")
+            settings[name] = _settings(value)
+        else:
+            new = {name: _checked(name, value)}
+        twice = [key for key in new if key in arrays or key == KEY]
+        if twice:
+            raise ValueError(f"two arrays would have the name {twice[0]!r}")
+        arrays.update(new)
+    for key in arrays:
+        check_name(key)
+    return arrays, {name: values for name, values in settings.items() if values}
+
+
+def _settings(layer: Any) -> dict[str, Any]:
+    """What a batch norm was made with; of other layers only arrays are kept."""
+    dimensions = next((size for size, kind in LAYERS.items() if type(layer) is kind), None)
+    if dimensions is None or layer.running_mean is None:
+        return {}
+    values = {name: getattr(layer, name) for name in NAMES if hasattr(layer, name)}
+    return {**values, "dimensions": dimensions}
+
+
+def _checked(name: str, value: Any) -> np.ndarray:
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise TypeError(f"{name!r} must be a layer or a NumPy array, got {type(value).__name__}")
+    array = np.asarray(value)
+    if array.dtype.kind not in "biufc" and not _is_extension(array.dtype):
+        raise ValueError(f"{name!r} has dtype {array.dtype}, expected numbers")
+    return array
+
+
+def _is_extension(dtype: np.dtype) -> bool:
+    """Whether it is one of `ml_dtypes`."""
+    return dtype.name.startswith(("bfloat16", "float8"))
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    """Write beside a file, and put it in its place when it is whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        part.touch()
+        mode = part.stat().st_mode
+        write(part)
+        os.chmod(part, mode)  # safetensors makes files that only their owner can read
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray], note: str) -> None:
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for name, array in {**arrays, KEY: np.array(note)}.items():
+            wide = array.astype(np.float32) if _is_extension(array.dtype) else array
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                npy.write_array(file, wide, allow_pickle=False)
+
+
+def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], note: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    dense = {
+        name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
+    }
+    try:
+        save_file(dense, str(path), metadata={"format": "pt", KEY: note})
+    except (KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"safetensors cannot hold one of the arrays: {error}") from error
