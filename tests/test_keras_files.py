@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
+import fastbn
 from fastbn.checkpoint import keras_file
 from tests.checkpoint_files import assert_same_evaluation, unpack
 
@@ -48,6 +49,17 @@ def test_whole_models(framework, suffix, files):
         *arguments, axis = OWN[norm.name]
         assert [norm.eps, norm.momentum, norm.dimensions] == arguments
         assert axis in (norm.axis, None)
+
+
+@pytest.mark.parametrize("framework", ["keras", "tf_keras"])
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_by_the_public_function(framework, suffix, files):
+    values = values_of(files[framework], "model")
+    layers = fastbn.load_batch_norms(files[framework] / f"model.{suffix}")
+    assert list(layers) == list(OWN)
+    for name, layer in layers.items():
+        y = layer(values[f"{name}.x"])
+        np.testing.assert_allclose(y, values[f"{name}.y"], rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("framework", ["keras", "tf_keras"])

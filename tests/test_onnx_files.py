@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fastbn
 from fastbn.checkpoint import onnx_file
 from tests.checkpoint_files import DATA, assert_same_evaluation
 
@@ -31,6 +32,18 @@ def norms_of(file):
 def test_evaluation_is_that_of_the_framework(model, values):
     checkpoint = onnx_file.read(FILES / f"{model}.onnx")
     assert_same_evaluation(checkpoint.norms, np.load(FILES / f"{values}.npz"))
+
+
+def test_by_the_public_function():
+    values = np.load(FILES / "torch.npz")
+    layers = fastbn.load_batch_norms(FILES / "torch_dynamo.onnx")
+    assert list(layers) == ["bn1", "block.1", "plain", "same", "head"]
+    for name, layer in layers.items():
+        y = layer(values[f"{name}.x"])
+        np.testing.assert_allclose(y, values[f"{name}.y"], rtol=2e-6, atol=1e-6)
+    with pytest.raises(ValueError, match=r"torch_folded.onnx: .*optimize=False"):
+        fastbn.load_batch_norms(FILES / "torch_folded.onnx")
+    assert fastbn.load_tensors(FILES / "torch_folded.onnx").keys() == {"0.weight", "0.bias"}
 
 
 @pytest.mark.parametrize("model", ["torch_dynamo", "torch_script"])

@@ -122,7 +122,7 @@ def _nothing_found(convolutions: int) -> str:
     if not convolutions:
         return "has no BatchNormalization node"
     return (
-        f"has no BatchNormalization node, and {convolutions} nodes of convolutions: the "
+        f"has no BatchNormalization node, but convolutions ({convolutions}): the "
         "exporter has folded the batch norms into them. Export with batch norms: "
         "torch.onnx.export(model, args, file, optimize=False), or with the older exporter "
         "torch.onnx.export(model, args, file, dynamo=False, do_constant_folding=False); or load "
