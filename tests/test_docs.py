@@ -37,6 +37,9 @@ def test_readme_examples(monkeypatch, tmp_path):
     for file in (ROOT / "tests" / "data").iterdir():
         if file.is_file():
             shutil.copy(file, tmp_path)
+    shutil.copy(ROOT / "tests" / "data" / "onnx" / "torch_dynamo.onnx", "network.onnx")
+    shutil.unpack_archive("keras.zip", "keras")
+    shutil.copy("keras/model.keras", "network.keras")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) >= 1

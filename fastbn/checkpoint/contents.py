@@ -31,6 +31,8 @@ class Checkpoint(NamedTuple):
     ordered: bool = True
     #: What `fastbn.save` has noted of layers, by name: arguments of their constructors.
     settings: Mapping[str, Mapping[str, Any]] = {}
+    #: Where ``norms`` is empty: why, and what to do.
+    no_norms: str = ""
 
 
 class Lazy(NamedTuple):

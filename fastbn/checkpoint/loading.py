@@ -242,6 +242,8 @@ def _nothing_found(checkpoint: Checkpoint, norms: list[Norm], prefix: str) -> st
     if norms:
         shown = _some([norm.name for norm in norms[:_SHOWN]], len(norms))
         return f"no batch norm has a name that begins with prefix={prefix!r}; there are {shown}"
+    if checkpoint.no_norms:
+        return checkpoint.no_norms
     names = list(checkpoint.tensors)
     there = f"the {len(names)} arrays are {_some(names[:_SHOWN], len(names))}" if names else "empty"
     return (
