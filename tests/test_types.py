@@ -139,6 +139,14 @@ def serving(layers: list[BatchNorm2d], batches: list[Array], weight: Array) -> N
     print(one.mean + both[0].mean, new_weight.sum() + padding.sum())
     for found in fastbn.fold.redundant_biases(layers[0].state_dict()):
         print(found.bias, found.norm, found.certainty, found.running_mean.sum(), found.error + 1)
+    state = layers[0].state_dict(prefix="bn.")
+    healths: list[fastbn.Health] = fastbn.inspect_batch_norms(state, eps=1e-5)
+    print(healths[0].faults, healths[0].scale)
+    whole = fastbn.fold.fold_checkpoint(state)
+    print(whole.tensors, whole.pairs, whole.left[0].why)
+    fastbn.save({"bn": layers[0], "w": new_weight}, "norms.npz")
+    loaded = fastbn.load_batch_norms("norms.npz", prefix="", eps=1e-5, dimensions=2)
+    print(loaded["bn"](new_weight), fastbn.load_tensors("norms.npz", ["w"])["w"].sum())
 """
 
 #: Typical mistakes, each of them an error at run time too.
