@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fastbn import __version__
-from fastbn.cli import demo
+from fastbn.cli import demo, info, warmup
 
 __all__ = ["main"]
 
@@ -73,4 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fastbn {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     demo.add(commands)
+    info.add(commands)
+    warmup.add(commands)
     return parser
