@@ -56,12 +56,12 @@ def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     try:
         arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            parser.print_help()
+        else:
+            arguments.run(arguments)
     except SystemExit as end:  # after --help, --version or an error message
         return end.code if isinstance(end.code, int) else 0
-    if arguments.command is None:
-        parser.print_help()
-        return 0
-    arguments.run(arguments)
     return 0
 
 
