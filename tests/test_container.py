@@ -217,6 +217,7 @@ def test_with_it_in_one_process_is_what_is_compiled_here(generic, tmp_path):
     package, cache = generic
     shutil.copytree(cache, tmp_path / "cache")
     given = {"FASTBN_CACHE_DIR": str(tmp_path / "cache"), "training": True}
+    given["NUMBA_CACHE_DIR"] = str(tmp_path / "another")
     (*evaluation, compiled, loaded), records = answer(package, **given)
     assert evaluation == [0, 4]
     assert compiled > 0
@@ -227,6 +228,7 @@ def test_with_it_in_one_process_is_what_is_compiled_here(generic, tmp_path):
     (*_, compiled_then, loaded_then), records = answer(package, **given)
     assert (compiled_then, loaded_then) == (0, compiled + loaded)
     assert records == []
+    assert not (tmp_path / "another").exists()  # new files go to the first folder alone
 
 
 def test_who_tells_numba_the_processor_gets_that_alone(generic, tmp_path):
