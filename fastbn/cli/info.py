@@ -48,9 +48,9 @@ def as_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _line(name: str, text: str) -> str:
+def _line(name: str, text: str, width: int = 10) -> str:
     return textwrap.fill(
-        text, 98, initial_indent=f"{name:10}", subsequent_indent=" " * 10,
+        text, 98, initial_indent=f"{name:{width}}", subsequent_indent=" " * width,
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
 
@@ -68,7 +68,7 @@ def _cache(cache: dict[str, Any]) -> list[str]:
         state.append(f"{cache['kernels']} kernels for this processor")
     if cache["others"]:
         state.append(f"{cache['others']} for others or outdated")
-    return [f"  {cache['from']:17} {cache['path']}", f"{'':20}{', '.join(state)}"]
+    return [f"  {cache['from']:17} {cache['path']}", _line("", ", ".join(state), 20)]
 
 
 def _gpu(gpu: dict[str, Any]) -> list[str]:
