@@ -1,5 +1,6 @@
 """What a processor has that LLVM knows by name, for who compiles for another machine."""
 
+import os
 import re
 import subprocess
 import sys
@@ -33,9 +34,9 @@ def features_of(name: str) -> str:
         and "x86_64" in llvm.get_process_triple()
         and re.fullmatch(r"[\w.-]+", name)
     ):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", _ASKED, name], capture_output=True, text=True
-        )
+        command = [sys.executable, "-W", "ignore", "-c", _ASKED, name]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode == 0 and "not a recognized" not in done.stderr:
             return done.stdout.strip()
     raise ValueError(
