@@ -239,7 +239,10 @@ def _fill(
         with tempfile.TemporaryFile(dir=folder):  # before a minute's work
             pass
     elif not disk_cache.can_save():
-        raise OSError(f"none of these folders can be written to: {', '.join(disk_cache.folders())}")
+        raise OSError(
+            f"none of these folders can be written to: {', '.join(disk_cache.folders())}; "
+            "name one with into= or FASTBN_CACHE_DIR"
+        )
     missing = set(names)
     count = max(min(threads.get_num_threads(), len(names) // _WORTH), 1)
     for name in _compiled_elsewhere(names, count, environment, folder):

@@ -65,4 +65,5 @@ def run(arguments: argparse.Namespace) -> None:
         done = {"folder": folder, "cpu": arguments.cpu or "native", "seconds": seconds}
         print(json.dumps(done))
     else:
-        print(f"compiled in {seconds} s; kernels are in {folder}")
+        kept = f"kernels are in {folder}" if folder else "they are kept nowhere"
+        print(f"compiled in {seconds} s; {kept}")
