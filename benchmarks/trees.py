@@ -23,7 +23,8 @@ class Tree:
         folder = str(self.folder / cache)
         # fastbn reads the user's cache as well, wherever that is on this system.
         caches = dict.fromkeys(("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "LOCALAPPDATA"), folder)
-        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONSAFEPATH", "PYTHONPATH")}
+        dropped = "PYTHONSAFEPATH", "PYTHONPATH", "FASTBN_CACHE_DIR"
+        kept = {name: value for name, value in os.environ.items() if name not in dropped}
         return {**kept, **caches, "PYTHONDONTWRITEBYTECODE": "1"}
 
 

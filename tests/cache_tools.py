@@ -71,6 +71,7 @@ class Place:
     def job(self, before="", after="", dtypes=("f4",), shift=0.0):
         env = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"), str(self.home))
         env["NUMBA_CACHE_DIR"] = None if self.cache is None else str(self.cache)
+        env["FASTBN_CACHE_DIR"] = None
         return {"env": env, "before": before, "after": after, "dtypes": dtypes, "shift": shift}
 
     def run(self, *args, **options):

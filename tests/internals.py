@@ -282,7 +282,7 @@ class Native:
 
         def counted_save(name, digest, content):
             self._saved.append((name, digest))
-            save(name, digest, content)
+            return save(name, digest, content)
 
         disk_cache.load, disk_cache.save = counted_load, counted_save
 

@@ -28,6 +28,7 @@ def start(code, *, layer=None, path=PACKAGE.parent, env=None, threads=4):
         "NUMBA_NUM_THREADS": str(threads),
         "PYTHONFAULTHANDLER": "1",
     }
+    variables.pop("FASTBN_CACHE_DIR", None)
     variables["FASTBN_NUM_THREADS"] = str(threads)  # also while others want the processors
     if layer is not None:
         variables["NUMBA_THREADING_LAYER"] = layer
@@ -87,6 +88,12 @@ def copy_package(to, source=PACKAGE, beside=False):
     if not beside:
         (to / "fastbn" / "kernels" / "__pycache__").write_text("not a folder")
     return to
+
+
+def with_empty_cache(to):
+    """Options of `run`: a copy of the package that reads and writes no cache but its own."""
+    folders = "HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "NUMBA_CACHE_DIR"
+    return {"path": copy_package(to), "env": dict.fromkeys(folders, to / "cache")}
 
 
 @lru_cache

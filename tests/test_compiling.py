@@ -225,9 +225,9 @@ print(len(native.compiled))
 @compiled_only
 def test_warmup_compiles_all_there_is_and_a_new_process_loads_it(tmp_path):
     """No shape, stride, flag or number of an array then adds anything: their number is bounded."""
-    env = {"NUMBA_CACHE_DIR": tmp_path}
-    tools.run("import fastbn; fastbn.warmup()", env=env)
-    assert int(tools.run(WARMED, env=env)) == 0
+    alone = tools.with_empty_cache(tmp_path)
+    tools.run("import fastbn; fastbn.warmup()", **alone)
+    assert int(tools.run(WARMED, **alone)) == 0
 
 
 WARMED_FOR = """
@@ -258,7 +258,7 @@ print(evaluation, statistics, len(native.compiled) - evaluation - statistics)
 )
 def test_warmup_compiles_what_a_mode_needs_and_no_more(mode, nothing, tmp_path):
     code = filled(WARMED_FOR, mode=mode)
-    compiled = list(map(int, tools.run(code, env={"NUMBA_CACHE_DIR": tmp_path}).split()))
+    compiled = list(map(int, tools.run(code, **tools.with_empty_cache(tmp_path)).split()))
     assert [k for k in range(3) if compiled[k] == 0] == list(nothing)
 
 
@@ -289,7 +289,7 @@ print(len(native.compiled))
 def test_warmup_for_16_bits_and_norms_and_what_an_activation_compiles(tmp_path):
     """Of a fused evaluation the pass and its entry are new: nothing else is compiled again."""
     pytest.importorskip("ml_dtypes")
-    after, fused = map(int, tools.run(WARMED_AROUND, env={"NUMBA_CACHE_DIR": tmp_path}).split())
+    after, fused = map(int, tools.run(WARMED_AROUND, **tools.with_empty_cache(tmp_path)).split())
     assert after == 0
     assert 0 < fused < 12
 
@@ -313,7 +313,7 @@ np.testing.assert_allclose(y, (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5))
 @pytest.mark.parametrize("program", ["/bin/false", "/bin/cat", "/no/such/program", ""])
 def test_warmup_without_help_of_other_processes(program, tmp_path):
     """They end at once, claim to have done what they have not, or cannot be started."""
-    tools.run(filled(BROKEN_WORKERS, program=program), env={"NUMBA_CACHE_DIR": tmp_path})
+    tools.run(filled(BROKEN_WORKERS, program=program), **tools.with_empty_cache(tmp_path))
 
 
 @compiled_only

@@ -1,14 +1,16 @@
-"""Compile ahead of the first call, in several processes."""
+"""Compile ahead of the first call, in several processes; for other machines too."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Literal, TypeVar
 
@@ -17,9 +19,11 @@ from numpy.typing import DTypeLike
 
 from fastbn._system import threads
 from fastbn._system.progress import Progress
-from fastbn.kernels import disk_cache, parts
+from fastbn.kernels import cache_reasons, disk_cache, parts, targets
 from fastbn.kernels.compile import Unit
-from fastbn.kernels.held import BFLOAT16, held
+from fastbn.kernels.held import BFLOAT16, FLOAT16, held
+from fastbn.kernels.processors import features_of
+from fastbn.kernels.simd import CONVERTS_FLOAT16
 
 __all__ = ["warmup"]
 
@@ -55,6 +59,9 @@ _OF_BATCH_NORM: tuple[Mode, ...] = ("evaluation", "training", "statistics")
 #: Units that are worth a process of their own, which takes a second to start.
 _WORTH = 4
 _WORKER = "from fastbn._call.warmup import compile_as_told; compile_as_told()"
+#: Its argument where it compiles for its own processor alone, into whichever folder takes it.
+_USUAL_FOLDERS = "-"
+_TELLING_NUMBA = "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"
 
 
 def warmup(
@@ -62,6 +69,8 @@ def warmup(
     layouts: Iterable[Layout] = tuple(_LAYOUTS),
     modes: Iterable[Mode] = _OF_BATCH_NORM,
     *,
+    into: str | os.PathLike[str] | None = None,
+    cpu: str | None = None,
     progress: bool = True,
 ) -> None:
     """Compile kernels now, and store them in the disk cache for later processes.
@@ -77,6 +86,10 @@ def warmup(
 
     How much native code there is is bounded: no shape, stride or flag of an array adds any.
 
+    Code for another processor is found by a process on any machine that has all that it makes use
+    of, as long as there is none for that machine's own. It is slower (large arrays least, because
+    memory is the limit) and may differ in the last bit, as the results of two processors may.
+
     Parameters
     ----------
     dtypes : iterable of "float32", "float64", "float16", "bfloat16"
@@ -88,13 +101,28 @@ def warmup(
         training mode and their gradients, and layers without running statistics in either mode;
         `channel_stats`; group, layer, instance and RMS norm. Training includes evaluation and
         statistics. The default is all of batch normalization.
+    into : path, optional
+        A folder to be filled with all of it, whatever other folders hold: to be copied into an
+        image, and named there by the environment variable ``FASTBN_CACHE_DIR``. It is made if
+        need be. By default the first that takes files: the folder ``FASTBN_CACHE_DIR``, the folder
+        ``fastbn`` in ``NUMBA_CACHE_DIR``, one beside the package's sources, the user's.
+    cpu : str, optional
+        "native" compiles for this machine's processor, though there be code for another that runs
+        here. "generic" is for any of this architecture (without float16 on x86). A name that LLVM
+        has for an x86 processor, such as "x86-64-v3" (every server since 2015 or so: AVX2),
+        "x86-64-v4" (AVX-512) or "znver4", is for all that have its instructions. By default it is
+        for this machine, and what runs here and is in the cache counts.
     progress : bool
         Show a progress bar on stderr.
 
     Raises
     ------
     ValueError, TypeError
-        If a dtype, a layout or a mode is none of these.
+        If a dtype, a layout, a mode or a processor is none of these.
+    OSError
+        If ``into`` cannot be made or written to.
+    RuntimeError
+        If the processes that fill ``into``, or compile for ``cpu``, come to no good end.
 
     Warns
     -----
@@ -111,10 +139,15 @@ def warmup(
     of_modes = _chosen("modes", modes, _MODES)
     operations = [name for name in parts.OPERATIONS if any(name in names for names in of_modes)]
     units = _units(checked, chosen, operations)
+    _refuse_float16(checked, cpu)
+    if into is not None or cpu is not None:
+        with Progress(len(units), "compiling") if progress else nullcontext() as shown:
+            _fill(list(units), into, cpu, shown.advance if shown else lambda: None)
+        return
     if not disk_cache.can_save() and not all(unit.stored() for unit in units.values()):
         warnings.warn(
             "compiled code cannot be kept, and each process compiles anew: none of these folders "
-            f"can be written to: {', '.join(disk_cache.folders())}; set NUMBA_CACHE_DIR to one",
+            f"can be written to: {', '.join(disk_cache.folders())}; set FASTBN_CACHE_DIR to one",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -164,32 +197,84 @@ def _units(
     }
 
 
+def _refuse_float16(dtypes: list[np.dtype], cpu: str | None) -> None:
+    """LLVM would call functions that nobody has, and end the process."""
+    converts = CONVERTS_FLOAT16 if cpu is None else targets.converts_float16(features_of(cpu))
+    if FLOAT16 in dtypes and not converts:
+        raise ValueError(
+            "dtypes: float16 needs a processor with F16C, which cpu="
+            f'{cpu!r} does not promise; take cpu="x86-64-v3", or leave float16 out'
+        )
+
+
 def compile_units(units: dict[str, Unit], advance: Callable[[], object]) -> None:
     """Compile or load all units; `advance` is called for each."""
     missing = [name for name, unit in units.items() if not unit.stored()]
-    for name in _compiled_elsewhere(missing):
-        units.pop(name).build()  # which now only loads it
-        advance()
+    if missing:
+        cache_reasons.tell(missing[0])
+    count = min(threads.get_num_threads(), len(missing) // _WORTH)
+    if count >= 2 and disk_cache.can_save():
+        for name in _compiled_elsewhere(missing, count, dict(os.environ)):
+            units.pop(name).build()  # which now only loads it
+            advance()
     for unit in units.values():
         unit.build()
         advance()
 
 
-def _compiled_elsewhere(names: list[str]) -> Iterator[str]:
+def _fill(
+    names: list[str], into: str | os.PathLike[str] | None, cpu: str | None,
+    advance: Callable[[], object],
+) -> None:  # fmt: skip
+    """Compile for a processor, into one folder: all of it in other processes."""
+    environment, folder = dict(os.environ), _USUAL_FOLDERS
+    if cpu is not None:
+        for name in _TELLING_NUMBA:
+            environment.pop(name, None)
+        if cpu != "native":
+            environment |= zip(_TELLING_NUMBA, (cpu, features_of(cpu)), strict=True)
+    if into is not None:
+        folder = os.path.abspath(into)
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # before a minute's work
+            pass
+    elif not disk_cache.can_save():
+        raise OSError(
+            f"none of these folders can be written to: {', '.join(disk_cache.folders())}; "
+            "name one with into= or FASTBN_CACHE_DIR"
+        )
+    missing = set(names)
+    count = max(min(threads.get_num_threads(), len(names) // _WORTH), 1)
+    for name in _compiled_elsewhere(names, count, environment, folder):
+        missing.discard(name)
+        advance()
+    if missing:
+        raise RuntimeError(
+            f"{len(missing)} of {len(names)} kernels were not compiled, such as {min(missing)}: "
+            f"the processes that compile for cpu={cpu!r} have ended early, or could not be started "
+            f"with {sys.executable!r}"
+        )
+
+
+def _compiled_elsewhere(
+    names: list[str], count: int, environment: dict[str, str], *arguments: str
+) -> Iterator[str]:
     """Compile in processes of their own, and yield what is in the disk cache then."""
-    count = min(threads.get_num_threads(), len(names) // _WORTH)
     # the executable of a frozen program is that program, and would start itself
-    if count < 2 or getattr(sys, "frozen", False) or not sys.executable:
+    if getattr(sys, "frozen", False) or not sys.executable:
         return
-    if not disk_cache.can_save():
-        return
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, "-W", "ignore", "-c", _WORKER, *arguments]
     todo: SimpleQueue[str] = SimpleQueue()
     done: SimpleQueue[str | None] = SimpleQueue()
     for name in names:
         todo.put(name)
     processes: list[subprocess.Popen] = []
     for _ in range(count):
-        threading.Thread(target=_serve, args=(todo, done, processes), daemon=True).start()
+        serve = threading.Thread(
+            target=_serve, args=(command, environment, todo, done, processes), daemon=True
+        )
+        serve.start()
     try:
         while count:
             finished = done.get()
@@ -206,13 +291,13 @@ def _compiled_elsewhere(names: list[str]) -> Iterator[str]:
 
 
 def _serve(
-    todo: SimpleQueue[str], done: SimpleQueue[str | None], processes: list[subprocess.Popen]
-) -> None:
+    command: list[str], environment: dict[str, str], todo: SimpleQueue[str],
+    done: SimpleQueue[str | None], processes: list[subprocess.Popen],
+) -> None:  # fmt: skip
     """Hand names to one process until there are none, or it has ended; what is left is left."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         with suppress(OSError, Empty), subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", _WORKER],
+            command,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, env=environment,
         ) as process:  # fmt: skip
@@ -230,9 +315,19 @@ def _serve(
 
 
 def compile_as_told() -> None:
-    """What such a process does: compile the units that it is told, one by one."""
+    """What such a process does: compile the units that it is told, one by one.
+
+    With an argument it does so for its own processor alone, and into the folder of that name.
+    """
+    for folder in sys.argv[1:]:
+        targets.take_ours_alone()
+        if folder != _USUAL_FOLDERS:
+            disk_cache.use_alone(Path(folder))
     every = {name: None for names in _MODES.values() for name in names}
-    units = _units(map(_checked_dtype, _DTYPES), _LAYOUTS.values(), every)
+    dtypes = [
+        dtype for dtype in map(_checked_dtype, _DTYPES) if dtype != FLOAT16 or CONVERTS_FLOAT16
+    ]
+    units = _units(dtypes, _LAYOUTS.values(), every)
     for line in sys.stdin:
         unit = units[line.strip()]
         if not unit.stored():  # another program may warm the same cache up

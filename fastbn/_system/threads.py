@@ -155,18 +155,36 @@ def updating() -> threading.RLock:
     return _update
 
 
+def number_is_from() -> str:
+    """What has set the largest number of threads, to be shown."""
+    if _requested is not None:
+        return "set_num_threads"
+    if _forked:
+        return "a forked child's one"
+    limits = _limits()
+    return min(limits, key=limits.__getitem__)
+
+
 @lru_cache(maxsize=1)
 def _default() -> int:
-    limits = [_numba_threads()]
-    if hasattr(os, "sched_getaffinity"):
-        limits.append(len(os.sched_getaffinity(0)))
-    quota = _cgroup_quota()
-    if quota is not None:
-        limits.append(max(1, math.ceil(quota)))
+    return min(_limits().values())
+
+
+def _limits() -> dict[str, int]:
+    """Limits of the number of threads; by what sets them, first what somebody chose."""
+    limits = {}
     wanted = _in_environment()
     if wanted is not None:
-        limits.append(wanted)
-    return min(limits)
+        limits["FASTBN_NUM_THREADS"] = wanted
+    if os.environ.get("NUMBA_NUM_THREADS"):
+        limits["NUMBA_NUM_THREADS"] = _numba_threads()
+    quota = _cgroup_quota()
+    if quota is not None:
+        limits["the container's CPU quota"] = max(1, math.ceil(quota))
+    if hasattr(os, "sched_getaffinity"):
+        limits["processors this process may use"] = len(os.sched_getaffinity(0))
+    limits.setdefault("processors", _numba_threads())
+    return limits
 
 
 @lru_cache(maxsize=1)
@@ -179,7 +197,7 @@ def _in_environment() -> int | None:
     warnings.warn(
         f"FASTBN_NUM_THREADS must be a positive integer, got {wanted!r}; it is ignored",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
     return None
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fastbn import __version__
-from fastbn.cli import bench, demo, fold, inspect
+from fastbn.cli import bench, demo, fold, info, inspect, warmup
 
 __all__ = ["main"]
 
@@ -56,12 +56,12 @@ def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     try:
         arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            parser.print_help()
+        else:
+            arguments.run(arguments)
     except SystemExit as end:  # after --help, --version or an error message
         return end.code if isinstance(end.code, int) else 0
-    if arguments.command is None:
-        parser.print_help()
-        return 0
-    arguments.run(arguments)
     return 0
 
 
@@ -72,6 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastbn {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    for command in (demo, inspect, fold, bench):
+    for command in (demo, inspect, fold, bench, warmup, info):
         command.add(commands)
     return parser

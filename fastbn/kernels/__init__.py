@@ -29,6 +29,8 @@ wide           of what works in float64, for marked channels
 part           native code that runs on a frame and a task, reached through its address
 frame          the record that tells parts where everything lies and how work is cut
 entry          what Python calls: it fills in a frame and runs a part
+unit           a part for a dtype or an entry for two: what is compiled, and kept, by itself
+target         what a unit's code is made for: versions of all that makes it, and a processor
 =============  ====================================================================================
 
 From the outside in: `parts` (which parts an operation has), `entries`, `passes` (all steps of an

@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import pickle
 import re
-import sys
 import threading
 import types as python_types
 from collections.abc import Callable
@@ -23,17 +22,15 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
 
-import llvmlite
 import numba
 import numpy as np
 from numba import prange, types
 from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
-from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
-from fastbn.kernels import disk_cache
+from fastbn.kernels import cache_reasons, disk_cache, targets
 from fastbn.kernels.held import computed
 from fastbn.kernels.simd import call
 
@@ -87,15 +84,16 @@ def _inner(body: Any, **options: Any) -> Callable:
 
 
 def _name_of(body: Any) -> str:
-    """The body's place in the sources and the names of all that it closes over.
+    """The body's place in the sources, the processor, and the names of all that it closes over.
 
     Native code finds functions by name, also that of other processes from the disk cache: what
     a maker makes of different things needs different names. What it makes of the same is the same.
+    Two processors pass vectors in registers of two sizes, and code for both may be loaded.
     """
     cells = [cell.cell_contents for cell in body.__closure__ or ()]
     inside = [getattr(value, "__name__", repr(value)) for value in cells]
     place = f"{body.__module__}.{body.__qualname__}".removeprefix("fastbn.kernels.")
-    made_of = hashlib.sha256(repr(inside).encode()).hexdigest()[:8] if inside else ""
+    made_of = hashlib.sha256(repr((*targets.processor(), inside)).encode()).hexdigest()[:8]
     return re.sub(r"\W+", "_", place.replace(".<locals>", "")) + made_of
 
 
@@ -302,39 +300,29 @@ class _Cache:
         self._name = name
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
-        content = None
-        if disk_cache.sources_digest() is not None:
-            content = disk_cache.load(self._name, _digest(signature))
-        if content is None:
+        if disk_cache.sources_digest() is None:
             return None
+        for digest in targets.digests(signature):
+            content = disk_cache.load(self._name, digest)
+            if content is not None:
+                with contextlib.suppress(Exception):
+                    # Numba would first get ready to compile, which takes a quarter of a second and
+                    # imports SciPy where there is one. What is loaded needs the run time alone.
+                    rtsys.initialize(target_context)
+                    return CompileResult._rebuild(target_context, *pickle.loads(content))
         with contextlib.suppress(Exception):
-            # Numba would first get ready to compile, which takes a quarter of a second and
-            # imports SciPy where there is one. What is loaded needs the run time alone.
-            rtsys.initialize(target_context)
-            return CompileResult._rebuild(target_context, *pickle.loads(content))
+            cache_reasons.tell(self._name, targets.digests(signature))
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
         if disk_cache.sources_digest() is None:
             return
         with contextlib.suppress(Exception):
-            disk_cache.save(self._name, _digest(signature), dumps(result._reduce()))
+            content, digest = dumps(result._reduce()), next(targets.digests(signature))
+            folder = disk_cache.save(self._name, digest, content)
+            if folder is not None:
+                targets.record(folder)
 
 
-def _is_stored(name: str, signature: Any) -> bool:
-    return PLAIN or disk_cache.holds(name, _digest(signature))
-
-
-def _digest(signature: Any) -> str:
-    """Of all that compiled code depends on."""
-    arguments = signature.args if hasattr(signature, "args") else signature
-    codegen = cpu_target.target_context.codegen()
-    facts = (
-        disk_cache.sources_digest(),
-        [str(argument) for argument in arguments],
-        numba.__version__,
-        llvmlite.__version__,
-        sys.implementation.cache_tag,
-        codegen.magic_tuple(),
-    )
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
+def _is_stored(name: str, arguments: Any) -> bool:
+    return PLAIN or any(disk_cache.holds(name, each) for each in targets.digests(arguments))

@@ -1,10 +1,12 @@
 """Compiled code on disk, one file a unit. Whatever goes wrong here costs a compilation.
 
-A file's name holds a digest of all that the code depends on: what is found under a name fits. It
-is written beside its place and moved there whole, so that no lock is needed. The folder is
-``NUMBA_CACHE_DIR``. Without it, or if it cannot be written to, files are looked for there, beside
-the sources and in the user's cache folder, and written to the first of these that takes them: a
-cache in an image serves users who cannot write to it.
+A file's name holds a digest of all that the code depends on, and of no path: what is found under a
+name fits, and a package that has been moved finds its files. Each is written beside its place and
+moved there whole, so that no lock is needed.
+
+Files are looked for in each of the folders of `places`, whether this user may write there or not,
+and written to the first of them that takes them: a cache in an image serves users who cannot
+write to it.
 """
 
 import contextlib
@@ -23,30 +25,36 @@ _CHECKSUM = hashlib.sha256().digest_size
 
 def holds(name: str, digest: str) -> bool:
     """Whether there is a file of this name and digest, whole or not."""
-    return any(os.path.exists(folder / f"{name}.{digest}{_SUFFIX}") for folder in _folders())
+    return any(os.path.exists(folder / file_name(name, digest)) for folder in _folders())
 
 
 def load(name: str, digest: str) -> bytes | None:
     """What was saved under this name and digest; None if nothing whole is found."""
     for folder in _folders():
         with contextlib.suppress(OSError):
-            data = (folder / f"{name}.{digest}{_SUFFIX}").read_bytes()
+            data = (folder / file_name(name, digest)).read_bytes()
             content = data[_CHECKSUM:]
             if _checksum(name, digest, content) == data[:_CHECKSUM]:
                 return content
     return None
 
 
-def save(name: str, digest: str, content: bytes) -> None:
-    """Keep ``content`` in the first folder that takes it, or nowhere."""
+def save(name: str, digest: str, content: bytes) -> Path | None:
+    """Keep ``content`` in the first folder that takes it, which is returned, or nowhere."""
     data = _checksum(name, digest, content) + content
     for folder in _folders():
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / f"{name}.{digest}{_SUFFIX}", data)
+            write(folder / file_name(name, digest), data)
             with contextlib.suppress(OSError):  # another process does it too
-                _forget_oldest(folder, name)
-            return
+                forget_oldest(folder, f"{name}.*{_SUFFIX}", _KEPT)
+            return folder
+    return None
+
+
+def file_name(name: str, digest: str) -> str:
+    """Of the file that holds a unit."""
+    return f"{name}.{digest}{_SUFFIX}"
 
 
 def can_save() -> bool:
@@ -81,7 +89,8 @@ def _checksum(name: str, digest: str, content: bytes) -> bytes:
     return hashlib.sha256(f"{name}.{digest}.".encode() + content).digest()
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
+    """Put a file in its place, whole or not at all, for every user to read."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=_SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -94,9 +103,10 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
-def _forget_oldest(folder: Path, name: str) -> None:
-    files = sorted(folder.glob(f"{name}.*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
-    for path in files[:-_KEPT]:
+def forget_oldest(folder: Path, pattern: str, kept: int) -> None:
+    """Delete all files of a name but the newest."""
+    files = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+    for path in files[:-kept]:
         path.unlink()
 
 
@@ -105,25 +115,40 @@ def folders() -> list[str]:
     return list(map(str, _folders()))
 
 
-def _folders() -> list[Path]:
-    """Where files are looked for and written to, in order."""
-    folders = []
-    given = os.environ.get("NUMBA_CACHE_DIR")
-    if given:
-        folders.append(Path(given) / "fastbn")
-        if _may_write(folders[0]):
-            return folders
-    folders.append(Path(__file__).parent / "__pycache__")
+def places() -> dict[str, Path]:
+    """Where files are looked for and written to, in order; by what has named each folder."""
+    if _alone is not None:
+        return {"into": _alone}
+    found = {}
+    if given := os.environ.get("FASTBN_CACHE_DIR"):
+        found["FASTBN_CACHE_DIR"] = Path(given)
+    if given := os.environ.get("NUMBA_CACHE_DIR"):
+        found["NUMBA_CACHE_DIR"] = Path(given) / "fastbn"
+    found["package"] = Path(__file__).parent / "__pycache__"
     with contextlib.suppress(RuntimeError):  # a user without a home
-        folders.append(_user_folder() / "fastbn")
-    return folders
+        found["user"] = _user_folder() / "fastbn"
+    return found
 
 
-def _may_write(folder: Path) -> bool:
+#: The only folder that is read and written, for who fills it.
+_alone: Path | None = None
+
+
+def use_alone(folder: Path) -> None:
+    """From now on neither read nor write any other folder."""
+    global _alone
+    _alone = folder
+
+
+def _folders() -> list[Path]:
+    return list(places().values())
+
+
+def may_write(folder: Path) -> bool:
     """Whether this user may write to a folder, or make it."""
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
-    return os.access(folder, os.W_OK)
+    return os.path.isdir(folder) and os.access(folder, os.W_OK)
 
 
 def _user_folder() -> Path:

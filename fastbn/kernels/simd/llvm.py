@@ -9,7 +9,6 @@ operation; the result stays the same.
 import operator
 from functools import cache
 
-import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -20,24 +19,18 @@ from fastbn.kernels.frame import DTYPE, WORDS
 from fastbn.kernels.simd.formula import INSTRUCTIONS, compiled_formula
 from fastbn.kernels.simd.half import computed
 from fastbn.kernels.simd.instruction import INT64, VectorType, instruction, llvm_type
+from fastbn.kernels.targets import converts_float16, processor
 
 __all__ = ["compiled_formula"]
 
 VECTOR_BITS = 512
 
 
-def _features():
-    """What the processor has, as far as Numba makes use of it."""
-    features = numba.config.CPU_FEATURES
-    if features is None:
-        features = llvm.get_host_cpu_features().flatten()
-    return features.split(",")
-
-
 def _register_bits():
     """Width of the processor's vector registers."""
     known = {"+avx512f": 512, "+avx": 256}
-    return next((bits for name, bits in known.items() if name in _features()), 128)
+    features = processor().features.split(",")
+    return next((bits for name, bits in known.items() if name in features), 128)
 
 
 #: Eight vectors of sums at a time, and what goes into them, need more narrow registers than there
@@ -45,8 +38,7 @@ def _register_bits():
 SHARE = VECTOR_BITS // _register_bits()
 
 
-#: Whether float16 can be converted: LLVM would else call functions that nobody has.
-CONVERTS_FLOAT16 = "x86" not in llvm.get_default_triple() or "+f16c" in _features()
+CONVERTS_FLOAT16 = converts_float16(processor().features)
 
 
 def _define_operator(operation):
