@@ -226,14 +226,16 @@ class TestSmallBatches:
 
         sizes = small_batches.SIZES
         errors = {str(n): (n, [n / size for size in sizes]) for n in (64, 16, 1)}
-        shares = {name: [0.9] * len(sizes) for name in small_batches._norms(1, 1)}
+        shares = {
+            name: [0.9 - size / 1000 for size in sizes] for name in small_batches._norms(1, 1)
+        }
         picture.draw(small_batches.Found(sizes, errors, shares), tmp_path / "small.png")
         assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
 
     @pytest.mark.parametrize(
         ("there", "file", "says"),
         [
-            (False, "a.png", r"needs matplotlib \(pip install matplotlib\)"),
+            (False, "a.png", r"needs matplotlib: pip install 'fastbn\[cli\]'"),
             (True, "a.txt", "expected a name that ends in .png, .svg or .pdf: 'a.txt'"),
             (True, "nowhere/a.png", "there is no folder .*nowhere'"),
         ],

@@ -54,6 +54,9 @@ _MODES: dict[Mode, tuple[str, ...]] = {
         "row_gradient",
     ),
 }
+#: Of "norms", what is walked as the arrays lie: an instance norm's evaluation. For all else the
+#: channels come first: those of other arrays are copied so.
+_AS_THEY_LIE = ("normalize",)
 #: Those that are meant if none are named.
 _OF_BATCH_NORM: tuple[Mode, ...] = ("evaluation", "training", "statistics")
 #: Units that are worth a process of their own, which takes a second to start.
@@ -137,8 +140,7 @@ def warmup(
     checked = [_checked_dtype(dtype) for dtype in _as_list("dtypes", dtypes)]
     chosen = _chosen("layouts", layouts, _LAYOUTS)
     of_modes = _chosen("modes", modes, _MODES)
-    operations = [name for name in parts.OPERATIONS if any(name in names for names in of_modes)]
-    units = _units(checked, chosen, operations)
+    units = _units_of_modes(checked, chosen, of_modes)
     _refuse_float16(checked, cpu)
     if into is not None or cpu is not None:
         with Progress(len(units), "compiling") if progress else nullcontext() as shown:
@@ -184,6 +186,19 @@ def _checked_dtype(dtype: DTypeLike) -> np.dtype:
     if found.name not in _DTYPES:
         raise ValueError(f"dtypes must be among {', '.join(_DTYPES)}, got {dtype!r}")
     return held(found)
+
+
+def _units_of_modes(
+    dtypes: list[np.dtype], layouts: list[str], modes: list[tuple[str, ...]]
+) -> dict[str, Unit]:
+    """What calls of some modes need, on arrays of some dtypes and layouts."""
+    units: dict[str, Unit] = {}
+    for names in modes:
+        for operation in parts.OPERATIONS:
+            if operation in names:
+                fixed = names is _MODES["norms"] and operation not in _AS_THEY_LIE
+                units |= _units(dtypes, ["first"] if fixed else layouts, [operation])
+    return units
 
 
 def _units(
