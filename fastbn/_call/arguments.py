@@ -234,6 +234,34 @@ def check_statistics(name: str, value: np.ndarray) -> np.ndarray:
     return value
 
 
+def check_groups(shape: tuple[int, ...], axis: int, groups: int) -> None:
+    """Channels on an axis behind that of the samples, in so many groups of equal size."""
+    if axis == 0:
+        raise ValueError("axis 0 has the samples, and axis must be that of the channels")
+    if groups and shape[axis] % groups:
+        raise ValueError(
+            f"num_groups={groups} must divide the number of channels, and x of shape {shape} has "
+            f"{shape[axis]}"
+        )
+
+
+def check_group_size(shape: tuple[int, ...], groups: int) -> None:
+    """Statistics of one value mean nothing."""
+    if 0 not in shape and math.prod(shape[1:]) == groups:
+        raise ValueError(
+            f"expected more than 1 value in each of {groups} groups, got x of shape {shape}: "
+            "their variance would be 0 and the output just the bias"
+        )
+
+
+def check_last_axes(shape: tuple[int, ...], normalized: tuple[int, ...]) -> None:
+    """What is normalized must be at the end."""
+    if shape[-len(normalized) :] != normalized:
+        raise ValueError(
+            f"x has shape {shape}, and its last axes must be normalized_shape, {normalized}"
+        )
+
+
 def check_running(running_mean: Any, running_var: Any) -> bool:
     """Whether there are running statistics; one without the other is an error."""
     if (running_mean is None) != (running_var is None):

@@ -151,11 +151,7 @@ class GroupNorm(_Norm):
         self.view = of_groups(self.x, axis, groups)
         of_x = f"x of shape {shape} has {shape[axis]} channels"
         self._finish_checks(weight, bias, eps, (shape[axis],), of_x)
-        if 0 not in shape and math.prod(shape) // shape[0] == groups:
-            raise ValueError(
-                f"expected more than 1 value in each of {groups} groups, got x of shape {shape}: "
-                "their variance would be 0 and the output just the bias"
-            )
+        arguments.check_group_size(shape, groups)
 
 
 class InstanceNorm(GroupNorm):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from fastbn._call import arguments
 from fastbn._call.device_arrays import DeviceArray
 from fastbn.kernels.cuda.steps import Extra
 
@@ -58,14 +59,8 @@ class View(NamedTuple):
 
 def of_groups(x: DeviceArray, axis: int, groups: int) -> View:
     """Groups of channels of each sample."""
-    if axis == 0:
-        raise ValueError("axis 0 has the samples, and axis must be that of the channels")
+    arguments.check_groups(x.shape, axis, groups)
     samples, channels = x.shape[0], x.shape[axis]
-    if groups and channels % groups:
-        raise ValueError(
-            f"num_groups={groups} must divide the number of channels, and x of shape {x.shape} "
-            f"has {channels}"
-        )
     length = math.prod(n for k, n in enumerate(x.shape) if k not in (0, axis))
     each = channels // max(1, groups)
     order = [k for k in x.order if x.shape[k] != 1 and k != 0]
@@ -82,10 +77,7 @@ def of_groups(x: DeviceArray, axis: int, groups: int) -> View:
 
 def of_rows(x: DeviceArray, shape: tuple[int, ...]) -> View:
     """The last axes."""
-    if x.shape[-len(shape) :] != shape:
-        raise ValueError(
-            f"x has shape {x.shape}, and its last axes must be normalized_shape, {shape}"
-        )
+    arguments.check_last_axes(x.shape, shape)
     order = [k for k in x.order if x.shape[k] != 1]
     _check_order(x, order == sorted(order), "axes lie as they are named, the last one side by side")
     values = math.prod(shape)

@@ -52,15 +52,9 @@ class GroupNorm:
     def __init__(self, x, num_groups, weight, bias, eps, axis, out):
         self.x = checked_input(x)
         self.axis = arguments.channel_axis(self.x.shape, arguments.as_axis(axis))
-        if self.axis == 0:
-            raise ValueError("axis 0 has the samples, and axis must be that of the channels")
         self.channels = self.x.shape[self.axis]
         self.groups = self._checked_groups(num_groups)
-        if self.groups and self.channels % self.groups:
-            raise ValueError(
-                f"num_groups={self.groups} must divide the number of channels, and x of shape "
-                f"{self.x.shape} has {self.channels}"
-            )
+        arguments.check_groups(self.x.shape, self.axis, self.groups)
         of_x = f"x of shape {self.x.shape} has {self.channels} channels"
         self.weight, self.bias = (
             None if value is None else arguments.kernel_vector(
@@ -70,11 +64,7 @@ class GroupNorm:
             for name, value in (("weight", weight), ("bias", bias))
         )  # fmt: skip
         self.eps = settings.check_eps(eps)
-        if self.x.size and self.x.size // self.x.shape[0] == self.groups:
-            raise ValueError(
-                f"expected more than 1 value in each of {self.groups} groups, got x of shape "
-                f"{self.x.shape}: their variance would be 0 and the output just the bias"
-            )
+        arguments.check_group_size(self.x.shape, self.groups)
         inputs = {"x": self.x, "weight": weight, "bias": bias}
         self.returned, self.out = checked_output(out, self.x, inputs)
 

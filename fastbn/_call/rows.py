@@ -62,11 +62,7 @@ class RowNorm:
     def _check(self, x, normalized_shape, weight, bias, eps, out):
         self.x = checked_input(x)
         self.shape = settings.check_normalized_shape(normalized_shape)
-        if self.x.shape[-len(self.shape) :] != self.shape:
-            raise ValueError(
-                f"x has shape {self.x.shape}, and its last axes must be normalized_shape, "
-                f"{self.shape}"
-            )
+        arguments.check_last_axes(self.x.shape, self.shape)
         self.weight, self.bias = (
             None
             if value is None

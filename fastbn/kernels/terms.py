@@ -184,6 +184,20 @@ def wide_group_normalizing_terms(frame, task, like):
 # --- gradient -------------------------------------------------------------------------------------
 
 
+@inlined
+def gradients_of_parameters(f, center, d_weight, d_bias, like):
+    """Gradients of weight and bias, and centers; ``products`` are around means from here on."""
+    mean, _, rstd = three_rows(f.statistics, 8 * f.all_channels, like)
+    sums, products = two_rows(f.sums, 8 * f.channels, like)
+    marks, largest = doubles_at(f.marks, like), largest_of(f.value_bytes)
+    for c in range(f.channels):
+        center[c] = center_of(mean[c], largest)
+        left = residual(mean[c], np.float64(center[c]))
+        around_mean = centered_product_sum(sums[c], products[c], left)
+        products[c] = products[c] if marks[c] > 0.0 else around_mean
+        d_weight[c], d_bias[c] = weight_gradient(products[c], rstd[c]), sums[c]
+
+
 @part("gradient_terms")
 def gradient_terms(frame, task, like):
     """Gradients of weight and bias; center, scale, slope and offset of each channel.
@@ -191,21 +205,15 @@ def gradient_terms(frame, task, like):
     Where the statistics are constants, ``dx = dy * scale``: center 0 and a shift that adds nothing.
     """
     f = frame_at(frame)
-    channels, largest, marked = f.channels, largest_of(f.value_bytes), 0
+    channels, marked, weight = f.channels, 0, doubles_at(f.parameters, like)
     mean, _, rstd = three_rows(f.statistics, 8 * f.all_channels, like)
     sums, products = two_rows(f.sums, 8 * channels, like)
-    marks, weight = doubles_at(f.marks, like), doubles_at(f.parameters, like)
-    d_weight, d_bias = values_at(f.d_weight, like), values_at(f.d_bias, like)
     widen(f.weight, f.weight_bytes, 1.0, channels, weight)
     rows = four_of_table(f.table, f.terms * f.value_bytes, like)
     center, scale, slope, offset = rows
+    gradients_of_parameters(f, center, values_at(f.d_weight, like), values_at(f.d_bias, like), like)
     for c in range(channels):
-        center[c] = center_of(mean[c], largest)
-        left = residual(mean[c], center[c])
-        around_mean = centered_product_sum(sums[c], products[c], left)
-        products[c] = products[c] if marks[c] > 0.0 else around_mean
-        d_weight[c] = weight_gradient(products[c], rstd[c])
-        d_bias[c] = sums[c]
+        left = residual(mean[c], np.float64(center[c]))
         terms = input_gradient_terms(f.count, sums[c], products[c], left, rstd[c], weight[c])
         scale[c], slope[c], offset[c] = terms
         marked += not holds_two(mean[c], rstd[c], terms[0], terms[1])
@@ -220,16 +228,8 @@ def gradient_terms(frame, task, like):
 def product_sums(frame, task, like):
     """Gradients of weight and bias alone, in float64."""
     f = frame_at(frame)
-    channels, largest = f.channels, largest_of(f.value_bytes)
-    mean, _, rstd = three_rows(f.statistics, 8 * f.all_channels, like)
-    sums, products = two_rows(f.sums, 8 * channels, like)
-    marks, center = doubles_at(f.marks, like), values_at(f.table, like)
     d_weight, d_bias = doubles_at(f.d_weight, like), doubles_at(f.d_bias, like)
-    for c in range(channels):
-        center[c] = center_of(mean[c], largest)
-        around_mean = centered_product_sum(sums[c], products[c], residual(mean[c], center[c]))
-        product = products[c] if marks[c] > 0.0 else around_mean
-        d_weight[c], d_bias[c] = weight_gradient(product, rstd[c]), sums[c]
+    gradients_of_parameters(f, values_at(f.table, like), d_weight, d_bias, like)
 
 
 @part("wide_gradient_terms")
@@ -272,19 +272,12 @@ def sums_of_group(f, first, weight, sums, products):
 def group_gradient_terms(frame, task, like):
     """`gradient_terms` of the channels of groups."""
     f = frame_at(frame)
-    channels, largest, marked = f.channels, largest_of(f.value_bytes), 0
+    channels, marked, weight = f.channels, 0, doubles_at(f.parameters, like)
     mean, _, rstd = three_rows(f.statistics, 8 * f.all_channels, like)
     sums, products = two_rows(f.sums, 8 * channels, like)
-    marks, weight = doubles_at(f.marks, like), doubles_at(f.parameters, like)
-    d_weight, d_bias = values_at(f.d_weight, like), values_at(f.d_bias, like)
     widen(f.weight, f.weight_bytes, 1.0, channels, weight)
     center, scale, slope, offset = four_of_table(f.table, f.terms * f.value_bytes, like)
-    for c in range(channels):
-        center[c] = center_of(mean[c], largest)
-        left = residual(mean[c], center[c])
-        around_mean = centered_product_sum(sums[c], products[c], left)
-        products[c] = products[c] if marks[c] > 0.0 else around_mean
-        d_weight[c], d_bias[c] = weight_gradient(products[c], rstd[c]), sums[c]
+    gradients_of_parameters(f, center, values_at(f.d_weight, like), values_at(f.d_bias, like), like)
     for first in range(0, channels, f.of_group):
         sum_dy, sum_dy_xm = sums_of_group(f, first, weight, sums, products)
         left = residual(mean[first], np.float64(center[first]))
