@@ -23,7 +23,6 @@ def test_figures_as_json_and_a_picture(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.compiled
 def test_table(capsys, monkeypatch):
-    pytest.importorskip("rich")
     from fastbn.cli import measure
 
     monkeypatch.setattr(measure, "QUICK", ((1, 8, 4, 4),))

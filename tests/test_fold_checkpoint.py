@@ -84,9 +84,49 @@ def test_a_file_that_is_sorted_by_name_says_less(rng, tmp_path):
     fastbn.save(state, tmp_path / "first.safetensors")
     folded = fastbn.fold.fold_checkpoint(tmp_path / "first.safetensors")
     assert folded.pairs == []
-    assert "come before their convolutions" in folded.left[-1].why
+    assert "may come before its convolution" in folded.left[-1].why
+    equal = network(rng, weights={"conv1": (6, 6), "conv2": (6, 6)}, norms=("bn1", "bn2"))
+    fastbn.save(equal, tmp_path / "equal.safetensors")  # may be either
+    assert fastbn.fold.fold_checkpoint(tmp_path / "equal.safetensors").pairs == []
+    assert len(fastbn.fold.fold_checkpoint(equal).pairs) == 2
     fastbn.save(network(rng), tmp_path / "usual.safetensors")
     assert len(fastbn.fold.fold_checkpoint(tmp_path / "usual.safetensors").pairs) == 3
+
+
+def test_one_layer_with_several_norms_is_left(rng):
+    """One of them is for other data, or an average: nothing says which the layer goes with."""
+    state = network(rng, weights={"conv1": (4, 3)}, norms=("bn1",))
+    for name in ("norm1", "bn1_aux"):
+        state |= fastbn.BatchNorm2d(4).state_dict(prefix=f"block.{name}.")
+    folded = fastbn.fold.fold_checkpoint(state)
+    assert folded.pairs == []
+    assert all("several norms" in single.why for single in folded.left)
+    assert np.array_equal(folded.tensors["block.conv1.weight"], state["block.conv1.weight"])
+
+
+def test_norms_that_stay_keep_their_settings(rng, tmp_path):
+    state = network(rng, weights={"conv1": (4, 3)}, norms=("bn1",))
+    tail = fastbn.BatchNorm2d(7, eps=1e-3)
+    act = fastbn.BatchNorm2d(4, activation="relu")
+    norms = {"block.bn1": fastbn.load_batch_norms(state)["block.bn1"], "tail": tail, "b2.bn1": act}
+    arrays = {"block.conv1.weight": state["block.conv1.weight"],
+              "b2.conv1.weight": state["block.conv1.weight"]}  # fmt: skip
+    fastbn.save({**arrays, **norms}, tmp_path / "net.npz")
+    folded = fastbn.fold.fold_checkpoint(tmp_path / "net.npz")
+    assert names(folded.pairs) == {"bn1": "conv1"}
+    assert folded.layers["tail"].eps == 1e-3
+    assert "relu" in next(single.why for single in folded.left if single.norm == "b2.bn1")
+    fastbn.save({**folded.tensors, **folded.layers}, tmp_path / "folded.npz")
+    again = fastbn.load_batch_norms(tmp_path / "folded.npz")
+    assert again.keys() == {"tail", "b2.bn1"}
+    assert again["tail"].eps == 1e-3
+    assert again["b2.bn1"].activation == "relu"
+
+
+def test_errors_name_the_file(tmp_path):
+    (tmp_path / "empty.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"empty\.pth: .*empty"):
+        fastbn.fold.fold_checkpoint(tmp_path / "empty.pth")
 
 
 def test_linear_and_transposed_layers(rng):
@@ -116,10 +156,11 @@ def test_the_command(rng, tmp_path, suffix, capsys):
 
 
 def test_the_table_of_the_command(rng, tmp_path, capsys):
-    pytest.importorskip("rich")
     np.savez(tmp_path / "net.npz", **network(rng))
     assert main(["fold", str(tmp_path / "net.npz"), "-o", str(tmp_path / "out.npz")]) == 0
-    assert "3 batch norms folded, 0 left" in " ".join(capsys.readouterr().out.split())
+    assert "3 batch norms folded, 0 left" in capsys.readouterr().out
+    assert main(["fold", str(tmp_path / "net.npz"), "-o", str(tmp_path / "no" / "out.npz")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_a_damaged_network_is_not_folded_and_nothing_written(rng, tmp_path, capsys):

@@ -59,7 +59,10 @@ def test_eps_decides_what_is_flat_and_prefix_what_is_listed():
     arrays["block.bn.running_var"][0] = 1e-5
     assert fastbn.inspect_batch_norms(arrays, eps=1e-3)[0].flat == 1
     assert fastbn.inspect_batch_norms(arrays, eps=1e-7)[0].flat == 0
-    assert fastbn.inspect_batch_norms(arrays, prefix="other.") == []
+    with pytest.raises(ValueError, match="prefix"):
+        fastbn.inspect_batch_norms(arrays, prefix="other.")
+    with pytest.raises(ValueError, match="batch norm"):
+        fastbn.inspect_batch_norms({"conv.weight": np.ones((2, 2))})
 
 
 def test_arrays_that_do_not_fit_together():
@@ -88,11 +91,41 @@ def test_json(file, capsys):
 
 
 def test_table(file, capsys):
-    pytest.importorskip("rich")
     assert main(["inspect", str(file)]) == 0
     out = capsys.readouterr().out
     assert "1 dead" in out
-    assert "2 batch norms, something to look at in 1" in " ".join(out.split())
+    assert "2 batch norms, something to look at in 1." in out
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_are_not_read_as_markup(tmp_path, capsys, terminal, monkeypatch):
+    if terminal:
+        pytest.importorskip("rich")
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    arrays = {name.replace("block", "a[/red][conv]"): a for name, a in state().items()}
+    np.savez(tmp_path / "odd[bold].npz", **arrays)
+    assert main(["inspect", str(tmp_path / "odd[bold].npz")]) == 0
+    out = capsys.readouterr().out
+    assert "a[/red][conv].bn" in out
+    assert "odd[bold].npz" in out
+
+
+def test_a_pipe_gets_whole_lines(tmp_path, capsys):
+    arrays = {name.replace("block", "a" * 200): array for name, array in state().items()}
+    np.savez(tmp_path / "net.npz", **arrays)
+    assert main(["inspect", str(tmp_path / "net.npz")]) == 0
+    assert "a" * 200 + ".bn" in capsys.readouterr().out
+
+
+def test_json_has_no_nan(tmp_path, capsys):
+    arrays = state()
+    arrays["block.bn.running_mean"][:] = np.nan
+    np.savez(tmp_path / "net.npz", **arrays)
+    assert main(["inspect", str(tmp_path / "net.npz"), "--json"]) == 0
+    out = capsys.readouterr().out
+    assert "NaN," not in out
+    assert json.loads(out)["layers"][0]["mean"] == [None] * 3
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastbn.checkpoint import files
 from fastbn.checkpoint.contents import Norm
-from fastbn.checkpoint.loading import find_batch_norms
+from fastbn.checkpoint.loading import checkpoint_of, nothing_found
+from fastbn.checkpoint.recognize import norms_of
 
 __all__ = ["Health", "inspect_batch_norms"]
 
@@ -87,7 +89,7 @@ def inspect_batch_norms(source: Any, *, prefix: str = "", eps: float | None = No
     Raises
     ------
     TypeError, ValueError, OSError
-        If ``source`` cannot be read, as `load_batch_norms` says.
+        If ``source`` cannot be read or has no such layer, as `load_batch_norms` says.
 
     Examples
     --------
@@ -98,8 +100,13 @@ def inspect_batch_norms(source: Any, *, prefix: str = "", eps: float | None = No
     >>> found.name, found.dead, found.flat, found.exploding
     ('bn1', 1, 1, 1)
     """
-    found = find_batch_norms(source)
-    return [_health(norm, eps) for norm in found if norm.name.startswith(prefix)]
+    with files.naming(source):
+        checkpoint = checkpoint_of(source)
+        norms = norms_of(checkpoint)
+        found = [norm for norm in norms if norm.name.startswith(prefix)]
+        if not found:
+            raise ValueError(nothing_found(checkpoint, norms, prefix))
+        return [_health(norm, eps) for norm in found]
 
 
 def _health(norm: Norm, eps: float | None) -> Health:
@@ -124,7 +131,8 @@ def _health(norm: Norm, eps: float | None) -> Health:
 
 def eps_of(norm: Norm, eps: float | None) -> float:
     """The caller's, the file's, or torch's."""
-    return eps or norm.eps or 1e-5
+    given = norm.eps if eps is None else eps
+    return 1e-5 if given is None else given
 
 
 def terms_of(norm: Norm, eps: float | None = None) -> dict[str, np.ndarray]:

@@ -98,15 +98,25 @@ track_running_stats=True, dtype=float64)}
         raise TypeError(f"prefix must be a string, got {prefix!r}")
     with files.naming(source):
         checkpoint = checkpoint_of(source)
-        norms = norms_of(checkpoint)
-        found = {n.name.removeprefix(prefix): n for n in norms if n.name.startswith(prefix)}
-        if not found:
-            raise ValueError(_nothing_found(checkpoint, norms, prefix))
-        sizes = _checked_dimensions(dimensions, found)
-        return {
-            name: layer_of(norm, eps, sizes.get(name), checkpoint.settings.get(norm.name, {}))
-            for name, norm in found.items()
-        }
+        return layers_of(checkpoint, norms_of(checkpoint), prefix, eps, dimensions)
+
+
+def layers_of(
+    checkpoint: Checkpoint,
+    norms: list[Norm],
+    prefix: str,
+    eps: float | None,
+    dimensions: int | Mapping[str, int] | None,
+) -> dict[str, BatchNorm1d | BatchNorm2d | BatchNorm3d]:
+    """What `load_batch_norms` returns, of the norms that were found in a checkpoint."""
+    found = {n.name.removeprefix(prefix): n for n in norms if n.name.startswith(prefix)}
+    if not found:
+        raise ValueError(nothing_found(checkpoint, norms, prefix))
+    sizes = _checked_dimensions(dimensions, found)
+    return {
+        name: layer_of(norm, eps, sizes.get(name), checkpoint.settings.get(norm.name, {}))
+        for name, norm in found.items()
+    }
 
 
 def load_tensors(source: Any, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
@@ -238,7 +248,8 @@ def _checked_dimensions(dimensions: Any, found: Mapping[str, Norm]) -> dict[str,
     return sizes
 
 
-def _nothing_found(checkpoint: Checkpoint, norms: list[Norm], prefix: str) -> str:
+def nothing_found(checkpoint: Checkpoint, norms: list[Norm], prefix: str) -> str:
+    """Why there is no batch norm of such a name, and what there is."""
     if norms:
         shown = _some([norm.name for norm in norms[:_SHOWN]], len(norms))
         return f"no batch norm has a name that begins with prefix={prefix!r}; there are {shown}"

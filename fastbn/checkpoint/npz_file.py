@@ -41,7 +41,10 @@ def read(path: Path) -> Checkpoint:
     note = arrays.pop(KEY, None)
     settings = settings_of(None if note is None else str(_values(archive, note)))
     found = flatten(arrays, lambda _, value: isinstance(value, zipfile.ZipInfo))
-    entries = {name: Lazy(partial(_values, archive, info)) for name, info in found.items()}
+    entries = {
+        name: Lazy(partial(_values, archive, info), _shape(archive, info))
+        for name, info in found.items()
+    }
     return Checkpoint(Tensors(entries), None, settings=settings)
 
 

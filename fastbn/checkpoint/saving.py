@@ -57,6 +57,8 @@ def save(layers: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """
     arrays, settings = _parts(layers)
     path = Path(os.fsdecode(path))
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path.absolute().parent)!r}")
     match path.suffix.lower():
         case ".npz":
             _replace(path, lambda part: _write_npz(part, arrays, noted(settings)))

@@ -1,10 +1,9 @@
 """``fastbn bench``: how fast fastbn is on this machine."""
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
-from fastbn.cli.options import extra_cli, picture_file
+from fastbn.cli.options import has_rich, picture_file, print_json, print_table
 
 if TYPE_CHECKING:
     from fastbn.cli.measure import Figure
@@ -18,7 +17,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         description=(
             "Time evaluation, training and the backward on arrays from 64 KB to 64 MB, beside a "
             "copy of the same bytes and the formula in NumPy. All in float32, into outputs that "
-            "are there. Needs the extra cli, but for --json."
+            "are there. --plot needs the extra cli."
         ),
         epilog="example: fastbn bench --plot roofline.png",
     )
@@ -37,22 +36,20 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from fastbn.cli import measure
 
-    if not arguments.json:
-        extra_cli("rich")
     figures = list(_watched(measure.figures(arguments.quick), arguments))
-    if arguments.json:
-        print(json.dumps({"figures": [f._asdict() for f in figures]}, indent=1))
-    else:
-        _print(figures)
     if arguments.plot is not None:
         measure.draw(figures, arguments.plot)
+    if arguments.json:
+        print_json({"figures": [f._asdict() for f in figures]})
+    else:
+        _print(figures)
 
 
 def _watched(figures, arguments):
     """The figures, with a bar of progress on stderr unless JSON is asked for."""
     from fastbn.cli import measure
 
-    if arguments.json:
+    if arguments.json or not has_rich():
         return figures
     from rich.console import Console
     from rich.progress import track
@@ -63,27 +60,22 @@ def _watched(figures, arguments):
 
 
 def _print(figures: "list[Figure]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     import fastbn
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("operation", "shape"):
-        table.add_column(title)
-    for title in ("time", "GB/s", "copy = 1", "NumPy takes"):
-        table.add_column(title, justify="right")
-    for f in figures:
-        times = "" if f.numpy is None else f"{f.numpy / f.seconds:.1f} x"
-        table.add_row(
+    rows = [
+        (
             f.operation, "x".join(map(str, f.shape)), _time(f.seconds), f"{f.bandwidth:.1f}",
-            f"{f.seconds / f.copy:.2f}", times,
-        )  # fmt: skip
-    console = Console()
-    console.print(table)
-    console.print(
-        f"\n{fastbn.get_num_threads()} threads. GB/s: bytes that have to be read and written, once "
-        "each. copy = 1: as a multiple of a copy's time."
+            f"{f.seconds / f.copy:.2f}",
+            "" if f.numpy is None else f"{f.numpy / f.seconds:.1f} x",
+        )
+        for f in figures
+    ]  # fmt: skip
+    titles = "operation", "shape", "time", "GB/s", "copy = 1", "NumPy takes"
+    print_table(titles, rows, right="  rrrr")
+    threads = fastbn.get_num_threads()
+    print(
+        f"\n{threads} thread{'s' * (threads > 1)}. GB/s: bytes that have to be read and written, "
+        "once each. copy = 1: as a multiple of a copy's time."
     )
 
 

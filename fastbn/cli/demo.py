@@ -1,9 +1,8 @@
 """``fastbn demo``."""
 
 import argparse
-import math
 
-from fastbn.cli.options import picture_file
+from fastbn.cli.options import picture_file, positive
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -32,7 +31,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     parser.add_argument(
         "--learning-rate",
-        type=_positive,
+        type=positive,
         metavar="X",
         help="of both networks; at 0.2 only one of them learns (default: 0.02, of small batches "
         "0.01)",
@@ -89,13 +88,3 @@ class _integer:
                 f"expected a whole number from {self.lowest} to {self.highest}, got {text!r}"
             )
         return number
-
-
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return number

@@ -1,5 +1,6 @@
 """The picture of ``fastbn inspect --plot``. Matplotlib is imported when it is drawn."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ BLUE, RED = "#0072B2", "#D55E00"
 NAMED = 40
 
 
-def draw(checkpoint: Path, prefix: str, eps: float | None, file: Path) -> None:
+def draw(
+    checkpoint: Path, prefix: str, eps: float | None, file: Path, faulty: Container[str] = ()
+) -> None:
     """Four panels over the layers: scale, shift, running mean and variance of their channels.
 
     The line is the median, the dark band has 50 % of the channels, the pale one 90 %, the dots are
-    the least and the greatest.
+    the least and the greatest. Layers that are ``faulty`` stand on red.
     """
     import matplotlib  # type: ignore[import-not-found, unused-ignore]
 
@@ -40,6 +43,7 @@ def draw(checkpoint: Path, prefix: str, eps: float | None, file: Path) -> None:
         )
         figure.suptitle(
             f"{checkpoint.name}: {len(columns)} batch norms, and the spread of their channels"
+            + "; something is wrong where it is red" * any(name in faulty for name in columns)
         )
         for panel, (term, label, log) in zip(panels, _PANELS, strict=True):
             _panel(

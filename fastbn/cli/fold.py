@@ -1,10 +1,9 @@
 """``fastbn fold``: batch norms of a checkpoint into the convolutions before them."""
 
 import argparse
-import json
 from pathlib import Path
 
-from fastbn.cli.options import extra_cli
+from fastbn.cli.options import positive, print_json, print_table
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -20,13 +19,15 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         ),
         epilog="example: fastbn fold resnet18.pth -o folded.npz",
     )
-    parser.add_argument("file", metavar="CHECKPOINT", type=Path, help=".pth, .safetensors or .npz")
+    parser.add_argument(
+        "file", metavar="CHECKPOINT", type=Path, help=".pth, .safetensors, .npz or .onnx"
+    )
     parser.add_argument(
         "-o", "--output", metavar="FOLDED", type=Path, required=True,
         help="the file to write, .npz or .safetensors; one that is there is replaced",
     )  # fmt: skip
     parser.add_argument(
-        "--eps", type=float, metavar="X", help="of all layers (default: the file's, or 1e-5)"
+        "--eps", type=positive, metavar="X", help="of all layers (default: the file's, or 1e-5)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
@@ -36,29 +37,18 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     import fastbn
 
-    if not arguments.json:
-        extra_cli("rich")
     folded = fastbn.fold.fold_checkpoint(arguments.file, eps=arguments.eps)
-    fastbn.save(folded.tensors, arguments.output)
+    fastbn.save({**folded.tensors, **folded.layers}, arguments.output)
     if arguments.json:
-        found = {
+        print_json({
             "folded": [pair._asdict() for pair in folded.pairs],
             "left": [single._asdict() for single in folded.left],
-        }
-        print(json.dumps(found, indent=1))
+        })  # fmt: skip
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("batch norm", "goes into", "or why it stays"):
-        table.add_column(title, overflow="fold")
-    for pair in folded.pairs:
-        table.add_row(pair.norm, pair.layer, "")
-    for single in folded.left:
-        table.add_row(f"[yellow]{single.norm}[/yellow]", "", single.why)
-    console = Console()
-    console.print(table)
-    console.print(
-        f"\n{arguments.output}: {len(folded.pairs)} batch norms folded, {len(folded.left)} left."
+    rows = [(pair.norm, pair.layer, "") for pair in folded.pairs]
+    rows += [(single.norm, "", single.why) for single in folded.left]
+    print_table(("batch norm", "goes into", "or why it stays"), rows)
+    print(
+        f"\n{arguments.output}: {len(folded.pairs)} batch norms folded, {len(folded.left)} left. "
+        "Compare an output before and after: a file does not say what lies between two layers."
     )

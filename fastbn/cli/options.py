@@ -1,24 +1,74 @@
-"""What the options of several commands have in common."""
+"""What several commands have in common: types of options, tables, JSON."""
 
 import argparse
 import importlib.util
+import json
+import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
-def extra_cli(package: str) -> None:
-    """Raise unless a package of the extra cli is there."""
-    if importlib.util.find_spec(package) is None:
-        raise ImportError(f"this needs {package}: pip install 'fastbn[cli]' (--json needs nothing)")
+def positive(text: str) -> float:
+    """Type of an option: a positive number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return number
+
+
+def has_rich() -> bool:
+    """Whether tables are drawn by rich: on a terminal, where it is installed."""
+    return sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:
+    """Print a table; in a pipe, or without rich, as plain text whose lines are never broken.
+
+    ``right``: a letter for each column, r where it is aligned to the right.
+    """
+    sides = [side == "r" for side in right.ljust(len(titles))]
+    if has_rich():
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for title, side in zip(titles, sides, strict=True):
+            table.add_column(title, justify="right" if side else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in (titles, *rows):
+        cells = zip(row, widths, sides, strict=True)
+        aligned = (cell.rjust(width) if side else cell.ljust(width) for cell, width, side in cells)
+        print("  ".join(aligned).rstrip())
+
+
+def print_json(found: Any) -> None:
+    """Print JSON that every reader takes: null for NaN and infinity, which it has not."""
+    print(json.dumps(_finite(found), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def picture_file(text: str) -> Path:
     """Type of an option: a file that a picture can be written to."""
     file = Path(text)
     if importlib.util.find_spec("matplotlib") is None:
-        raise argparse.ArgumentTypeError(
-            "drawing needs matplotlib: pip install 'fastbn[cli]'; without a file name the figures "
-            "are printed alone"
-        )
+        raise argparse.ArgumentTypeError("drawing needs matplotlib: pip install 'fastbn[cli]'")
     if file.suffix not in (".png", ".svg", ".pdf"):
         raise argparse.ArgumentTypeError(
             f"expected a name that ends in .png, .svg or .pdf: {text!r}"

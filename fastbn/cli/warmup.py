@@ -30,7 +30,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         metavar="NAME",
         help="whom for: native (this machine), generic (all of this architecture), x86-64-v3 "
         "(with AVX2), x86-64-v4 (with AVX-512) or another name that LLVM has, such as znver4; "
-        "default: native, and what is there and runs here counts",
+        "default: this machine, and what is there already and runs here is not compiled again",
     )
     parser.add_argument("--json", action="store_true", help="print what has been done as JSON")
     parser.set_defaults(run=run, parser=parser)

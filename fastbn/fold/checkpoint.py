@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn.checkpoint.loading import checkpoint_of, load_batch_norms, load_tensors
-from fastbn.checkpoint.pairs import Pair, Single, pairs_of
+from fastbn.checkpoint import files
+from fastbn.checkpoint.loading import checkpoint_of, layers_of
 from fastbn.checkpoint.recognize import norms_of
 from fastbn.fold.convolutions import fold_conv_bn, fold_linear_bn
+from fastbn.fold.pairs import Pair, Single, pairs_of
+from fastbn.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 #: Arrays of a batch norm that is no longer needed.
 _ARRAYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -21,7 +23,9 @@ class FoldedCheckpoint(NamedTuple):
     Attributes
     ----------
     tensors : dict of str to ndarray
-        All arrays, without those of the batch norms that were folded.
+        All arrays but those of batch norms. ``fastbn.save({**tensors, **layers}, path)`` keeps all.
+    layers : dict of str to BatchNorm1d, 2d or 3d
+        The batch norms that stay, in evaluation mode.
     pairs : list of Pair
         ``norm`` went into ``layer``.
     left : list of Single
@@ -29,8 +33,15 @@ class FoldedCheckpoint(NamedTuple):
     """
 
     tensors: dict[str, np.ndarray]
+    layers: dict[str, BatchNorm1d | BatchNorm2d | BatchNorm3d]
     pairs: list[Pair]
     left: list[Single]
+
+    def __repr__(self) -> str:
+        return (
+            f"FoldedCheckpoint({len(self.tensors)} tensors, {len(self.layers)} layers, "
+            f"pairs={self.pairs}, left={self.left})"
+        )
 
 
 def fold_checkpoint(source: Any, *, eps: float | None = None) -> FoldedCheckpoint:
@@ -54,7 +65,7 @@ def fold_checkpoint(source: Any, *, eps: float | None = None) -> FoldedCheckpoin
     Raises
     ------
     TypeError, ValueError, OSError
-        If ``source`` cannot be read, or a batch norm holds what none can.
+        If ``source`` cannot be read, or a batch norm is not valid (NaN, a negative variance).
 
     Examples
     --------
@@ -65,18 +76,30 @@ def fold_checkpoint(source: Any, *, eps: float | None = None) -> FoldedCheckpoin
     >>> sorted(folded.tensors), folded.pairs[0].layer
     (['conv1.bias', 'conv1.weight'], 'conv1')
     """
-    checkpoint = checkpoint_of(source)
-    norms, tensors = norms_of(checkpoint), load_tensors(source)
-    layers = load_batch_norms(source, eps=eps)
-    pairs, left = pairs_of(tensors, norms, checkpoint.ordered)
-    for pair in pairs:
-        weight, bias = tensors[f"{pair.layer}.weight"], tensors.get(f"{pair.layer}.bias")
-        bn = layers[pair.norm]
-        if weight.ndim == 2:
-            folded = fold_linear_bn(weight, bias, bn)
-        else:
-            folded = fold_conv_bn(weight, bias, bn, transposed=pair.transposed)
-        tensors[f"{pair.layer}.weight"], tensors[f"{pair.layer}.bias"] = folded
+    with files.naming(source):
+        checkpoint = checkpoint_of(source)
+        norms = norms_of(checkpoint)
+        layers = layers_of(checkpoint, norms, "", eps, None)
+        tensors = dict(checkpoint.tensors)
+        plain = [norm for norm in norms if layers[norm.name].activation is None]
+        pairs, left = pairs_of(tensors, plain, checkpoint.ordered)
+        left += [
+            Single(norm.name, f"its activation, {layers[norm.name].activation}, would be lost")
+            for norm in norms if layers[norm.name].activation is not None
+        ]  # fmt: skip
+        for pair in pairs:
+            _fold(tensors, layers.pop(pair.norm), pair)
+    for norm in norms:
         for name in _ARRAYS:
-            tensors.pop(f"{pair.norm}.{name}", None)
-    return FoldedCheckpoint(tensors, pairs, left)
+            tensors.pop(f"{norm.name}.{name}", None)
+    return FoldedCheckpoint(tensors, layers, pairs, left)
+
+
+def _fold(tensors: dict[str, np.ndarray], bn: Any, pair: Pair) -> None:
+    """Put new arrays in the place of a layer's weight and bias."""
+    weight, bias = tensors[f"{pair.layer}.weight"], tensors.get(f"{pair.layer}.bias")
+    if weight.ndim == 2:
+        folded = fold_linear_bn(weight, bias, bn)
+    else:
+        folded = fold_conv_bn(weight, bias, bn, transposed=pair.transposed)
+    tensors[f"{pair.layer}.weight"], tensors[f"{pair.layer}.bias"] = folded

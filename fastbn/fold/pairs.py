@@ -1,6 +1,7 @@
 """Which convolution or linear layer a batch norm follows, by names, order and shapes."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ _CONVOLUTION = re.compile(r"conv|fc|linear|proj|dense|^dw$|^pw$")
 _NORM = re.compile(r"bn|norm")
 #: Names of what may be transposed, where the shape does not tell.
 _TRANSPOSED = re.compile(r"transpose|deconv|upconv|tconv")
+_LAST = (
+    "it has its channels last, as Keras does: fold.fold_conv_bn takes kernel.transpose(3, 2, 0, 1)"
+)
 
 
 class Pair(NamedTuple):
@@ -36,8 +40,9 @@ def pairs_of(
 
     They have one parent, and names that go together: numbers next to each other (``0`` and ``1`` of
     a Sequential), or ``conv2`` and ``bn2``, or ``conv`` and ``norm``. In an ``ordered`` file the
-    norm comes later. Where one pair of names does not fit by its channels, the network normalizes
-    *before* its convolutions, and no pair of that kind is believed.
+    norm comes later. Another file does not tell ``conv1, bn1`` from ``bn1, conv1``, so there pairs
+    of names are believed only if one of them fits the output of its layer and not the input, and
+    none does not fit the output.
 
     A file does not say what happens between two layers: an activation there would make it wrong.
     """
@@ -47,8 +52,13 @@ def pairs_of(
         for name in tensors
         if name.endswith(".weight") and tensors[name].ndim >= 2
     }
-    found, singles, by_name, contradicted = [], [], set(), False
+    found: list[Pair] = []
+    singles: list[Single] = []
+    told = None  # whether norms follow their layers, by the channels of one of them
     for norm in norms:
+        if norm.axis != 1:
+            singles.append(Single(norm.name, _LAST))
+            continue
         channels = len(norm.arrays["running_mean"])
         later = position.get(f"{norm.name}.running_mean", len(position))
         names = [
@@ -65,18 +75,24 @@ def pairs_of(
         (layer,) = names
         transposed = _is_transposed(layer, weights[layer], channels, ordered)
         if transposed is None:
-            contradicted |= not _numbered(norm.name)
+            told = told if _numbered(norm.name) else False
             shape = "x".join(map(str, weights[layer]))
             why = f"{layer} of shape {shape} does not have its {channels} channels, or may not"
             singles.append(Single(norm.name, why))
             continue
         found.append(Pair(norm.name, layer, transposed))
-        by_name.add(norm.name) if not _numbered(norm.name) else None
-    if contradicted and not ordered:
-        why = "other norms of the file come before their convolutions; this one may, too"
-        singles += [Single(pair.norm, why) for pair in found if pair.norm in by_name]
-        found = [pair for pair in found if pair.norm not in by_name]
-    return found, singles
+        if told is None and not _numbered(norm.name) and weights[layer][1] != channels:
+            told = True
+    refused = {}
+    if not told and not ordered:
+        why = "it may come before its convolution: this file does not keep the order"
+        refused = {pair: why for pair in found if not _numbered(pair.norm)}
+    times = Counter(pair.layer for pair in found)
+    refused |= {
+        pair: f"several norms may follow {pair.layer}" for pair in found if times[pair.layer] > 1
+    }
+    singles += [Single(pair.norm, why) for pair, why in refused.items()]
+    return [pair for pair in found if pair not in refused], singles
 
 
 def _split(name: str) -> tuple[str, str]:
