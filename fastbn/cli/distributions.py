@@ -41,17 +41,16 @@ def draw(
         figure, panels = pyplot.subplots(
             4, 1, figsize=(width, 10.5), sharex=True, layout="constrained"
         )
+        marked = ", faulty ones on red" * any(name in faulty for name in columns)
         figure.suptitle(
-            f"{checkpoint.name}: {len(columns)} batch norms, and the spread of their channels"
-            + "; something is wrong where it is red" * any(name in faulty for name in columns)
+            f"{checkpoint.name}: {len(columns)} batch norms, channel by channel{marked}"
         )
         for panel, (term, label, log) in zip(panels, _PANELS, strict=True):
-            _panel(
-                panel,
-                [np.abs(of[term]) if log else of[term] for of in columns.values()],
-                label,
-                log,
-            )
+            values = [np.abs(of[term]) if log else of[term] for of in columns.values()]
+            _panel(panel, values, label, log)
+            for k, name in enumerate(columns):
+                if name in faulty:
+                    panel.axvspan(k - 0.5, k + 0.5, color=RED, alpha=0.15, linewidth=0)
         panels[0].legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0))
         names = list(columns) if len(columns) <= NAMED else [str(k) for k in range(len(columns))]
         panels[-1].set_xticks(range(len(columns)), names, rotation=90, fontsize=8)

@@ -66,7 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
     faulty_layers = sum(bool(health.faults) for health in found)
     print(
         f"\n{arguments.file.name}: {len(found)} batch norms, something to look at in "
-        f"{faulty_layers or 'none'}. Each range is the least and the greatest of a layer's channels."
+        f"{faulty_layers or 'none'}. Each range is the least and the greatest of a layer's "
+        "channels."
     )
 
 
