@@ -155,7 +155,7 @@ def test_a_small_bomb(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "bomb.npz", **dict.fromkeys(names, array))
     assert fastbn.load_batch_norms(tmp_path / "bomb.npz")["bn"].num_features == 1 << 18
     monkeypatch.setattr(npz_file, "_FREE", 1 << 10)
-    with pytest.raises(ValueError, match=r"unpacks from \d+ bytes to 1048704, as a zip bomb does"):
+    with pytest.raises(ValueError, match=r"unpacks from \d+ bytes to \d+, as a zip bomb does"):
         fastbn.load_batch_norms(tmp_path / "bomb.npz")
 
 

@@ -141,6 +141,46 @@ def test_linear_and_transposed_layers(rng):
     assert folded.tensors["up.deconv2.bias"].shape == (5,)
 
 
+@pytest.mark.parametrize(
+    ("weights", "norms", "left"),
+    [
+        ({"conv": (4, 3), "pointwise": (4, 4)}, ("bn", None), "pointwise may stand between"),
+        ({"linear1": (6, 4), "linear2": (6, 6)}, ("norm1", None), "linear2 may stand between"),
+        ({"upconv1.1": (6, 6)}, ("upconv1.2",), "may not have its 6 channels"),
+    ],
+)
+def test_what_may_lie_between_or_be_transposed_is_left(rng, weights, norms, left):
+    names_of = [norm or "other" for norm in norms]
+    state = network(rng, weights=weights, norms=tuple(names_of))
+    state = {name: a for name, a in state.items() if ".other." not in name}
+    kernels = {name: a for name, a in state.items() if name.endswith("weight") and a.ndim > 1}
+    state = {**kernels, **{name: a for name, a in state.items() if name not in kernels}}
+    folded = fastbn.fold.fold_checkpoint(state)
+    assert folded.pairs == []
+    assert left in folded.left[0].why
+
+
+def test_words_that_only_look_transposed(rng):
+    folded = fastbn.fold.fold_checkpoint(
+        network(rng, weights={"firstconv.0": (6, 6)}, norms=("firstconv.1",))
+    )
+    assert [pair.transposed for pair in folded.pairs] == [False]
+
+
+def test_a_mapping_in_alphabetical_order_has_lost_its_order(rng):
+    state = network(rng, weights={"conv1": (6, 6)}, norms=("bn1",))
+    assert len(fastbn.fold.fold_checkpoint(state).pairs) == 1
+    folded = fastbn.fold.fold_checkpoint({name: state[name] for name in sorted(state)})
+    assert folded.pairs == []
+    assert "does not keep the order" in folded.left[0].why
+
+
+def test_a_pruned_layer_is_left(rng):
+    state = network(rng, weights={"conv1": (6, 3)}, norms=("bn1",))
+    state["block.conv1.bias_orig"] = np.ones(6, np.float32)
+    assert "made of others" in fastbn.fold.fold_checkpoint(state).left[0].why
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_the_command(rng, tmp_path, suffix, capsys):
     pytest.importorskip("safetensors")

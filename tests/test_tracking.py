@@ -121,7 +121,11 @@ def test_cold_of_the_workflow(checkout):
 
 def test_cases_of_cold_are_chosen_by_a_part_of_their_name():
     assert cold.chosen("") == list(cold.CASES)
-    assert cold.chosen("training") == ["training step", "training step (N, C)"]
+    assert cold.chosen("training") == [
+        "training step",
+        "training step (N, C)",
+        "fused training step",
+    ]
     with pytest.raises(results.Unusable, match="no such case"):
         cold.chosen("no such case")
 

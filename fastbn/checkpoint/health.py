@@ -116,7 +116,7 @@ def _health(norm: Norm, eps: float | None) -> Health:
     for name in ("weight", "bias", "mean", "var"):
         finite &= np.isfinite(terms[name])
     counter = norm.arrays.get("num_batches_tracked")
-    uncounted = counter is not None and int(np.asarray(counter)) == 0
+    uncounted = counter is not None and not np.any(np.asarray(counter))
     return Health(
         norm.name, len(mean),
         not_finite=int((~finite).sum()),

@@ -31,6 +31,11 @@ def read(path: Path) -> Checkpoint:
         infos = {info.filename: info for info in archive.infolist()}
     except _ERRORS as error:
         raise ValueError(f"is a damaged or truncated zip file: {error}") from error
+    size, packed = (
+        sum(getattr(i, n) for i in infos.values()) for n in ("file_size", "compress_size")
+    )
+    if size > max(_FREE, _MAX_RATIO * packed):
+        raise ValueError(f"unpacks from {packed} bytes to {size}, as a zip bomb does")
     if len(infos) < len(archive.infolist()):
         raise ValueError("the zip file has two entries of the same name")
     arrays = {}

@@ -39,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_stdout()
         return _BROKEN_PIPE
-    except (OSError, MemoryError, ValueError, ImportError) as error:  # files, extras, a full disk
+    except (ValueError, TypeError, ImportError, FileNotFoundError, PermissionError) as error:
+        print(f"fastbn: error: {error}", file=sys.stderr)
+        return _ERROR
+    except (OSError, MemoryError) as error:  # a full disk, for one
         _drop_stdout()
         print(f"fastbn: error: {str(error) or 'out of memory'}", file=sys.stderr)
         return _ERROR

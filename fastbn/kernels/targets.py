@@ -121,7 +121,8 @@ def known(folder: Path) -> list[Target]:
     found = []
     with contextlib.suppress(OSError):
         for path in sorted(folder.glob("target.*.json")):
-            with contextlib.suppress(OSError, ValueError, TypeError):
+            # whatever a file holds costs a compilation, and never a call
+            with contextlib.suppress(Exception):
                 target = Target(**json.loads(path.read_text(encoding="utf-8")))
                 if target.digest == path.name.split(".")[1]:  # else it is damaged
                     found.append(target)
