@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fastbn.checkpoint import dtypes
 
 if TYPE_CHECKING:
-    from fastbn.checkpoint.unpickler import Unpickler
+    from fastbn.checkpoint.unpickler import PickleMachine
 
 #: NumPy 1 has no arrays of more dimensions.
 _MAX_RANK = 32
@@ -80,7 +80,7 @@ def find(module: str, name: str) -> Builder | Constant:
 
 
 def _tensor(
-    machine: "Unpickler", storage: Any, offset: Any, shape: Any, steps: Any, *rest: Any
+    machine: "PickleMachine", storage: Any, offset: Any, shape: Any, steps: Any, *rest: Any
 ) -> Tensor:
     """``torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)``."""
     if len(rest) > 2 and rest[2]:
@@ -91,7 +91,7 @@ def _tensor(
 
 
 def _tensor_of(
-    machine: "Unpickler", storage: Any, offset: Any, shape: Any, steps: Any,
+    machine: "PickleMachine", storage: Any, offset: Any, shape: Any, steps: Any,
     requires_grad: Any, hooks: Any, dtype: Any, *rest: Any,
 ) -> Tensor:  # fmt: skip
     """``torch._utils._rebuild_tensor_v3``: the same, with a dtype, over bytes."""
@@ -141,7 +141,7 @@ def _shown(numbers: tuple[int, ...]) -> str:
     return str(numbers) if max(numbers, default=0) < 1 << 64 else "(… absurd numbers …)"
 
 
-def _parameter(machine: "Unpickler", tensor: Any, *rest: Any) -> Tensor:
+def _parameter(machine: "PickleMachine", tensor: Any, *rest: Any) -> Tensor:
     """``torch._utils._rebuild_parameter(data, requires_grad, hooks)``."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"a parameter has no tensor, but a {type(tensor).__name__}")
@@ -149,7 +149,7 @@ def _parameter(machine: "Unpickler", tensor: Any, *rest: Any) -> Tensor:
 
 
 def _from_type(
-    machine: "Unpickler", function: Any, kind: Any, arguments: Any, state: Any
+    machine: "PickleMachine", function: Any, kind: Any, arguments: Any, state: Any
 ) -> Tensor:
     """``torch._tensor._rebuild_from_type_v2``: a tensor that was given attributes."""
     if (
@@ -164,7 +164,7 @@ def _from_type(
 # --- containers -----------------------------------------------------------------------------------
 
 
-def _dictionary(machine: "Unpickler", pairs: Any = ()) -> dict[Any, Any]:
+def _dictionary(machine: "PickleMachine", pairs: Any = ()) -> dict[Any, Any]:
     """``OrderedDict()`` or ``OrderedDict([[key, value], ...])``; a Counter of a dictionary."""
     from fastbn.checkpoint.unpickler import checked_key
 
@@ -178,7 +178,7 @@ def _dictionary(machine: "Unpickler", pairs: Any = ()) -> dict[Any, Any]:
     return {checked_key(key): value for key, value in pairs}
 
 
-def _members(machine: "Unpickler", items: Any = ()) -> set[Any]:
+def _members(machine: "PickleMachine", items: Any = ()) -> set[Any]:
     """``set([...])``."""
     from fastbn.checkpoint.unpickler import checked_key
 
@@ -188,14 +188,14 @@ def _members(machine: "Unpickler", items: Any = ()) -> set[Any]:
     return {checked_key(item) for item in items}
 
 
-def _sizes(machine: "Unpickler", sizes: Any = ()) -> tuple[Any, ...]:
+def _sizes(machine: "PickleMachine", sizes: Any = ()) -> tuple[Any, ...]:
     """``torch.Size((...))``."""
     if type(sizes) is not tuple:
         raise ValueError("a torch.Size is made of what is no tuple")
     return sizes
 
 
-def _encoded(machine: "Unpickler", text: Any = "", encoding: Any = "latin1") -> bytes:
+def _encoded(machine: "PickleMachine", text: Any = "", encoding: Any = "latin1") -> bytes:
     """``_codecs.encode(text, 'latin1')``: bytes in protocol 2."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise ValueError("bytes are made of what is no Latin-1 text")
@@ -203,7 +203,7 @@ def _encoded(machine: "Unpickler", text: Any = "", encoding: Any = "latin1") -> 
     return text.encode("latin-1")
 
 
-def _device(machine: "Unpickler", *name: Any) -> tuple[Any, ...]:
+def _device(machine: "PickleMachine", *name: Any) -> tuple[Any, ...]:
     """``torch.device('cpu')``: where something was, which says nothing here."""
     return name
 

@@ -15,7 +15,7 @@ from fastbn.checkpoint import dtypes
 from fastbn.checkpoint.contents import Checkpoint, Lazy, Tensors
 from fastbn.checkpoint.names import flatten
 from fastbn.checkpoint.pickled_names import Constant, Storage, Tensor
-from fastbn.checkpoint.unpickler import Unpickler
+from fastbn.checkpoint.unpickler import PickleMachine
 from fastbn.checkpoint.zip_file import Entries
 
 #: Of the format before torch 1.6: the first two pickles.
@@ -98,7 +98,7 @@ def _tree_of_zip(entries: Entries, data: Any) -> Any:
         return storage
 
     at, size = entries.place(pickles[0])
-    return Unpickler(data[at : at + size], persistent=storage_of).load()
+    return PickleMachine(data[at : at + size], persistent=storage_of).load()
 
 
 def _storage(name: Any) -> Storage:
@@ -132,7 +132,7 @@ def _tree_of_old(data: Any) -> Any:
     position = 0
     parts = []
     for persistent in (None, None, None, storage_of, None):
-        machine = Unpickler(data, position, persistent)
+        machine = PickleMachine(data, position, persistent)
         parts.append(machine.load())
         position = machine.position
         _check_head(parts)

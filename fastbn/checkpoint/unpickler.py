@@ -17,7 +17,7 @@ MAX_STEPS = 5_000_000
 _PLAIN = (str, int, float, bytes, type(None))
 
 
-class Unpickler:
+class PickleMachine:
     """Interprets one pickle out of a buffer.
 
     Parameters
@@ -240,24 +240,24 @@ def _text(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-def _value(make: Callable[[Unpickler], Any]) -> Callable[[Unpickler], None]:
+def _value(make: Callable[[PickleMachine], Any]) -> Callable[[PickleMachine], None]:
     """An instruction that puts a value on the stack."""
     return lambda machine: machine.push(make(machine))
 
 
-def _sized(kind: str, make: Callable[[bytes], Any]) -> Callable[[Unpickler], None]:
+def _sized(kind: str, make: Callable[[bytes], Any]) -> Callable[[PickleMachine], None]:
     """A value whose bytes follow after their number."""
     return _value(lambda m: make(m._take(m._number(kind))))
 
 
 _STOP = ord(".")
 # names of Python's pickletools, with what each does
-_INSTRUCTIONS: dict[int, Callable[[Unpickler], Any]] = {
+_INSTRUCTIONS: dict[int, Callable[[PickleMachine], Any]] = {
     0x80: lambda m: m._take(1),  # PROTO
     0x95: lambda m: m._take(8),  # FRAME: a hint for reading ahead
-    ord("("): Unpickler._mark,
+    ord("("): PickleMachine._mark,
     ord("0"): lambda m: m._pop() if len(m._stack) > (m._marks or [0])[-1] else m._since_mark(),
-    ord("1"): Unpickler._since_mark,  # POP_MARK
+    ord("1"): PickleMachine._since_mark,  # POP_MARK
     ord("N"): _value(lambda m: None),
     0x88: _value(lambda m: True),
     0x89: _value(lambda m: False),
@@ -287,23 +287,23 @@ _INSTRUCTIONS: dict[int, Callable[[Unpickler], Any]] = {
     ord("d"): lambda m: m.push(m._pairs(m._since_mark())),
     0x8F: _value(lambda m: set()),
     0x91: lambda m: m.push(frozenset(map(checked_key, m._since_mark()))),
-    ord("a"): Unpickler._append,
-    ord("e"): Unpickler._appends,
-    ord("s"): Unpickler._set_item,
-    ord("u"): Unpickler._set_items,
-    0x90: Unpickler._add_items,
+    ord("a"): PickleMachine._append,
+    ord("e"): PickleMachine._appends,
+    ord("s"): PickleMachine._set_item,
+    ord("u"): PickleMachine._set_items,
+    0x90: PickleMachine._add_items,
     ord("q"): lambda m: m._put(m._number("<B")),
     ord("r"): lambda m: m._put(m._number("<I")),
     0x94: lambda m: m._put(len(m._memo)),
     ord("h"): lambda m: m._get(m._number("<B")),
     ord("j"): lambda m: m._get(m._number("<I")),
-    ord("c"): Unpickler._global,
-    0x93: Unpickler._stack_global,
-    ord("i"): Unpickler._instance,
-    0x81: Unpickler._new_object,
-    ord("R"): Unpickler._reduce,
-    ord("b"): Unpickler._build,
-    ord("Q"): Unpickler._persistent_id,
+    ord("c"): PickleMachine._global,
+    0x93: PickleMachine._stack_global,
+    ord("i"): PickleMachine._instance,
+    0x81: PickleMachine._new_object,
+    ord("R"): PickleMachine._reduce,
+    ord("b"): PickleMachine._build,
+    ord("Q"): PickleMachine._persistent_id,
 }
 _REFUSED = {
     ord("o"): "OBJ", 0x92: "NEWOBJ_EX", ord("P"): "PERSID", 0x82: "EXT1", 0x83: "EXT2",
