@@ -155,8 +155,20 @@ def test_a_small_bomb(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "bomb.npz", **dict.fromkeys(names, array))
     assert fastbn.load_batch_norms(tmp_path / "bomb.npz")["bn"].num_features == 1 << 18
     monkeypatch.setattr(npz_file, "_FREE", 1 << 10)
-    with pytest.raises(ValueError, match=r"unpacks from \d+ bytes to \d+, as a zip bomb does"):
+    with pytest.raises(ValueError, match=r"unpacks from \d+ bytes to 2097408, as a zip bomb does"):
         fastbn.load_batch_norms(tmp_path / "bomb.npz")
+
+
+def test_a_bomb_beside_numbers_that_do_not_shrink(tmp_path, monkeypatch):
+    """Then the file as a whole is not suspicious, and the array is, when it is read."""
+    rng = np.random.default_rng(0)
+    arrays = {"noise": rng.bytes(200_000), "bn.running_mean": bytes(1 << 20)}
+    arrays = {name: np.frombuffer(data, np.uint8) for name, data in arrays.items()}
+    np.savez_compressed(tmp_path / "bomb.npz", **arrays)
+    monkeypatch.setattr(npz_file, "_FREE", 1 << 10)
+    assert fastbn.load_tensors(tmp_path / "bomb.npz", ["noise"])["noise"].size == 200_000
+    with pytest.raises(ValueError, match=r"'bn\.running_mean.*unpacks from \d+ bytes to 1048704"):
+        fastbn.load_tensors(tmp_path / "bomb.npz", ["bn.running_mean"])
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
