@@ -1,5 +1,7 @@
 """What `fastbn.save` writes comes back as it was, and a file is written wholly or not at all."""
 
+import json
+import math
 import os
 
 import ml_dtypes
@@ -48,6 +50,80 @@ def test_a_layer_comes_back_as_it_was(kind, options, suffix, tmp_path):
 
 
 @SUFFIXES
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module."])
+def test_settings_come_back_where_names_are_shortened(prefix, suffix, tmp_path):
+    """What wrappers put before names is left off when they are read; the note has whole names."""
+    layers = {f"{prefix}bn{k}": trained(eps=10.0**-k, momentum=None) for k in (1, 2)}
+    fastbn.save(layers, tmp_path / f"x{suffix}")
+    back = fastbn.load_batch_norms(tmp_path / f"x{suffix}")
+    assert {name: bn.eps for name, bn in back.items()} == {"bn1": 0.1, "bn2": 0.01}
+    assert {bn.momentum for bn in back.values()} == {None}
+    alone = {prefix.removesuffix("."): trained(eps=0.5)}
+    fastbn.save(alone, tmp_path / f"y{suffix}")
+    assert [bn.eps for bn in fastbn.load_batch_norms(tmp_path / f"y{suffix}").values()] == [0.5]
+
+
+def test_settings_come_back_from_the_files_of_an_index(tmp_path):
+    for k in (1, 2):
+        fastbn.save({f"module.bn{k}": trained(eps=10.0**-k)}, tmp_path / f"{k}.safetensors")
+    names = trained().state_dict("module.bn1.").keys(), trained().state_dict("module.bn2.").keys()
+    places = {name: f"{k}.safetensors" for k, of in enumerate(names, 1) for name in of}
+    (tmp_path / "x.index.json").write_text(json.dumps({"weight_map": places}))
+    back = fastbn.load_batch_norms(tmp_path / "x.index.json")
+    assert {name: bn.eps for name, bn in back.items()} == {"bn1": 0.1, "bn2": 0.01}
+
+
+class OnesOwn(fastbn.BatchNorm2d):
+    """As somebody writes it to add a method."""
+
+
+@SUFFIXES
+@pytest.mark.parametrize(
+    ("kind", "options", "back_as"),
+    [
+        (OnesOwn, {"eps": 1e-3, "momentum": 0.3, "activation": "relu"}, fastbn.BatchNorm2d),
+        (fastbn.BatchRenorm2d, {"eps": 1e-3, "momentum": 0.3}, fastbn.BatchRenorm2d),
+        (
+            fastbn.BatchRenorm1d,
+            {"shape": (9, 3), "r_max": math.inf, "d_max": fastbn.Ramp(0, 5, 1, 2)},
+            fastbn.BatchRenorm1d,
+        ),
+        (
+            fastbn.InstanceNorm2d,
+            {"eps": 1e-3, "momentum": 0.3, "track_running_stats": True},
+            fastbn.BatchNorm2d,
+        ),
+        (
+            fastbn.InstanceNorm1d,
+            {"shape": (4, 5, 3), "axis": -1, "affine": True, "track_running_stats": True},
+            fastbn.BatchNorm1d,
+        ),
+    ],
+)
+def test_subclasses_keep_their_settings(kind, options, back_as, suffix, tmp_path):
+    """Those that a layer of fastbn has; as which they evaluate the same."""
+    layer = trained(kind, **options)
+    fastbn.save({"a": layer}, tmp_path / f"x{suffix}")
+    back = fastbn.load_batch_norms(tmp_path / f"x{suffix}")["a"]
+    assert type(back) is back_as
+    for name in ("eps", "momentum", "axis", "activation", "on_nonfinite", "r_max", "d_max"):
+        if hasattr(layer, name):
+            assert getattr(back, name) == getattr(layer, name), name
+    x = np.random.default_rng(1).normal(2, 3, (4, 3, 5, 5)).astype(np.float32)
+    x = x if layer._rank == 4 else np.moveaxis(x[..., 0], 1, layer.axis)
+    np.testing.assert_array_equal(back(x), layer.eval()(x))
+
+
+@SUFFIXES
+def test_ghost_batches_and_an_activation_together(suffix, tmp_path):
+    """A layer that evaluates may have both; it cannot be made with both."""
+    bn = trained(virtual_batch_size=2).eval()
+    bn.activation = "relu"
+    fastbn.save({"a": bn}, tmp_path / f"x{suffix}")
+    assert repr(fastbn.load_batch_norms(tmp_path / f"x{suffix}")["a"]) == repr(bn)
+
+
+@SUFFIXES
 def test_other_arrays_are_kept(suffix, tmp_path):
     rng = np.random.default_rng(0)
     arrays = {
@@ -86,11 +162,30 @@ def test_others_read_it(tmp_path):
     assert bn.load_state_dict(state, "bn.") == ([], [])
 
 
+class Foreign:
+    """As a module of torch."""
+
+    def state_dict(self, prefix=""):
+        return {f"{prefix}weight": np.ones(3)}
+
+
+@SUFFIXES
+def test_a_name_is_only_refused_where_the_file_cannot_have_it(suffix, tmp_path):
+    """A zip file may not have paths that lead out of it; safetensors has no paths."""
+    named = {"a\\b": np.ones(3)}
+    if suffix == ".safetensors":
+        fastbn.save(named, tmp_path / f"x{suffix}")
+        assert fastbn.load_tensors(tmp_path / f"x{suffix}").keys() == named.keys()
+    else:
+        with pytest.raises(ValueError, match=r"'a\\\\b' is a path out of its folder"):
+            fastbn.save(named, tmp_path / f"x{suffix}")
+
+
 @pytest.mark.parametrize(
     ("layers", "name", "error", "message"),
     [
         ([1], "x.npz", TypeError, "layers must be a mapping of names to layers or arrays"),
-        ({"a": 3}, "x.npz", TypeError, "'a' must be a layer or a NumPy array, got int"),
+        ({"a": 3}, "x.npz", TypeError, "'a' must be a layer of fastbn or a NumPy array, got int"),
         ({3: np.ones(3)}, "x.npz", TypeError, "names must be strings, got 3"),
         ({"a": np.array(["x"])}, "x.npz", ValueError, "'a' has dtype <U1, expected numbers"),
         ({"a": np.ones(3)}, "x.pth", ValueError, r"must end in \.npz or \.safetensors"),
@@ -98,6 +193,18 @@ def test_others_read_it(tmp_path):
         ({"../a": np.ones(3)}, "x.npz", ValueError, "a path out of its folder"),
         ({"a": fastbn.LayerNorm(3), "a.bias": np.ones(3)}, "x.npz", ValueError, "name 'a.bias'"),
         ({"a": np.ones(3, complex)}, "x.safetensors", ValueError, "safetensors cannot hold"),
+        ({"a\0b": fastbn.LayerNorm(3)}, "x.npz", ValueError, r"'a\\x00b\.weight' has a NUL"),
+        ({"a\0b": np.ones(3)}, "x.safetensors", ValueError, r"'a\\x00b' has a NUL"),
+        ({"a\ud800": np.ones(3)}, "x.npz", ValueError, "no name of a file can hold"),
+        ({"a\ud800": np.ones(3)}, "x.safetensors", ValueError, "no name of a file can hold"),
+        ({"__metadata__": np.ones(3)}, "x.safetensors", ValueError, "name of its own"),
+        (
+            {"a": fastbn.BatchRenorm1d(3, r_max=lambda step: 2.0)},
+            "x.npz",
+            ValueError,
+            "'a' has r_max=.*, a function, which cannot be written",
+        ),
+        ({"a": Foreign()}, "x.npz", TypeError, "'a' must be a layer of fastbn or a NumPy array"),
     ],
 )
 def test_what_cannot_be_saved(layers, name, error, message, tmp_path):
@@ -125,3 +232,22 @@ def test_an_error_while_writing_leaves_the_file_as_it_was(suffix, tmp_path, monk
         fastbn.save({"bn": trained(eps=0.5)}, path)
     assert os.listdir(tmp_path) == [path.name]
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("note", "message"),
+    [
+        ({"kind": "Odd"}, "'bn' is of kind 'Odd'"),
+        ({"dimensions": 4}, "'bn' is of kind .* has dimensions 4"),
+        ({"r_max": 2.0}, "'bn' cannot be made: .*no attribute 'r_max'"),
+        ({"kind": "BatchRenorm", "r_max": [1, 2]}, "'bn' cannot be made: .*missing 2"),
+        ({"kind": "BatchRenorm", "r_max": [1, 2, 4, 3]}, "last must not be before first"),
+        ({"kind": "BatchRenorm", "d_max": -1}, "d_max must be 0 or more"),
+        ({"kind": "BatchRenorm", "activation": "odd"}, "activation must be"),
+    ],
+)
+def test_a_note_that_fits_no_layer(note, message, tmp_path):
+    arrays = fastbn.BatchNorm2d(3).state_dict("bn.")
+    np.savez(tmp_path / "x.npz", __fastbn__=json.dumps({"bn": note}), **arrays)
+    with pytest.raises(ValueError, match=rf"x\.npz: .*{message}"):
+        fastbn.load_batch_norms(tmp_path / "x.npz")

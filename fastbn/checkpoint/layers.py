@@ -6,17 +6,28 @@ from typing import Any
 import numpy as np
 
 from fastbn.checkpoint.contents import Norm
-from fastbn.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from fastbn.checkpoint.settings import ATTRIBUTES, RENORM, limit_of
+from fastbn.layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+)
+from fastbn.layers.base import BatchNorm
+from fastbn.layers.names import COUNTER, MEAN, VAR
 
-LAYERS = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
-_COUNTER = "num_batches_tracked"
-#: Settings that are arguments as they are; the others are of a `Norm`.
-_ARGUMENTS = ("activation", "negative_slope", "on_nonfinite", "virtual_batch_size")
+#: By what a note says of the kind, and by dimensions.
+_LAYERS: dict[str, dict[int, type[BatchNorm]]] = {
+    "": {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d},
+    RENORM: {1: BatchRenorm1d, 2: BatchRenorm2d, 3: BatchRenorm3d},
+}
 
 
 def layer_of(
     norm: Norm, eps: float | None, dimensions: int | None, settings: Mapping[str, Any]
-) -> BatchNorm1d | BatchNorm2d | BatchNorm3d:
+) -> BatchNorm:
     """A layer in evaluation mode with copies of the arrays; ValueError if they are no batch norm.
 
     ``eps`` and ``dimensions`` come before what the file says.
@@ -26,40 +37,46 @@ def layer_of(
     state = {
         name: _checked(f"{norm.name}.{name}", array, channels)
         for name, array in arrays.items()
-        if name != _COUNTER
+        if name != COUNTER
     }
-    if (state["running_var"] < 0).any():
+    if (state[VAR] < 0).any():
         raise ValueError(
             f"{norm.name}.running_var holds negative values, which no variance can be: "
             f"{state['running_var'].min()}"
         )
-    state[_COUNTER] = _counter(norm.name, arrays.get(_COUNTER, np.zeros((), np.int64)))
+    state[COUNTER] = _counter(norm.name, arrays.get(COUNTER, np.zeros((), np.int64)))
     if "bias" in state and "weight" not in state:  # Keras's scale=False
         state["weight"] = np.ones(channels, state["bias"].dtype)
     wide = any(array.dtype == np.float64 for array in state.values())
     momentum = settings.get("momentum", 0.1) if norm.momentum is None else norm.momentum
     if eps is None:
         eps = 1e-5 if norm.eps is None else norm.eps
-    kind = LAYERS.get(dimensions or norm.dimensions or 2)
+    kind = _LAYERS.get(settings.get("kind", ""), {}).get(dimensions or norm.dimensions or 2)
     if kind is None:
-        raise ValueError(f"{norm.name!r} has dimensions {norm.dimensions!r}, expected 1, 2 or 3")
+        raise ValueError(
+            f"{norm.name!r} is of kind {settings.get('kind', '')!r:.80} and has dimensions "
+            f"{norm.dimensions!r}, expected 1, 2 or 3 of {RENORM!r} or no kind"
+        )
     try:
         layer = kind(
             channels, eps, momentum, affine="weight" in state, bias="bias" in state,
             axis=norm.axis, dtype=np.float64 if wide else np.float32,
-            **{name: settings[name] for name in _ARGUMENTS if name in settings},
         )  # fmt: skip
         layer.load_state_dict(state)
-    except (TypeError, ValueError, KeyError) as error:
+        layer.eval()  # where it may have what goes together only there
+        for name in ATTRIBUTES:
+            if name in settings:
+                setattr(layer, name, limit_of(settings[name]))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{norm.name!r} cannot be made: {error.args[0]}") from error
-    return layer.eval()
+    return layer
 
 
 def _channels(name: str, arrays: Mapping[str, np.ndarray]) -> int:
-    for needed in ("running_mean", "running_var"):
+    for needed in (MEAN, VAR):
         if needed not in arrays:
             raise ValueError(f"{name!r} has no {needed}, which a batch norm needs")
-    shape = arrays["running_mean"].shape
+    shape = arrays[MEAN].shape
     if len(shape) != 1 or not shape[0]:
         raise ValueError(
             f"{name}.running_mean has shape {shape}, expected one value for each channel, (C,)"
@@ -92,7 +109,7 @@ def _counter(name: str, array: np.ndarray) -> np.ndarray:
     value = float(array.reshape(())) if fits else -1.0
     if not 0 <= value < 2**63 or value != int(value):
         raise ValueError(
-            f"{name}.{_COUNTER} is no number of batches: dtype {array.dtype}, shape {array.shape}"
+            f"{name}.{COUNTER} is no number of batches: dtype {array.dtype}, shape {array.shape}"
         )
     exact = array.reshape(()) if array.dtype.kind in "iu" else np.asarray(int(value))
     return exact.astype(np.int64)

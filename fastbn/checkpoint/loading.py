@@ -18,7 +18,7 @@ from fastbn.checkpoint.contents import Checkpoint, Lazy, Norm, Tensors
 from fastbn.checkpoint.layers import layer_of
 from fastbn.checkpoint.names import flatten
 from fastbn.checkpoint.recognize import norms_of
-from fastbn.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from fastbn.layers.base import BatchNorm
 
 _SHOWN = 3
 
@@ -29,7 +29,7 @@ def load_batch_norms(
     prefix: str = "",
     eps: float | None = None,
     dimensions: int | Mapping[str, int] | None = None,
-) -> dict[str, BatchNorm1d | BatchNorm2d | BatchNorm3d]:
+) -> dict[str, BatchNorm]:
     """Every batch norm of a trained network, as layers in evaluation mode.
 
     They compute ``y = (x - running_mean) / sqrt(running_var + eps) * weight + bias`` per channel;
@@ -59,11 +59,11 @@ def load_batch_norms(
     Returns
     -------
     dict of str to BatchNorm1d, BatchNorm2d or BatchNorm3d
-        By the names that the layers have in the network, in the file's order. Dictionaries around
-        a state dict, and the ``module.`` of torch's DataParallel (``_orig_mod.`` of
-        ``torch.compile``), are no part of a name, unless two arrays would then have the same.
-        Arrays are float32 (float64 where the file's are) and the layer's own. ``momentum`` is in
-        torch's meaning: Keras's 0.99 is 0.01.
+        By the names that the layers have in the network, in the file's order; `BatchRenorm2d` and
+        the like where `fastbn.save` has noted it. Dictionaries around a state dict, and the
+        ``module.`` of torch's DataParallel (``_orig_mod.`` of ``torch.compile``), are no part of a
+        name, unless two arrays would then have the same. Arrays are float32 (float64 where the
+        file's are) and the layer's own. ``momentum`` is in torch's meaning: Keras's 0.99 is 0.01.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def layers_of(
     prefix: str,
     eps: float | None,
     dimensions: int | Mapping[str, int] | None,
-) -> dict[str, BatchNorm1d | BatchNorm2d | BatchNorm3d]:
+) -> dict[str, BatchNorm]:
     """What `load_batch_norms` returns, of the norms that were found in a checkpoint."""
     found = {n.name.removeprefix(prefix): n for n in norms if n.name.startswith(prefix)}
     if not found:

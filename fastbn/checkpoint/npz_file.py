@@ -12,7 +12,7 @@ from numpy.lib import format as npy
 
 from fastbn.checkpoint.contents import Checkpoint, Lazy, Tensors
 from fastbn.checkpoint.names import flatten
-from fastbn.checkpoint.settings import KEY, settings_of
+from fastbn.checkpoint.settings import KEY, by_names, settings_of
 from fastbn.checkpoint.zip_file import check_name
 
 #: An array may unpack to so many bytes, or to so many times its bytes in the file.
@@ -50,7 +50,8 @@ def read(path: Path) -> Checkpoint:
         name: Lazy(partial(_values, archive, info), _shape(archive, info))
         for name, info in found.items()
     }
-    return Checkpoint(Tensors(entries), None, settings=settings)
+    names = {name: info.filename.removesuffix(".npy") for name, info in found.items()}
+    return Checkpoint(Tensors(entries), None, settings=by_names(settings, names))
 
 
 def _shape(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[int, ...] | None:

@@ -11,7 +11,7 @@ import numpy as np
 from fastbn.checkpoint import dtypes
 from fastbn.checkpoint.contents import Checkpoint, Lazy, Tensors
 from fastbn.checkpoint.names import flatten
-from fastbn.checkpoint.settings import KEY, settings_of
+from fastbn.checkpoint.settings import KEY, by_names, settings_of
 
 #: Dtypes that NumPy has not, by the names of the format.
 _NOT_OF_NUMPY = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
@@ -42,8 +42,8 @@ def read(path: Path) -> Checkpoint:
     entries = {
         name: Lazy(partial(_values, path, handle, key), shapes[key]) for name, key in names.items()
     }
-    notes = (handle.metadata() or {}).get(KEY)
-    return Checkpoint(Tensors(entries), None, ordered=False, settings=settings_of(notes))
+    settings = settings_of((handle.metadata() or {}).get(KEY))
+    return Checkpoint(Tensors(entries), None, ordered=False, settings=by_names(settings, names))
 
 
 def _values(path: Path, handle: Any, name: str) -> np.ndarray:

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from fastbn.checkpoint.layers import LAYERS
 from fastbn.checkpoint.safetensors_file import library
-from fastbn.checkpoint.settings import KEY, NAMES, noted
-from fastbn.checkpoint.zip_file import check_name
+from fastbn.checkpoint.settings import KEY, NAMES, RENORM, limit_noted, noted
+from fastbn.checkpoint.zip_file import leads_out
+from fastbn.layers.layer import Layer
+from fastbn.layers.renorm import BatchRenorm
+from fastbn.layers.state import LayerState
 
 
 def save(layers: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -35,16 +37,20 @@ def save(layers: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     TypeError
         If ``layers`` holds anything else.
     ValueError
-        If the path ends otherwise, two arrays would have the same name, or a name or dtype cannot
-        be written. No file was written or changed.
+        If the path ends otherwise, two arrays would have the same name, or a name, a dtype or a
+        setting (a function as ``r_max``) cannot be written. No file was written or changed.
 
     Notes
     -----
     Arrays have torch's names, ``bn1.weight`` and so on: ``np.load`` and torch's
     ``load_state_dict`` take them. What a state dict does not hold (`eps`, `momentum`, the
     dimension, the channel axis, the activation, …) is kept in a note beside them, and comes back
-    with `load_batch_norms`; the mode is not kept. An ``.npz`` cannot hold bfloat16: float32 holds
-    the same values, and is written in its place.
+    with `load_batch_norms`; the mode is not kept. A subclass of your own comes back as the layer
+    of fastbn that it is made of. An instance norm that tracks statistics comes back as the batch
+    norm that evaluates the same. Of layers without running statistics, such as `GroupNorm`, the
+    arrays alone are kept: make the layer again, and load ``load_tensors(path)`` into it.
+
+    An ``.npz`` cannot hold bfloat16: float32 holds the same values, and is written in its place.
 
     Examples
     --------
@@ -61,12 +67,16 @@ def save(layers: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"there is no folder {str(path.absolute().parent)!r}")
     match path.suffix.lower():
         case ".npz":
-            _replace(path, lambda part: _write_npz(part, arrays, noted(settings)))
+            write, cannot = _write_npz, leads_out
         case ".safetensors":
             library()  # or say where it comes from
-            _replace(path, lambda part: _write_safetensors(part, arrays, noted(settings)))
+            write, cannot = _write_safetensors, _is_metadata
         case suffix:
             raise ValueError(f"path must end in .npz or .safetensors, got {suffix!r} in '{path}'")
+    for name in arrays:
+        _check_name(name, cannot(name))
+    note = noted(settings)
+    _replace(path, lambda part: write(part, arrays, note))
 
 
 def _parts(layers: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
@@ -81,32 +91,56 @@ def _parts(layers: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]
     for name, value in layers.items():
         if not isinstance(name, str):
             raise TypeError(f"names must be strings, got {name!r}")
-        if hasattr(value, "state_dict"):
+        if isinstance(value, Layer):
             new = value.state_dict(f"{name}." if name else "")
-            settings[name] = _settings(value)
+            settings[name] = _settings(name, value)
         else:
             new = {name: _checked(name, value)}
         twice = [key for key in new if key in arrays or key == KEY]
         if twice:
             raise ValueError(f"two arrays would have the name {twice[0]!r}")
         arrays.update(new)
-    for key in arrays:
-        check_name(key)
     return arrays, {name: values for name, values in settings.items() if values}
 
 
-def _settings(layer: Any) -> dict[str, Any]:
-    """What a batch norm was made with; of other layers only arrays are kept."""
-    dimensions = next((size for size, kind in LAYERS.items() if type(layer) is kind), None)
-    if dimensions is None or layer.running_mean is None:
+def _settings(name: str, layer: Layer) -> dict[str, Any]:
+    """What a layer with running statistics was made with; of others only arrays are kept."""
+    if not isinstance(layer, LayerState) or layer.running_mean is None:
         return {}
-    values = {name: getattr(layer, name) for name in NAMES if hasattr(layer, name)}
-    return {**values, "dimensions": dimensions}
+    values = {key: getattr(layer, key) for key in NAMES if hasattr(layer, key)}
+    values["dimensions"] = layer._rank - 2  # without those of samples and channels
+    if isinstance(layer, BatchRenorm):
+        values["kind"] = RENORM
+        try:
+            values |= {key: limit_noted(key, values[key]) for key in ("r_max", "d_max")}
+        except ValueError as error:
+            raise ValueError(f"{name!r} {error}") from None
+    return values
+
+
+def _check_name(name: str, why: str) -> None:
+    """Refuse what a file cannot have for a name, or would cut off."""
+    if "\0" in name:
+        why = "has a NUL character in it, at which names in files end"
+    elif any("\ud800" <= letter <= "\udfff" for letter in name):
+        why = "has half a character (a surrogate) in it, which no name of a file can hold"
+    if why:
+        raise ValueError(f"{name[:200]!r} {why}; give it another name")
+
+
+def _is_metadata(name: str) -> str:
+    """Why safetensors cannot have a name; empty where it can."""
+    return "is what safetensors has as a name of its own" if name == "__metadata__" else ""
 
 
 def _checked(name: str, value: Any) -> np.ndarray:
     if not isinstance(value, (np.ndarray, np.generic)):
-        raise TypeError(f"{name!r} must be a layer or a NumPy array, got {type(value).__name__}")
+        way = ""
+        if hasattr(value, "state_dict"):
+            way = "; pass the arrays of its state dict, or a layer of fastbn that has loaded them"
+        raise TypeError(
+            f"{name!r} must be a layer of fastbn or a NumPy array, got {type(value).__name__}{way}"
+        )
     array = np.asarray(value)
     if array.dtype.kind not in "biufc" and not _is_extension(array.dtype):
         raise ValueError(f"{name!r} has dtype {array.dtype}, expected numbers")

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastbn.checkpoint.contents import Checkpoint, Lazy, Tensors
 from fastbn.checkpoint.names import flatten, shortenings
+from fastbn.checkpoint.settings import by_names
 
 #: Bytes of an index; one of a thousand tensors has a hundred thousand.
 _MAX_INDEX = 64 << 20
@@ -26,6 +27,7 @@ def read(path: Path) -> Checkpoint:
         with files.naming(beside):
             shards[shard] = files.read(beside)
     entries = {}
+    settings: dict[str, Any] = {}
     names = flatten({name: name for name in places}, lambda _, value: isinstance(value, str))
     for short, name in names.items():
         tensors = shards[places[name]].tensors
@@ -33,8 +35,9 @@ def read(path: Path) -> Checkpoint:
         if inside is None or not isinstance(tensors, Tensors):
             raise ValueError(f"the index has {name[:200]!r} in {places[name]!r}, where it is not")
         entries[short] = Lazy(partial(tensors.__getitem__, inside), tensors.shape(inside))
+        settings |= by_names(shards[places[name]].settings, {short: inside})
     ordered = all(shard.ordered for shard in shards.values())
-    return Checkpoint(Tensors(entries), None, ordered)
+    return Checkpoint(Tensors(entries), None, ordered, settings)
 
 
 def _places(path: Path) -> dict[str, str]:

@@ -46,5 +46,12 @@ class Entries:
 
 def check_name(name: str) -> None:
     """Refuse a name that leads out of a folder; nothing is unpacked, but who knows of others."""
-    if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-        raise ValueError(f"the zip file has an entry {name[:200]!r}, a path out of its folder")
+    why = leads_out(name)
+    if why:
+        raise ValueError(f"the zip file has an entry {name[:200]!r}, which {why}")
+
+
+def leads_out(name: str) -> str:
+    """Why a name leads out of a folder that it is unpacked into; empty where it does not."""
+    out = name.startswith("/") or "\\" in name or ".." in name.split("/")
+    return "is a path out of its folder" if out else ""

@@ -11,7 +11,7 @@ from fastbn.checkpoint.loading import checkpoint_of, layers_of
 from fastbn.checkpoint.recognize import norms_of
 from fastbn.fold.convolutions import fold_conv_bn, fold_linear_bn
 from fastbn.fold.pairs import Pair, Single, pairs_of
-from fastbn.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from fastbn.layers.base import BatchNorm
 
 #: Arrays of a batch norm that is no longer needed.
 _ARRAYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -33,7 +33,7 @@ class FoldedCheckpoint(NamedTuple):
     """
 
     tensors: dict[str, np.ndarray]
-    layers: dict[str, BatchNorm1d | BatchNorm2d | BatchNorm3d]
+    layers: dict[str, BatchNorm]
     pairs: list[Pair]
     left: list[Single]
 
