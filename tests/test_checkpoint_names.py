@@ -168,3 +168,73 @@ def test_names_of_flax():
     assert (type(bn).__name__, bn.eps, bn.momentum, bn.axis) == ("BatchNorm1d", 1e-5, 0.01, -1)
     x = np.full((2, 5, 4), 3, np.float32)
     np.testing.assert_allclose(bn(x), 3 * 2 / np.sqrt(4 + 1e-5) + np.ones_like(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("by", [".", "/"])
+def test_names_of_gluon(by):
+    """MXNet has Keras's names for what learns, and torch's for what is measured."""
+    arrays = {"gamma": 3 * ONES, "beta": ONES, "running_mean": ZEROS, "running_var": 4 * ONES}
+    bn = fastbn.load_batch_norms({f"features{by}bn{by}{k}": a for k, a in arrays.items()})
+    (name, bn), = bn.items()  # fmt: skip
+    assert name == f"features{by}bn"
+    assert (bn.eps, bn.momentum, bn.axis) == (1e-5, 0.1, 1)
+    x = np.ones((1, 4, 2, 2), np.float32)
+    np.testing.assert_allclose(bn(x), 3 / np.sqrt(4 + 1e-5) + np.ones_like(x), rtol=1e-6)
+
+
+def test_two_names_for_one_array():
+    with pytest.raises(ValueError, match=r"both 'bn\.weight' and 'bn\.gamma'"):
+        fastbn.load_batch_norms(norm("bn.", gamma=ONES))
+
+
+def made_of(name, **arrays):
+    """A batch norm one of whose arrays is made of others when it is used."""
+    state = norm("bn.")
+    del state[f"bn.{name}"]
+    return {**state, **{f"bn.{key.replace('__', '.')}": array for key, array in arrays.items()}}
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_pruned_norm_is_what_torch_makes_of_it(name):
+    mask = np.array([1, 0, 1, 1], np.float32)
+    state = made_of(name, **{f"{name}_orig": 3 * ONES, f"{name}_mask": mask})
+    bn = fastbn.load_batch_norms(state)["bn"]
+    np.testing.assert_array_equal(getattr(bn, name), 3 * mask)
+    conv = {"conv.weight": np.ones((4, 2, 1, 1), np.float32)}
+    folded = fastbn.fold.fold_checkpoint({**conv, **state})
+    assert folded.tensors.keys() == {"conv.weight", "conv.bias"}
+    if name == "weight":
+        assert folded.tensors["conv.weight"][1].tolist() == [[[0]], [[0]]]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (made_of("weight", weight_orig=ONES), r"'bn\.weight_orig'.*prune\.remove"),
+        (made_of("bias", bias_orig=ONES), r"'bn\.bias_orig'.*prune\.remove\(module, 'bias'\)"),
+        (
+            made_of("weight", weight_orig=ONES, weight_mask=np.ones(3)),
+            r"'bn\.weight_mask' has shape \(3,\), and 'bn\.weight_orig' \(4,\)",
+        ),
+        (made_of("weight", weight_g=ONES, weight_v=ONES), r"'bn\.weight_g'.*remove_weight_norm"),
+        (
+            made_of("weight", parametrizations__weight__original=ONES),
+            r"'bn\.parametrizations\.weight\.original'.*remove_parametrizations",
+        ),
+        (
+            made_of(
+                "weight", parametrizations__weight__original0=ONES,
+                parametrizations__weight__original1=ONES,
+            ),
+            r"'bn\.parametrizations\.weight\.original0'.*remove_parametrizations",
+        ),
+        (made_of("weight"), r"'bn' has a bias and no weight"),
+    ],
+)  # fmt: skip
+def test_a_weight_is_never_made_up(state, message):
+    """It was 1 before, without a word."""
+    with pytest.raises(ValueError, match=message):
+        fastbn.load_batch_norms(state)
+    nameless = {key.removeprefix("bn."): array for key, array in state.items()}
+    with pytest.raises(ValueError, match=message.replace(r"bn\.", "").replace("'bn'", "''")):
+        fastbn.load_batch_norms(nameless)

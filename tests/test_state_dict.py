@@ -198,17 +198,10 @@ def test_what_else_may_be_wrong_with_a_prefix():
         nothing.load_state_dict(network(), "bn1.")
 
 
-@pytest.mark.parametrize(
-    ("path", "reader"),
-    [
-        ("resnet.pth", r"torch\.load\('resnet.pth', map_location='cpu'"),
-        (pathlib.Path("bn.npz"), r"np\.load\('bn.npz'\)"),
-        (pathlib.Path("model.onnx"), "with what its format is read with"),
-        ("model.safetensors", r"safetensors\.numpy\.load_file\('model.safetensors'\)"),
-    ],
-)
-def test_a_path_is_told_how_to_become_arrays(path, reader):
-    with pytest.raises(TypeError, match=f"got a path, .*read the file first: {reader}"):
+@pytest.mark.parametrize("path", ["resnet.pth", pathlib.Path("model.onnx")])
+def test_a_path_is_told_how_to_become_arrays(path):
+    told = rf"got a path, .*read the file first: fastbn\.load_tensors\('{path}'\)"
+    with pytest.raises(TypeError, match=told):
         fastbn.BatchNorm2d(3).load_state_dict(path)
 
 
@@ -225,6 +218,9 @@ def test_an_npz_file_is_a_mapping(tmp_path):
     with np.load(tmp_path / "bn.npz") as state:
         target.load_state_dict(state)
     assert_same_state(target.state_dict(), source.state_dict())
+    again = fastbn.BatchNorm2d(3)
+    again.load_state_dict(fastbn.load_tensors(tmp_path / "bn.npz"))
+    assert_same_state(again.state_dict(), source.state_dict())
 
 
 class Bfloat16:

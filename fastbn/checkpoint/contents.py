@@ -19,6 +19,10 @@ class Norm(NamedTuple):
     dimensions: int | None = None
     #: -1: channels last.
     axis: int = 1
+    #: Names of the arrays in the file, where they are among its tensors.
+    keys: tuple[str, ...] = ()
+    #: Whether it may have a bias and no weight, which then is 1: Keras's ``scale=False``.
+    scale_left_out: bool = False
 
 
 class Checkpoint(NamedTuple):

@@ -12,17 +12,9 @@ from fastbn.checkpoint import hdf5, keras_layers
 from fastbn.checkpoint.contents import Checkpoint, Lazy, Norm, Tensors
 from fastbn.checkpoint.keras_layers import Described
 from fastbn.checkpoint.keras_zip import opened
+from fastbn.layers.names import KERAS
 
 __all__ = ["read"]
-
-_OURS = {
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
-#: What Keras takes where nothing else is said.
-_EPSILON, _MOMENTUM = 1e-3, 0.99
 
 
 def read(path: Path) -> Checkpoint:
@@ -230,17 +222,21 @@ def _is_norm(layer: _Layer) -> bool:
 def _norm(layer: _Layer, entries: Mapping[str, Lazy], layers: list[_Layer], ordered: bool) -> Norm:
     """A layer as a norm; its values are small, so they are read at once."""
     config = layer.described.config if layer.described else {}
-    names = [name for name in _OURS if name in layer.variables]
+    names = [name for name in KERAS if name in layer.variables]
     _check_names(layer, names)
     rank = layer.described.rank if layer.described else None
+    keys = {name: f"{layer.name}.{name}".lstrip(".") for name in names}
+    momentum = _number(config, "momentum", keras_layers.MOMENTUM, layer.name)
     return Norm(
         layer.name,
-        {_OURS[name]: entries[f"{layer.name}.{name}"].read() for name in names},
-        eps=_number(config, "epsilon", _EPSILON, layer.name),
-        momentum=round(1 - _number(config, "momentum", _MOMENTUM, layer.name), 12),
+        {KERAS[name]: entries[key].read() for name, key in keys.items()},
+        eps=_number(config, "epsilon", keras_layers.EPSILON, layer.name),
+        momentum=keras_layers.momentum(momentum),
         dimensions=keras_layers.DIMENSIONS.get(rank or 0)
         or _dimensions_by_kernels(layer, layers, ordered),
         axis=keras_layers.axis(config.get("axis", -1), rank, layer.name),
+        keys=tuple(keys.values()),
+        scale_left_out=True,
     )
 
 

@@ -4,12 +4,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fastbn.layers.names import KERAS
+
 BATCH_NORMS = ("BatchNormalization", "BatchNormalizationV1", "SyncBatchNormalization")
 #: Spatial dimensions of a batch norm, by the number of axes of its input.
 DIMENSIONS = {2: 1, 3: 1, 4: 2, 5: 3}
 #: What "layers" was called by TensorFlow 2.12.
 OLD_CONTAINER = "_layer_checkpoint_dependencies"
-_VARIABLES = ("gamma", "beta", "moving_mean", "moving_variance")
+#: What Keras takes where nothing else is said. Its momentum is the weight of the old value.
+EPSILON, MOMENTUM = 1e-3, 0.99
 #: Layers whose output has as many axes as their input.
 _SAME_RANK = {
     *("BatchNormalization", "LayerNormalization", "GroupNormalization", "UnitNormalization"),
@@ -149,6 +152,11 @@ def axis(value: Any, rank: int | None, name: str) -> int:
     return -1 if value == rank - 1 else value
 
 
+def momentum(value: float) -> float:
+    """Keras's momentum as torch means it: the weight of the new value."""
+    return round(1 - value, 12)
+
+
 # --- variables ------------------------------------------------------------------------------------
 
 
@@ -166,7 +174,7 @@ def variables(
         fits = count == len(names) or (count > len(names) and config.get("renorm"))
         return _numbered(names if fits else (), count)
     if config is None and equal and (count == 4 or (kind == "batch_normalization" and count == 2)):
-        return list(_VARIABLES[-count:])
+        return list(KERAS)[-count:]
     if kind.startswith("separable_conv"):
         return _numbered(("depthwise_kernel", "pointwise_kernel", "bias"), count)
     plain = count <= 2 and len(shapes[0]) >= 2 and all(len(shape) == 1 for shape in shapes[1:])
@@ -176,7 +184,7 @@ def variables(
 def of_batch_norm(config: Mapping[str, Any]) -> list[str]:
     """Names of the arrays that a batch norm has, in their order."""
     flags = {"gamma": "scale", "beta": "center"}
-    return [name for name in _VARIABLES if config.get(flags.get(name, ""), True)]
+    return [name for name in KERAS if config.get(flags.get(name, ""), True)]
 
 
 def _numbered(names: Sequence[str], count: int) -> list[str]:

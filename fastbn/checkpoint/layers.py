@@ -45,7 +45,12 @@ def layer_of(
             f"{state['running_var'].min()}"
         )
     state[COUNTER] = _counter(norm.name, arrays.get(COUNTER, np.zeros((), np.int64)))
-    if "bias" in state and "weight" not in state:  # Keras's scale=False
+    if "bias" in state and "weight" not in state:
+        if not norm.scale_left_out:
+            raise ValueError(
+                f"{norm.name!r} has a bias and no weight, as batch norms of torch never have: is "
+                f"it under another name? Where ones are meant, add them as {norm.name}.weight"
+            )
         state["weight"] = np.ones(channels, state["bias"].dtype)
     wide = any(array.dtype == np.float64 for array in state.values())
     momentum = settings.get("momentum", 0.1) if norm.momentum is None else norm.momentum

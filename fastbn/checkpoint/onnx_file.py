@@ -9,11 +9,11 @@ import numpy as np
 from fastbn.checkpoint import onnx_tensor
 from fastbn.checkpoint.contents import Checkpoint, Lazy, Norm, Tensors
 from fastbn.checkpoint.onnx_graph import Scope, dimensions_of, name_of, ranks_of, scopes
+from fastbn.layers.names import TORCH
 
 __all__ = ["read"]
 
 _LARGEST = 2**31 - 1  # of a protobuf message
-_INPUTS = ("weight", "bias", "running_mean", "running_var")
 _EPSILON, _MOMENTUM = 1e-5, 0.9  # defaults of the operator
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv", "QLinearConv", "ConvInteger")
 
@@ -156,7 +156,7 @@ def _norm(node: Any, scope: Scope, path: Path, dimensions: int | None) -> Norm:
         raise ValueError(f"{where} has {len(node.input)} inputs, expected 5")
     found = {
         key: _constant(scope, i, where, path)
-        for key, i in zip(_INPUTS, node.input[1:], strict=True)
+        for key, i in zip(TORCH[:4], node.input[1:], strict=True)
     }
     shape = max((array.shape for array, uniform in found.values() if not uniform), default=())
     return Norm(

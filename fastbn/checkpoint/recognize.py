@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from fastbn.checkpoint import keras_layers, made
 from fastbn.checkpoint.contents import Checkpoint, Norm, Tensors
 from fastbn.checkpoint.settings import NAMES
+from fastbn.layers.names import BIAS, GLUON, KERAS, MEAN, TORCH, VAR, WEIGHT
 
-_MEAN, _VAR = "running_mean", "running_var"
-_TORCH = {name: name for name in ("weight", "bias", _MEAN, _VAR, "num_batches_tracked")}
-_KERAS = {"gamma": "weight", "beta": "bias", "moving_mean": _MEAN, "moving_variance": _VAR}
-#: Keras's and Flax's defaults, which arrays do not tell; momentum there is the old value's weight.
-_KERAS_EPS, _KERAS_MOMENTUM = 1e-3, 0.01
-_FLAX_EPS, _FLAX_MOMENTUM = 1e-5, 0.01
+_TORCH = {**{name: name for name in TORCH}, **GLUON}
+#: Flax's defaults, which arrays do not tell; its momentum is the old value's weight, as Keras's.
+_FLAX_EPS, _FLAX_MOMENTUM = 1e-5, 0.99
 #: The last name of a weight; torch's weight norm takes it apart.
 _WEIGHT = re.compile(r"(weight|kernel)[^./]*$|\bweight\.original[01]$")
+#: Keys of a norm's arrays by our names: one, or two whose product it is.
+_Keys = dict[str, tuple[str, ...]]
 #: Dimensions of a layer by those of the weight before it.
 _DIMENSIONS = {2: 1, 3: 1, 4: 2, 5: 3}
 
@@ -29,19 +30,34 @@ def norms_of(checkpoint: Checkpoint) -> list[Norm]:
         return checkpoint.norms
     tensors, ordered = checkpoint.tensors, checkpoint.ordered
     weights = _Weights(tensors, ordered, last=False)
-    norms = [
-        Norm(name, _read(tensors, keys), dimensions=weights.dimensions(name, keys[_MEAN]))
-        for name, keys in _by_last_name(tensors, _TORCH).items()
-    ]
+    norms = []
+    for name, keys in _with_parts(_by_last_name(tensors, _TORCH), tensors).items():
+        norms.append(_norm(tensors, name, keys, weights.dimensions(name, keys[MEAN][0])))
     weights = _Weights(tensors, ordered, last=True)
-    for name, keys in _by_last_name(tensors, _KERAS).items():
-        size = weights.dimensions(name, keys[_MEAN])
-        norms.append(Norm(name, _read(tensors, keys), _KERAS_EPS, _KERAS_MOMENTUM, size, axis=-1))
+    keras = keras_layers.EPSILON, keras_layers.momentum(keras_layers.MOMENTUM)
+    for name, keys in _by_last_name(tensors, KERAS).items():
+        size = weights.dimensions(name, keys[MEAN][0])
+        norms.append(_norm(tensors, name, keys, size, *keras, channels_last=True))
     weights = _Weights(tensors, False, last=True)  # nested dictionaries that JAX has sorted
+    flax = _FLAX_EPS, keras_layers.momentum(_FLAX_MOMENTUM)
     for name, keys in _of_flax(tensors).items():
-        size = weights.dimensions(f"params.{name}", keys[_MEAN])
-        norms.append(Norm(name, _read(tensors, keys), _FLAX_EPS, _FLAX_MOMENTUM, size, axis=-1))
+        size = weights.dimensions(f"params.{name}", keys[MEAN][0])
+        norms.append(_norm(tensors, name, keys, size, *flax, channels_last=True))
     return [_with_settings(norm, checkpoint.settings.get(norm.name, {})) for norm in norms]
+
+
+def _norm(
+    tensors: Mapping[str, np.ndarray], name: str, keys: _Keys, dimensions: int | None,
+    eps: float | None = None, momentum: float | None = None, channels_last: bool = False,
+) -> Norm:  # fmt: skip
+    """A norm of the arrays that go under some keys."""
+    arrays = {
+        ours: tensors[key] if not mask else made.product(tensors, key, *mask)
+        for ours, (key, *mask) in keys.items()
+    }
+    every = tuple(key for of_one in keys.values() for key in of_one)
+    axis = -1 if channels_last else 1
+    return Norm(name, arrays, eps, momentum, dimensions, axis, every, channels_last)
 
 
 def _with_settings(norm: Norm, settings: Mapping[str, Any]) -> Norm:
@@ -49,48 +65,54 @@ def _with_settings(norm: Norm, settings: Mapping[str, Any]) -> Norm:
     return norm._replace(**{k: v for k, v in settings.items() if k in Norm._fields and k in NAMES})
 
 
-def _read(tensors: Mapping[str, np.ndarray], keys: Mapping[str, str]) -> dict[str, np.ndarray]:
-    return {name: tensors[key] for name, key in keys.items()}
-
-
 # --- names ----------------------------------------------------------------------------------------
 
 
-def _by_last_name(
-    tensors: Mapping[str, np.ndarray], names: Mapping[str, str]
-) -> dict[str, dict[str, str]]:
+def _by_last_name(tensors: Mapping[str, np.ndarray], names: Mapping[str, str]) -> dict[str, _Keys]:
     """Keys by our names, by the layer: what stands before the last dot or slash."""
-    groups: dict[str, dict[str, str]] = {}
+    groups: dict[str, dict[str, list[str]]] = {}
     for key in tensors:
         match = re.fullmatch(r"(?:(.*)[./])?([^./]*?)(?::0)?", key, re.DOTALL)
         if match and match[2] in names:
-            groups.setdefault(match[1] or "", {})[names[match[2]]] = key
+            group = groups.setdefault(match[1] or "", {})
+            group.setdefault(names[match[2]], []).append(key)
     found = {}
     for layer, keys in groups.items():
-        if len({_MEAN, _VAR} & keys.keys()) == 1:
-            there = keys.get(_MEAN) or keys.get(_VAR)
+        if len({MEAN, VAR} & keys.keys()) == 1:
+            there = (keys.get(MEAN) or keys.get(VAR) or [""])[0]
             raise ValueError(
                 f"has {there!r}, and no other half of the running statistics beside it: a batch "
                 "norm needs mean and variance"
             )
-        if _MEAN in keys:
-            found[layer] = {name: keys[name] for name in _TORCH if name in keys}
+        if MEAN in keys:
+            for several in keys.values():
+                if len(several) > 1:
+                    raise ValueError(f"has both {several[0]!r} and {several[1]!r}; expected one")
+            found[layer] = {name: tuple(keys[name]) for name in TORCH if name in keys}
     return found
 
 
-def _of_flax(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, str]]:
+def _with_parts(found: dict[str, _Keys], tensors: Mapping[str, np.ndarray]) -> dict[str, _Keys]:
+    """With what a weight or bias is made of, where torch has taken it apart."""
+    for (layer, name), parts in made.parts_of(tensors).items():
+        if layer in found and name not in found[layer]:
+            found[layer][name] = made.keys_of(layer, name, parts)
+    return found
+
+
+def _of_flax(tensors: Mapping[str, np.ndarray]) -> dict[str, _Keys]:
     """Flax keeps statistics apart: batch_stats.X.mean and .var, params.X.scale and .bias."""
-    found = {}
+    found: dict[str, _Keys] = {}
     for key in tensors:
         match = re.fullmatch(r"batch_stats\.(?:(.*)\.)?mean", key, re.DOTALL)
         layer = match[1] if match else None
         if not layer or f"batch_stats.{layer}.var" not in tensors:
             continue
         keys = {
-            "weight": f"params.{layer}.scale", "bias": f"params.{layer}.bias",
-            _MEAN: key, _VAR: f"batch_stats.{layer}.var",
+            WEIGHT: f"params.{layer}.scale", BIAS: f"params.{layer}.bias",
+            MEAN: key, VAR: f"batch_stats.{layer}.var",
         }  # fmt: skip
-        found[layer] = {name: key for name, key in keys.items() if key in tensors}
+        found[layer] = {name: (key,) for name, key in keys.items() if key in tensors}
     return found
 
 

@@ -12,9 +12,7 @@ from fastbn.checkpoint.recognize import norms_of
 from fastbn.fold.convolutions import fold_conv_bn, fold_linear_bn
 from fastbn.fold.pairs import Pair, Single, pairs_of
 from fastbn.layers.base import BatchNorm
-
-#: Arrays of a batch norm that is no longer needed.
-_ARRAYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+from fastbn.layers.names import TORCH
 
 
 class FoldedCheckpoint(NamedTuple):
@@ -90,8 +88,8 @@ def fold_checkpoint(source: Any, *, eps: float | None = None) -> FoldedCheckpoin
         for pair in pairs:
             _fold(tensors, layers.pop(pair.norm), pair)
     for norm in norms:
-        for name in _ARRAYS:
-            tensors.pop(f"{norm.name}.{name}", None)
+        for name in norm.keys or [f"{norm.name}.{name}" for name in TORCH]:
+            tensors.pop(name, None)
     return FoldedCheckpoint(tensors, layers, pairs, left)
 
 

@@ -124,7 +124,7 @@ class _Layers:
         return self._position[f"{layer}.weight"]
 
     def _end(self, norm: Norm) -> int:
-        names = (f"{norm.name}.{name}" for name in norm.arrays)
+        names = norm.keys or [f"{norm.name}.{name}" for name in norm.arrays]
         return min((self._position[name] for name in names if name in self._position), default=0)
 
     def _between(self, layer: str, norm: str, end: int) -> str | None:

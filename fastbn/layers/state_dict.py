@@ -9,18 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastbn._call import arguments, backend, places
+from fastbn.layers.names import COUNTER, KERAS, MEAN, TORCH, VAR
 
 #: Keys and prefixes that a message shows; there may be hundreds.
 _SHOWN = 3
-_COUNTER, _RUNNING = "num_batches_tracked", ("running_mean", "running_var")
-_NAMES = ("weight", "bias", *_RUNNING, _COUNTER)
-#: Names of Keras.
-_ELSEWHERE = {
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
 
 
 class IncompatibleKeys(NamedTuple):
@@ -48,11 +40,13 @@ def read_state(
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key.startswith(prefix) and key not in expected]
     # files from before torch 0.4.1, ONNX and hand-made ones have statistics and no counter
-    starts_anew = prefix + _COUNTER in missing and all(prefix + name in state for name in _RUNNING)
+    starts_anew = prefix + COUNTER in missing and all(
+        prefix + name in state for name in (MEAN, VAR)
+    )
     if starts_anew:
-        missing.remove(prefix + _COUNTER)
+        missing.remove(prefix + COUNTER)
     if strict and (missing or unexpected):
-        needed = [key for key in missing if expected[key] != _COUNTER]
+        needed = [key for key in missing if expected[key] != COUNTER]
         never = [way for name, way in has_no.items() if prefix + name in unexpected]
         hint = never[0] if never else _hint(prefix, state, current)
         raise KeyError(_describe_keys(needed, unexpected, prefix, state, current, hint))
@@ -62,7 +56,7 @@ def read_state(
         if key in state
     }
     if starts_anew:
-        values[_COUNTER] = np.zeros((), np.int64)
+        values[COUNTER] = np.zeros((), np.int64)
     return values, IncompatibleKeys(missing, unexpected)
 
 
@@ -71,7 +65,7 @@ def _check_kinds(state: Any, prefix: Any) -> None:
         path = os.fsdecode(state)
         raise TypeError(
             f"state must be a mapping of names to arrays, got a path, {path!r}; read the file "
-            f"first: {_reader(path)}"
+            f"first: fastbn.load_tensors({path!r})"
         )
     if not isinstance(state, Mapping):
         raise TypeError(f"state must be a mapping of names to arrays, got {type(state).__name__}")
@@ -80,17 +74,6 @@ def _check_kinds(state: Any, prefix: Any) -> None:
     for key in state:
         if not isinstance(key, str):
             raise TypeError(f"keys of state must be strings, got {key!r}")
-
-
-def _reader(path: str) -> str:
-    """How to get a mapping of arrays out of a file."""
-    if path.endswith(".npz"):
-        return f"np.load({path!r})"
-    if path.endswith(".safetensors"):
-        return f"safetensors.numpy.load_file({path!r})"
-    if path.endswith((".pt", ".pth", ".bin", ".ckpt", ".tar")):
-        return f"torch.load({path!r}, map_location='cpu', weights_only=True), where torch is"
-    return "with what its format is read with"
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -127,7 +110,7 @@ def _hint(prefix: str, state: Mapping[str, Any], current: dict[str, np.ndarray])
         return "this layer has no arrays to load"
     if not state:
         return "state has no keys at all"
-    if any(prefix + name in state for name in _NAMES):
+    if any(prefix + name in state for name in TORCH):
         return "is it that of a layer with other options (affine, bias, track_running_stats)?"
     found = _prefixes(state, current)
     if found:
@@ -138,9 +121,9 @@ def _hint(prefix: str, state: Mapping[str, Any], current: dict[str, np.ndarray])
         with suppress(Exception):
             if isinstance(state[key], Mapping) and _prefixes(state[key], current):
                 return f"did you mean state[{key!r}]?"
-    elsewhere = [key for key in state if key.rpartition(".")[2].rpartition("/")[2] in _ELSEWHERE]
+    elsewhere = [key for key in state if key.rpartition(".")[2].rpartition("/")[2] in KERAS]
     if elsewhere:
-        names = ", ".join(f"{theirs} to {ours}" for theirs, ours in _ELSEWHERE.items())
+        names = ", ".join(f"{theirs} to {ours}" for theirs, ours in KERAS.items())
         return f"{elsewhere[0]!r} looks like Keras; rename {names}"
     shape = next(iter(current.values())).shape
     return (
@@ -163,7 +146,7 @@ def _prefixes(state: Mapping[str, Any], current: dict[str, np.ndarray]) -> list[
     for key in state:
         before, dot, name = key.rpartition(".")
         names.setdefault(before + dot, set()).add(name)
-    needed = current.keys() - {_COUNTER}
+    needed = current.keys() - {COUNTER}
     return [
         prefix
         for prefix, found in names.items()
@@ -197,7 +180,7 @@ def _read_array(key: str, value: Any, current: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"{key!r} has shape {array.shape}, expected {current.shape}; nothing was loaded"
         )
-    if key.endswith("running_var"):
+    if key.endswith(VAR):
         arguments.check_variance(f"{key!r}", array)
     if integral and not ((array >= 0) & (array <= np.iinfo(np.int64).max)).all():
         raise ValueError(f"{key!r} must be 0 to 2**63 - 1, got {array}; nothing was loaded")
