@@ -3,7 +3,8 @@
 from __future__ import annotations  # so that `help` shows types as they are written here
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import closing
 from functools import partial
 from itertools import repeat
 from typing import Any, overload
@@ -66,7 +67,8 @@ def recalibrate(
     them, whatever their order in ``layer``: what goes into the second depends on the statistics of
     the first. So with n layers there are **n passes** over the batches; while one is measured,
     those before it evaluate with their new statistics. That is exact: each layer gets the
-    statistics of what evaluation will feed it.
+    statistics of what evaluation will feed it. Where the first batches bypass a layer, its place
+    shows in a later one: then a pass begins anew.
 
     Parameters
     ----------
@@ -97,7 +99,8 @@ def recalibrate(
     ValueError
         If there are no batches, no second value of a channel, values that are NaN or infinite
         (batches with such are passed over by a layer with ``on_nonfinite="skip"``), or a layer that
-        has no running statistics or that ``forward`` does not call.
+        has no running statistics or that ``forward`` does not call. If there is another number of
+        batches in a later pass, or ``forward`` comes to two layers in one order and in the other.
     RuntimeError
         If a layer is being recalibrated already.
 
@@ -169,35 +172,70 @@ class _Measured:
         self.batches = [0] * len(layers)
         #: What each layer evaluates with: its own statistics until there are new ones.
         self.running = [(each.running_mean, each.running_var) for each in layers]
-        self.now: int | None = None
+        #: The layer that is measured, on top of those that were found to come after it.
+        self.stack: list[int] = []
         self.stats: ChannelStats | None = None
+        #: Layers without new statistics that this batch came to before the one on top.
+        self.passed: list[int] = []
+        self.reached = False
+        #: The layer that must be measured before the one on top; then this pass is in vain.
+        self.first: int | None = None
 
     def of_layer(self, number: int) -> Callable[[Any, int, Any], tuple[Any, Any]]:
         """What watches one of the layers."""
         return partial(self.see, number)
 
+    @property
+    def now(self) -> int | None:
+        """The layer that is measured."""
+        return self.stack[-1] if self.stack else None
+
+    def next_batch(self) -> None:
+        """Forward is about to be called."""
+        self.passed, self.reached = [], False
+
     def see(self, number: int, x: Any, axis: int, mask: Any) -> tuple[Any, Any]:
         """A layer is called: measure, if it is its turn, and say what normalizes."""
-        if self.now is None and number not in self.found:
-            self.now = number  # the first that is not known: all before it are
-        if number == self.now:
-            self._add(ChannelStats.from_array(x, axis, mask=mask))
+        if number not in self.found and self.first is None:
+            if not self.stack:
+                self.stack.append(number)
+            if number != self.stack[-1]:
+                self.passed.append(number)
+            elif self.passed and not self.reached:  # what it gets may depend on that layer's
+                self.first = self.passed[0]
+            else:
+                self.reached = True
+                self._add(ChannelStats.from_array(x, axis, mask=mask))
         return self.running[number]
+
+    def begin_anew(self, first: int) -> None:
+        """Measure another layer before the one that was to be measured now."""
+        last = self.stack[-1]
+        if first in self.stack:
+            raise ValueError(
+                f"forward comes to {_name(self.layers, first)} before "
+                f"{_name(self.layers, last)} in one batch, and after it (perhaps by way of others) "
+                "in another, so that neither can be measured first; no layer was changed. Where "
+                "they do not depend on each other, recalibrate them one at a time"
+            )
+        self.stack.append(first)
+        self.batches[last] = 0
+        self.stats = self.first = None
 
     def _add(self, batch: ChannelStats) -> None:
         if not batch.count.any():
             return
-        assert self.now is not None
+        now = self.stack[-1]
         if not (np.isfinite(batch.mean).all() and np.isfinite(batch.m2).all()):
-            if self.layers[self.now].on_nonfinite == "skip":
+            if self.layers[now].on_nonfinite == "skip":
                 return
             raise ValueError(
-                f"{_name(self.layers, self.now)} got a batch with NaN or infinity, the one after "
-                f"{self.batches[self.now]} others; no layer was changed. A layer with on_nonfinite="
+                f"{_name(self.layers, now)} got a batch with NaN or infinity, the one after "
+                f"{self.batches[now]} others; no layer was changed. A layer with on_nonfinite="
                 "'skip' passes over such"
             )
         self.stats = batch if self.stats is None else self.stats.merge(batch)
-        self.batches[self.now] += 1
+        self.batches[now] += 1
 
     def finish(self) -> None:
         """A pass is over."""
@@ -226,8 +264,8 @@ class _Measured:
             )
         mean, var = (backend.moved(array, layer._device) for array in arrays)
         self.running[self.now] = mean, var
-        self.found[self.now] = self.stats
-        self.now = self.stats = None
+        self.found[self.stack.pop()] = self.stats
+        self.stats = None
 
     def store(self) -> None:
         """Write all that was found, at once."""
@@ -249,25 +287,55 @@ def _measure_all(
     forward: Callable[[Any], Any],
     progress: bool,
 ) -> None:
-    """A pass over the batches for each layer."""
+    """A pass over the batches for each layer, and what passes turned out to be in vain."""
     passes, total = len(measured.layers), None
+    begun = 0
     for number in range(passes):
-        items = begin()
-        total = len(items) if isinstance(items, Sized) else total  # else that of the first pass
-        if progress and total is not None:
-            of = f", layer {number + 1} of {passes}" if passes > 1 else ""
-            items = track(items, f"recalibrating{of}", total)
-        count = 0
-        for item in items:
-            forward(item)
-            count += 1
-        if count == 0:
-            again = (
-                " in a second pass; pass a list, or a function that begins anew" if number else ""
-            )
-            raise ValueError(f"batches gave nothing{again}; no layer was changed")
+        label = "recalibrating" + (f", layer {number + 1} of {passes}" if passes > 1 else "")
+        while True:
+            items = begin()
+            shown = len(items) if isinstance(items, Sized) else total  # else that of a whole pass
+            begun += 1
+            count = _pass(measured, items, forward, label, shown if progress else None)
+            if measured.first is None:
+                break
+            measured.begin_anew(measured.first)
+        _check_count(count, total, begun)
         measured.finish()
         total = count
+
+
+def _pass(
+    measured: _Measured,
+    items: Iterable[Any],
+    forward: Callable[[Any], Any],
+    label: str,
+    total: int | None,
+) -> int:
+    """Batches of a pass, which ends early where it turns out to be in vain."""
+    tracked = (item for item in items) if total is None else track(items, label, total)
+    count = 0
+    with closing(tracked):  # a bar is wiped at once, whatever is raised
+        for item in tracked:
+            measured.next_batch()
+            forward(item)
+            count += 1
+            if measured.first is not None:
+                break
+    return count
+
+
+def _check_count(count: int, before: int | None, passes: int) -> None:
+    """Whether all passes went over the same batches, as far as their number tells."""
+    again = "pass a list, or a function that begins anew; no layer was changed"
+    if not count:
+        text = f" in a second pass; {again}" if passes > 1 else "; no layer was changed"
+        raise ValueError(f"batches gave nothing{text}")
+    if before is not None and count != before:
+        raise ValueError(
+            f"batches gave {before} batches in one pass and {count} in a later one, and each layer "
+            f"must be measured on the same data; {again}"
+        )
 
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -308,7 +376,7 @@ def _checked_batches(batches: Any, passes: int) -> Callable[[], Iterable[Any]]:
     if callable(batches) and not isinstance(batches, Iterable):
         return lambda: _checked_iterable(batches(), "batches()")
     _checked_iterable(batches, "batches")
-    if passes > 1 and iter(batches) is batches:
+    if passes > 1 and isinstance(batches, Iterator) and iter(batches) is batches:
         raise TypeError(
             f"{passes} layers take {passes} passes over the batches, and a "
             f"{type(batches).__name__} can be read once; pass a list, or a function that begins "

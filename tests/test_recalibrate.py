@@ -173,6 +173,64 @@ def test_layers_in_sequence_get_the_statistics_of_what_evaluation_feeds_them(ord
         np.testing.assert_allclose(stats.mean, net.norms[k].running_mean, rtol=1e-13)
 
 
+class Chain:
+    """Norms one behind the other; a batch says which it goes through, in which order."""
+
+    def __init__(self, rng, count=3):
+        self.norms = [fastbn.BatchNorm1d(4, dtype=np.float64) for _ in range(count)]
+        self.weights = rng.normal(size=(count, 4, 4))
+
+    def __call__(self, item):
+        return self.inputs(item, lambda k, x: self.norms[k](x))
+
+    def inputs(self, item, norm, seen=None):
+        """What comes out; and into ``seen``, what goes into each norm."""
+        way, x = item
+        for k in way:
+            x = np.exp(x @ self.weights[k] / 4)
+            if seen is not None:
+                seen[k].append(x)
+            x = norm(k, x)
+        return x
+
+    def seen(self, batches):
+        """What goes into each of them in evaluation, by the oracle."""
+        states = [bn.state_dict() for bn in self.norms]
+        found = [[] for _ in self.norms]
+
+        def norm(k, x):
+            arrays = (states[k][n] for n in ("running_mean", "running_var", "weight", "bias"))
+            return reference.normalize(x, *arrays, 1e-5, 1).astype(np.float64)
+
+        for item in batches:
+            self.inputs(item, norm, found)
+        return found
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+@pytest.mark.parametrize(
+    "ways",
+    [
+        [(1, 2), (0, 1, 2)],  # the first batch bypasses the first layer
+        [(2,), (1, 2), (0, 1, 2), (0, 2)],
+        [(2,), (1,), (0, 1), (1, 2), (2,)],
+        [(0, 2), (1, 2), (0, 1)],
+        [(0, 1, 2, 0, 1), (1, 2)],  # called twice: the first call counts
+    ],
+)
+def test_batches_that_bypass_layers(ways, order, rng):
+    """The order of layers is that of all batches, not of the first."""
+    net = Chain(rng)
+    batches = [(way, rng.normal(size=(30, 4))) for way in ways]
+    layers = [net.norms[k] for k in order]
+    recalibrate(layers, batches, forward=net, **QUIET)
+    if len(set(ways[0])) < len(ways[0]):
+        return  # what depends on itself has no exact statistics
+    for bn, inputs in zip(net.norms, net.seen(batches), strict=True):
+        assert_statistics(bn, inputs, rtol=1e-9)
+        assert bn.num_batches_tracked == len(inputs)
+
+
 def test_some_of_the_layers_of_a_network(rng):
     """The others stay, and do what they always do."""
     net = Network(rng)

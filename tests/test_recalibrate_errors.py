@@ -9,7 +9,7 @@ import pytest
 import fastbn
 from fastbn import recalibrate
 from tests import subprocess_tools as tools
-from tests.test_recalibrate import QUIET, Network, assert_statistics, state_of
+from tests.test_recalibrate import QUIET, Chain, Network, assert_statistics, state_of
 
 
 def mistake(name, net, x):
@@ -86,6 +86,41 @@ def test_an_interruption_at_any_batch_changes_nothing(kind, rng):
         assert state_of(*net.norms) == before
         with pytest.raises(kind):
             recalibrate(net.norms[0], failing([x @ net.w1 for x in batches], kind), **QUIET)
+        assert state_of(*net.norms) == before
+
+
+@pytest.mark.parametrize("source", ["shrinks", "shrinks and has a length", "grows"])
+def test_passes_over_other_batches(source, rng):
+    """What each layer is measured on must be the same data."""
+    net = Network(rng)
+    batches = [rng.normal(size=(20, 4)) for _ in range(9)]
+
+    class Loader:
+        def __init__(self):
+            self.left = 9 if source != "grows" else 3
+
+        def __iter__(self):
+            self.left += 3 if source == "grows" else -3
+            return iter(batches[: self.left])
+
+    class Sized(Loader):
+        def __len__(self):
+            return self.left
+
+    before = state_of(*net.norms)
+    loader = Sized() if "length" in source else Loader()
+    with pytest.raises(ValueError, match=r"gave 6 batches.* and [39] in a later one.*pass a list"):
+        recalibrate(net.norms, loader, forward=net, **QUIET)
+    assert state_of(*net.norms) == before
+
+
+def test_layers_in_another_order_in_each_batch(rng):
+    net = Chain(rng, 2)
+    x = rng.normal(size=(30, 4))
+    before = state_of(*net.norms)
+    for ways in ([(0, 1), (1, 0)], [(1,), (0, 1), (1, 0)]):
+        with pytest.raises(ValueError, match=r"comes to layer\[[01]\].* before .*and after it"):
+            recalibrate(net.norms, [(way, x) for way in ways], forward=net, **QUIET)
         assert state_of(*net.norms) == before
 
 

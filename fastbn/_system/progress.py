@@ -7,7 +7,7 @@ a pipe, a CI log) it is a plain line now and then, and nothing at all for short 
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Sized
 from typing import Any, TextIO, TypeVar
 
 __all__ = ["Progress", "track"]
@@ -115,7 +115,7 @@ class Progress:
 
 def track(
     items: Iterable[_T], label: str, total: int | None = None, stream: TextIO | None = None
-) -> Iterator[_T]:
+) -> Generator[_T, None, None]:
     """Yield the items and show how many are done.
 
     Parameters

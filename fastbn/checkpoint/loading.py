@@ -80,13 +80,13 @@ def load_batch_norms(
     -----
     A batch norm is what has ``running_mean`` and ``running_var``, with ``weight`` and ``bias`` or
     Gluon's ``gamma`` and ``beta`` (Keras: ``moving_mean`` and ``moving_variance``; Flax: ``mean``
-    and ``var`` under ``batch_stats``). A weight that torch has pruned is ``weight_orig *
-    weight_mask``; one that is computed in another way, as by a parametrization, is refused, with
-    what to do. An instance norm that
-    tracks statistics has the same names, and cannot be told apart. Keras and Flax keep the biased
-    variance, torch the unbiased one; evaluation uses either as it is. A file of torch is read by
-    an interpreter that knows plain values and tensors only; of its values, those that are used
-    are read, through a memory map. A mapping of torch's tensors needs torch only where it was made.
+    and ``var`` under ``batch_stats``). A weight that torch has pruned is the product
+    ``weight_orig * weight_mask``; one that is computed in another way, as by a parametrization, is
+    refused, with what to do. An instance norm that tracks statistics has the same names, and
+    cannot be told apart. Keras and Flax keep the biased variance, torch the unbiased one;
+    evaluation uses either as it is. A file of torch is read by an interpreter that knows plain
+    values and tensors only; of its values, those that are used are read, through a memory map. A
+    mapping of torch's tensors needs torch only where it was made.
 
     Examples
     --------
