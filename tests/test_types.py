@@ -143,6 +143,8 @@ def serving(layers: list[BatchNorm2d], batches: list[Array], weight: Array) -> N
     healths: list[fastbn.Health] = fastbn.inspect_batch_norms(state, eps=1e-5)
     print(healths[0].faults, healths[0].scale)
     whole = fastbn.fold.fold_checkpoint(state)
+    whole = fastbn.fold.fold_checkpoint(state, pairs={"bn": "c"}, skip=["a"], transposed={"c"})
+    print(whole.pairs[0].assumed)
     print(whole.tensors, whole.pairs, whole.left[0].why)
     fastbn.save({"bn": layers[0], "w": new_weight}, "norms.npz")
     loaded = fastbn.load_batch_norms("norms.npz", prefix="", eps=1e-5, dimensions=2)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations  # so that `help` shows types as they are written here
 
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastbn.checkpoint import files
+from fastbn.checkpoint.contents import Norm
 from fastbn.checkpoint.loading import checkpoint_of, layers_of
 from fastbn.checkpoint.recognize import norms_of
-from fastbn.fold.convolutions import fold_conv_bn, fold_linear_bn
+from fastbn.fold.convolutions import Folded, fold_conv_bn, fold_linear_bn
+from fastbn.fold.hints import hints_of
 from fastbn.fold.pairs import Pair, Single, pairs_of
 from fastbn.layers.base import BatchNorm
 from fastbn.layers.names import TORCH
@@ -25,7 +28,8 @@ class FoldedCheckpoint(NamedTuple):
     layers : dict of str to BatchNorm1d, 2d or 3d
         The batch norms that stay, in evaluation mode.
     pairs : list of Pair
-        ``norm`` went into ``layer``.
+        ``norm`` went into ``layer``, ``transposed`` or not; ``assumed`` is what the file does not
+        tell.
     left : list of Single
         ``norm`` stays, and ``why``.
     """
@@ -42,12 +46,21 @@ class FoldedCheckpoint(NamedTuple):
         )
 
 
-def fold_checkpoint(source: Any, *, eps: float | None = None) -> FoldedCheckpoint:
+def fold_checkpoint(
+    source: Any,
+    *,
+    eps: float | None = None,
+    pairs: Mapping[str, str] | None = None,
+    skip: Iterable[str] = (),
+    transposed: Iterable[str] | None = None,
+) -> FoldedCheckpoint:
     """Fold every batch norm that directly follows a convolution or linear layer.
 
     Which layer a norm follows is known by names and shapes: a ``Sequential``'s neighbours, or
     ``conv2`` and ``bn2`` of one module. A checkpoint does not tell of an activation between the
-    two, and with one the result is wrong: compare an output before and after.
+    two, and with one the result is wrong: compare an output before and after. What you know
+    better, you can say. A norm that cannot be folded stays as it is, and so do the arrays of the
+    layer before it; the others are folded all the same.
 
     Parameters
     ----------
@@ -55,6 +68,18 @@ def fold_checkpoint(source: Any, *, eps: float | None = None) -> FoldedCheckpoin
         As `fastbn.load_batch_norms` takes it, with weights in torch's layout.
     eps : float, optional
         Of all batch norms; by default the file's, or 1e-5.
+    pairs : mapping of str to str, optional
+        Names of norms to names of the weights that they go into: ``{"bn1": "stem.weight"}``; the
+        ``.weight`` may be left out. Other norms are paired as ever.
+    skip : iterable of str
+        Names of norms that stay.
+    transposed : iterable of str, optional
+        Names of transposed convolutions, or of their weights. By default names with a word such
+        as ``deconv`` or ``upconv`` may be some, and so may others with another number of input
+        than output channels, where the number of the norm's says so. Shapes do not tell a
+        transposed convolution with as many of both: the ``assumed`` of a pair says where that was
+        taken for a usual one. With this argument, those that it names are transposed and other
+        such ones are not.
 
     Returns
     -------
@@ -63,7 +88,8 @@ def fold_checkpoint(source: Any, *, eps: float | None = None) -> FoldedCheckpoin
     Raises
     ------
     TypeError, ValueError, OSError
-        If ``source`` cannot be read, or a batch norm is not valid (NaN, a negative variance).
+        If ``source`` cannot be read, a batch norm is not valid (NaN, a negative variance), or
+        ``pairs``, ``skip`` or ``transposed`` has a name that is not there.
 
     Examples
     --------
@@ -79,25 +105,41 @@ def fold_checkpoint(source: Any, *, eps: float | None = None) -> FoldedCheckpoin
         norms = norms_of(checkpoint)
         layers = layers_of(checkpoint, norms, "", eps, None)
         tensors = dict(checkpoint.tensors)
-        plain = [norm for norm in norms if layers[norm.name].activation is None]
-        pairs, left = pairs_of(tensors, plain, checkpoint.ordered)
-        left += [
-            Single(norm.name, f"its activation, {layers[norm.name].activation}, would be lost")
-            for norm in norms if layers[norm.name].activation is not None
-        ]  # fmt: skip
-        for pair in pairs:
-            _fold(tensors, layers.pop(pair.norm), pair)
+        hints = hints_of(pairs, skip, transposed, layers, tensors)
+    stay = {name: "skip names it" for name in layers if name in hints.skip}
+    for name, layer in layers.items():
+        if layer.activation is not None:
+            stay.setdefault(name, f"its activation, {layer.activation}, would be lost")
+    others = [norm for norm in norms if norm.name not in stay]
+    found, left = pairs_of(tensors, others, checkpoint.ordered, hints)
+    left += [Single(name, why) for name, why in stay.items()]
+    done = []
+    for pair in found:
+        try:
+            folded = _folded(tensors, layers[pair.norm], pair)
+        except (TypeError, ValueError) as error:
+            left.append(Single(pair.norm, f"{pair.layer} cannot take it: {error}"))
+            continue
+        tensors[f"{pair.layer}.weight"], tensors[f"{pair.layer}.bias"] = folded
+        del layers[pair.norm]
+        done.append(pair)
+    _drop(tensors, norms)
+    place = {norm.name: k for k, norm in enumerate(norms)}
+    left.sort(key=lambda single: place[single.norm])
+    return FoldedCheckpoint(tensors, layers, done, left)
+
+
+def _folded(tensors: Mapping[str, np.ndarray], bn: BatchNorm, pair: Pair) -> Folded:
+    """New arrays for a layer's weight and bias."""
+    weight, bias = tensors[f"{pair.layer}.weight"], tensors.get(f"{pair.layer}.bias")
+    if weight.ndim == 2:
+        return fold_linear_bn(weight, bias, bn)
+    groups = pair.groups(weight.shape, bn.num_features)
+    return fold_conv_bn(weight, bias, bn, transposed=pair.transposed, groups=groups)
+
+
+def _drop(tensors: dict[str, np.ndarray], norms: list[Norm]) -> None:
+    """Leave out the arrays of norms, which are folded or in layers of their own."""
     for norm in norms:
         for name in norm.keys or [f"{norm.name}.{name}" for name in TORCH]:
             tensors.pop(name, None)
-    return FoldedCheckpoint(tensors, layers, pairs, left)
-
-
-def _fold(tensors: dict[str, np.ndarray], bn: Any, pair: Pair) -> None:
-    """Put new arrays in the place of a layer's weight and bias."""
-    weight, bias = tensors[f"{pair.layer}.weight"], tensors.get(f"{pair.layer}.bias")
-    if weight.ndim == 2:
-        folded = fold_linear_bn(weight, bias, bn)
-    else:
-        folded = fold_conv_bn(weight, bias, bn, transposed=pair.transposed)
-    tensors[f"{pair.layer}.weight"], tensors[f"{pair.layer}.bias"] = folded

@@ -8,13 +8,17 @@ from typing import NamedTuple
 import numpy as np
 
 from fastbn.checkpoint.contents import Norm
+from fastbn.fold.hints import Hints
 
 _CONVOLUTION = re.compile(r"conv|fc|linear|proj|dense|^dw$|^pw$")
 _NORM = re.compile(r"bn|norm")
 #: Words of what is transposed, or may be.
 _TRANSPOSED = re.compile(r"(^|[._])(t_?conv|de_?conv|conv_?transpose|up_?conv|transpose)")
+#: Words of tables, whose rows are looked up: nothing is summed there as in a linear layer.
+_EMBEDDING = re.compile(r"(^|[._])(emb|wte|wpe|tok|vocab)|embed|token")
 #: Beside a weight that is made of others when it is used: pruned, or normalized itself.
 _MADE = "weight_orig", "bias_orig", "weight_g", "parametrizations"
+_NO_TELLING = "a weight of as many input as output channels does not tell"
 _LAST = (
     "it has its channels last, as Keras does: fold.fold_conv_bn takes kernel.transpose(3, 2, 0, 1)"
 )
@@ -26,6 +30,13 @@ class Pair(NamedTuple):
     norm: str
     layer: str
     transposed: bool
+    #: What neither the file nor the caller has said.
+    assumed: str = ""
+
+    def groups(self, shape: tuple[int, ...], channels: int) -> int:
+        """Of the layer, where folding needs them: a transposed convolution with so many outputs."""
+        number, rest = divmod(channels, max(shape[1], 1)) if self.transposed else (1, 0)
+        return number if number and not rest and shape[0] % number == 0 else 1
 
 
 class Single(NamedTuple):
@@ -36,7 +47,7 @@ class Single(NamedTuple):
 
 
 def pairs_of(
-    tensors: Mapping[str, np.ndarray], norms: list[Norm], ordered: bool
+    tensors: Mapping[str, np.ndarray], norms: list[Norm], ordered: bool, hints: Hints
 ) -> tuple[list[Pair], list[Single]]:
     """Norms that directly follow a convolution or linear layer, and the others.
 
@@ -48,42 +59,56 @@ def pairs_of(
     names loses the order, whatever the file.
 
     A checkpoint does not say what happens between two layers: with an activation or a sum there,
-    the result is wrong.
+    the result is wrong. ``hints`` come before all of this.
     """
     ordered = ordered and list(tensors) != sorted(tensors)
-    layers = _Layers(tensors, ordered)
+    layers = _Layers(tensors, ordered, hints.transposed)
+    given: list[Pair] = []
     found: list[Pair] = []
     singles: list[Single] = []
     for norm in norms:
-        result = layers.before(norm)
-        (found if isinstance(result, Pair) else singles).append(result)  # type: ignore[arg-type]
+        told = hints.pairs.get(norm.name)
+        result = layers.before(norm) if told is None else layers.told(norm.name, told)
+        if isinstance(result, Single):
+            singles.append(result)
+        else:
+            (found if told is None else given).append(result)
     refused = {}
+    taken = {layer: norm for norm, layer in hints.pairs.items()}
     if not ordered and not layers.follow:
         why = "it may come before its convolution: this file does not keep the order"
         refused = {pair: why for pair in found if not _numbered(pair.norm)}
     times = Counter(pair.layer for pair in found)
-    transposed = any(pair.transposed for pair in found)
+    transposed = hints.transposed is None and any(pair.transposed for pair in found)
     for pair in found:
         shape = layers.shapes[pair.layer]
-        if times[pair.layer] > 1:
+        if pair.layer in taken:
+            refused[pair] = f"pairs gives {pair.layer} to {taken[pair.layer]}"
+        elif times[pair.layer] > 1:
             refused[pair] = f"several norms may follow {pair.layer}"
         elif transposed and not pair.transposed and len(shape) > 2 and shape[0] == shape[1]:
             refused[pair] = f"{pair.layer} may be transposed, as others of the file are"
     singles += [Single(pair.norm, why) for pair, why in refused.items()]
-    return [pair for pair in found if pair not in refused], singles
+    return given + [pair for pair in found if pair not in refused], singles
 
 
 class _Layers:
     """Convolutions and linear layers of a checkpoint."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], ordered: bool) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, np.ndarray],
+        ordered: bool,
+        transposed: frozenset[str] | None,
+    ) -> None:
+        self._transposed = transposed
         self._position = {name: k for k, name in enumerate(tensors)}
         self._ordered = ordered
         arrays = {name: tensors[name] for name in tensors if name.endswith(".weight")}
         self.shapes = {
             name.removesuffix(".weight"): array.shape
             for name, array in arrays.items()
-            if array.ndim >= 2 and array.dtype.kind not in "biu"
+            if array.ndim >= 2
         }
         #: Whether norms follow their layers, by the channels of pairs of names.
         self.follow: bool | None = None
@@ -103,13 +128,19 @@ class _Layers:
                 norm.name, several if names else "no layer of a fitting name is before it"
             )
         (layer,) = names
-        if any(f"{layer}.{name}" in key for key in self._position for name in _MADE):
-            return Single(norm.name, f"the weight of {layer} is made of others when it is used")
+        if self._is_made(layer):
+            return self._made(norm.name, layer)
+        if self._is_embedding(layer):
+            return Single(
+                norm.name,
+                f"{layer} may be an embedding, a table, and no linear layer; pairs says "
+                "if it is one",
+            )
         between = self._between(layer, norm.name, end)
         if between:
             return Single(norm.name, f"{between} may stand between {layer} and it")
         shape, numbered = self.shapes[layer], _numbered(norm.name)
-        transposed = _is_transposed(layer, shape, channels, numbered and self._ordered)
+        transposed = self._is_transposed(layer, channels, numbered and self._ordered)
         if transposed is None:
             self.follow = self.follow if numbered else False
             text = "x".join(map(str, shape))
@@ -118,7 +149,45 @@ class _Layers:
             )
         if self.follow is None and not numbered and shape[1] != channels:
             self.follow = True
-        return Pair(norm.name, layer, transposed)
+        return self._pair(norm.name, layer, transposed)
+
+    def told(self, norm: str, layer: str) -> Pair | Single:
+        """The pair that the caller knows of."""
+        if self._is_made(layer):
+            return self._made(norm, layer)
+        return self._pair(norm, layer, layer in (self._transposed or ()))
+
+    def _pair(self, norm: str, layer: str, transposed: bool) -> Pair:
+        shape = self.shapes.get(layer, ())
+        told = transposed or self._transposed is not None
+        if told or len(shape) < 3 or shape[0] != shape[1]:
+            return Pair(norm, layer, transposed)
+        return Pair(norm, layer, transposed, f"{layer} is not transposed, which {_NO_TELLING}")
+
+    def _is_made(self, layer: str) -> bool:
+        return any(f"{layer}.{name}" in key for key in self._position for name in _MADE)
+
+    def _made(self, norm: str, layer: str) -> Single:
+        return Single(norm, f"the weight of {layer} is made of others when it is used")
+
+    def _is_embedding(self, layer: str) -> bool:
+        """Whether it may be a table, by its name; tables have no bias."""
+        table = len(self.shapes[layer]) == 2 and f"{layer}.bias" not in self._position
+        return table and bool(_EMBEDDING.search(layer.lower()))
+
+    def _is_transposed(self, layer: str, channels: int, guess: bool) -> bool | None:
+        """Whether a weight is a transposed convolution's; None if it does not fit, or may not.
+
+        ``guess``: one of another name is, if the channels say so.
+        """
+        shape = self.shapes[layer]
+        if layer in (self._transposed or ()):
+            return True if len(shape) > 2 and channels % max(shape[1], 1) == 0 else None
+        named = bool(_TRANSPOSED.search(layer.lower()))
+        if len(shape) > 2 and shape[1] == channels != shape[0] and (named or guess):
+            return True
+        usual = not named or self._transposed is not None
+        return False if shape[0] == channels and usual else None
 
     def _at(self, layer: str) -> int:
         return self._position[f"{layer}.weight"]
@@ -168,14 +237,3 @@ def _known(layer: str) -> bool:
     """Whether a layer's name is one that norms go together with."""
     last = _split(layer)[1].lower()
     return last.isdecimal() or bool(_CONVOLUTION.search(last))
-
-
-def _is_transposed(layer: str, shape: tuple[int, ...], channels: int, guess: bool) -> bool | None:
-    """Whether a weight is a transposed convolution's; None where it does not fit, or may not.
-
-    ``guess``: one of another name is, if the channels say so.
-    """
-    named = bool(_TRANSPOSED.search(layer.lower()))
-    if len(shape) > 2 and shape[1] == channels != shape[0] and (named or guess):
-        return True
-    return False if shape[0] == channels and not named else None
