@@ -5,32 +5,15 @@ tensor. To admit another name, add it to `_NAMES` with a function of your own.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from fastbn.checkpoint import dtypes
-
-if TYPE_CHECKING:
-    from fastbn.checkpoint.unpickler import PickleMachine
+from fastbn.checkpoint.pickled_values import Builder, Constant, Machine, checked_key
 
 #: NumPy 1 has no arrays of more dimensions.
 _MAX_RANK = 32
 #: A tensor that shows its values many times, as an expanded one does, may become so large.
 _MAX_EXPANDED = 64 << 20
-
-
-class Builder(NamedTuple):
-    """What is called in a pickle: a function of ours that takes the machine and the arguments."""
-
-    name: str
-    build: Callable[..., Any]
-
-
-class Constant(NamedTuple):
-    """What is only named: a dtype, a kind of storage, or a type; ``dtype`` None: no dtype."""
-
-    name: str
-    dtype: str | None
-    storage: bool = False
 
 
 class Storage:
@@ -80,7 +63,7 @@ def find(module: str, name: str) -> Builder | Constant:
 
 
 def _tensor(
-    machine: "PickleMachine", storage: Any, offset: Any, shape: Any, steps: Any, *rest: Any
+    machine: Machine, storage: Any, offset: Any, shape: Any, steps: Any, *rest: Any
 ) -> Tensor:
     """``torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)``."""
     if len(rest) > 2 and rest[2]:
@@ -91,7 +74,7 @@ def _tensor(
 
 
 def _tensor_of(
-    machine: "PickleMachine", storage: Any, offset: Any, shape: Any, steps: Any,
+    machine: Machine, storage: Any, offset: Any, shape: Any, steps: Any,
     requires_grad: Any, hooks: Any, dtype: Any, *rest: Any,
 ) -> Tensor:  # fmt: skip
     """``torch._utils._rebuild_tensor_v3``: the same, with a dtype, over bytes."""
@@ -141,16 +124,14 @@ def _shown(numbers: tuple[int, ...]) -> str:
     return str(numbers) if max(numbers, default=0) < 1 << 64 else "(… absurd numbers …)"
 
 
-def _parameter(machine: "PickleMachine", tensor: Any, *rest: Any) -> Tensor:
+def _parameter(machine: Machine, tensor: Any, *rest: Any) -> Tensor:
     """``torch._utils._rebuild_parameter(data, requires_grad, hooks)``."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"a parameter has no tensor, but a {type(tensor).__name__}")
     return tensor
 
 
-def _from_type(
-    machine: "PickleMachine", function: Any, kind: Any, arguments: Any, state: Any
-) -> Tensor:
+def _from_type(machine: Machine, function: Any, kind: Any, arguments: Any, state: Any) -> Tensor:
     """``torch._tensor._rebuild_from_type_v2``: a tensor that was given attributes."""
     if (
         not isinstance(function, Builder)
@@ -164,10 +145,8 @@ def _from_type(
 # --- containers -----------------------------------------------------------------------------------
 
 
-def _dictionary(machine: "PickleMachine", pairs: Any = ()) -> dict[Any, Any]:
+def _dictionary(machine: Machine, pairs: Any = ()) -> dict[Any, Any]:
     """``OrderedDict()`` or ``OrderedDict([[key, value], ...])``; a Counter of a dictionary."""
-    from fastbn.checkpoint.unpickler import checked_key
-
     machine.charge(len(pairs) if isinstance(pairs, (list, tuple, dict)) else 0)
     if type(pairs) is dict:
         return dict(pairs)
@@ -178,24 +157,22 @@ def _dictionary(machine: "PickleMachine", pairs: Any = ()) -> dict[Any, Any]:
     return {checked_key(key): value for key, value in pairs}
 
 
-def _members(machine: "PickleMachine", items: Any = ()) -> set[Any]:
+def _members(machine: Machine, items: Any = ()) -> set[Any]:
     """``set([...])``."""
-    from fastbn.checkpoint.unpickler import checked_key
-
     if type(items) not in (list, tuple, set):
         raise ValueError("a set is made of what is no list")
     machine.charge(len(items))
     return {checked_key(item) for item in items}
 
 
-def _sizes(machine: "PickleMachine", sizes: Any = ()) -> tuple[Any, ...]:
+def _sizes(machine: Machine, sizes: Any = ()) -> tuple[Any, ...]:
     """``torch.Size((...))``."""
     if type(sizes) is not tuple:
         raise ValueError("a torch.Size is made of what is no tuple")
     return sizes
 
 
-def _encoded(machine: "PickleMachine", text: Any = "", encoding: Any = "latin1") -> bytes:
+def _encoded(machine: Machine, text: Any = "", encoding: Any = "latin1") -> bytes:
     """``_codecs.encode(text, 'latin1')``: bytes in protocol 2."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise ValueError("bytes are made of what is no Latin-1 text")
@@ -203,7 +180,7 @@ def _encoded(machine: "PickleMachine", text: Any = "", encoding: Any = "latin1")
     return text.encode("latin-1")
 
 
-def _device(machine: "PickleMachine", *name: Any) -> tuple[Any, ...]:
+def _device(machine: Machine, *name: Any) -> tuple[Any, ...]:
     """``torch.device('cpu')``: where something was, which says nothing here."""
     return name
 

@@ -9,12 +9,11 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from fastbn.checkpoint.pickled_names import Builder, Constant, find
+from fastbn.checkpoint.pickled_names import find
+from fastbn.checkpoint.pickled_values import Builder, checked_key, named
 
 #: Instructions and copied entries of one pickle; a thousand tensors take 40 thousand.
 MAX_STEPS = 5_000_000
-#: What may be a key of a dictionary: hashing it takes no time and no stack.
-_PLAIN = (str, int, float, bytes, type(None))
 
 
 class PickleMachine:
@@ -138,12 +137,12 @@ class PickleMachine:
     def _new_object(self) -> None:
         self._pop()
         made = self._pop()
-        raise ValueError(f"the pickle makes an object of {_named(made)}, which is refused")
+        raise ValueError(f"the pickle makes an object of {named(made)}, which is refused")
 
     def _reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
         if not isinstance(function, Builder):
-            raise ValueError(f"the pickle calls {_named(function)}, which is refused")
+            raise ValueError(f"the pickle calls {named(function)}, which is refused")
         if type(arguments) is not tuple:
             raise ValueError(f"the pickle calls {function.name} with what are no arguments")
         try:
@@ -156,7 +155,7 @@ class PickleMachine:
         self._pop()
         made = self._pop()
         if type(made) is not dict:
-            raise ValueError(f"the pickle sets the state of {_named(made)}, which is refused")
+            raise ValueError(f"the pickle sets the state of {named(made)}, which is refused")
         self.push(made)
 
     def _persistent_id(self) -> None:
@@ -210,20 +209,6 @@ class PickleMachine:
         if index not in self._memo:
             raise ValueError(f"the pickle refers to value {index}, which it has not made")
         self.push(self._memo[index])
-
-
-def checked_key(key: Any) -> Any:
-    """A key of a dictionary or member of a set, if it is a plain one."""
-    flat = type(key) is tuple and len(key) < 100 and all(isinstance(k, _PLAIN) for k in key)
-    if not flat and not isinstance(key, _PLAIN):
-        raise ValueError(f"the pickle has a key that is neither text nor a number: {_named(key)}")
-    return key
-
-
-def _named(value: Any) -> str:
-    """What a message says of a value; never its `repr`, which may be endless."""
-    known = isinstance(value, (Builder, Constant))
-    return value.name if known else f"a value of type {type(value).__name__}"
 
 
 def _integer(data: bytes) -> int:
