@@ -10,6 +10,7 @@ from fastbn.checkpoint import files
 from fastbn.checkpoint.contents import Norm
 from fastbn.checkpoint.loading import checkpoint_of, nothing_found
 from fastbn.checkpoint.recognize import norms_of
+from fastbn.kernels import formulas
 
 __all__ = ["Health", "inspect_batch_norms"]
 
@@ -147,7 +148,7 @@ def terms_of(norm: Norm, eps: float | None = None) -> dict[str, np.ndarray]:
             f"{var.size}, weight {weight.size}, bias {bias.size}"
         )
     with np.errstate(all="ignore"):
-        scale = weight / np.sqrt(var + eps_of(norm, eps))
+        scale = weight * formulas.reciprocal_std(var, eps_of(norm, eps))
         shift = bias - mean * scale
     return {
         "mean": mean, "var": var, "weight": weight, "bias": bias, "scale": scale, "shift": shift

@@ -219,7 +219,7 @@ def _fold_after(bn: LayerState, weights: Weights) -> Folded:
     terms.check_channels(bn, weights, "output")
     with np.errstate(invalid="ignore", over="ignore"):
         weight = weights.grouped * terms.shaped(found.scale, weights, "output")
-        bias = (weights.bias - found.mean) * found.scale + found.shift
+        bias = (weights.bias - found.mean) * found.scale + found.bias
     folded = Folded(*_in_dtype(weight, bias, weights, found))
     activation = getattr(bn, "activation", None)
     if activation is not None:
@@ -256,7 +256,7 @@ def _fold_before(found: Terms, weights: Weights) -> tuple[np.ndarray, np.ndarray
 
 def _shift(found: Terms) -> np.ndarray:
     """What the layer gives for 0."""
-    return found.shift - found.mean * found.scale
+    return found.bias - found.mean * found.scale
 
 
 def _in_dtype(
@@ -276,7 +276,7 @@ def _in_dtype(
 def _padding(found: Terms, dtype: np.dtype) -> np.ndarray:
     """What evaluation makes 0; NaN where it makes nothing 0, or nothing that ``dtype`` holds."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        offset = np.where(found.shift == 0, 0.0, found.shift / found.scale)
+        offset = np.where(found.bias == 0, 0.0, found.bias / found.scale)
         values = terms.nearest(found.mean - offset, dtype)
     values[~np.isfinite(values.astype(np.float64))] = np.nan
     return values

@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from fastbn.kernels import formulas
+
 __all__ = ["RedundantBias", "redundant_biases"]
 
 #: Degrees of freedom that a reading needs, and the standard error that makes it a measurement.
@@ -226,7 +228,7 @@ def _described(
     scale = _array(state, scale_key) if scale_key in state else np.ones(bias.size)
     var = _array(state, _key(norm.prefix, "running_var"))
     with np.errstate(invalid="ignore"):
-        effect = np.abs(bias * scale / np.sqrt(var + _EPS)).max()
+        effect = np.abs(bias * scale * formulas.reciprocal_std(var, _EPS)).max()
     check = "" if certainty == "measured" else ", and compare an output before and after"
     return RedundantBias(
         each.bias, norm.prefix, certainty, reading.carried, reading.error, float(effect),

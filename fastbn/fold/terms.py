@@ -16,11 +16,11 @@ __all__ = ["Terms", "Weights", "rounded", "shaped", "terms_of", "weights_of"]
 
 
 class Terms(NamedTuple):
-    """Of evaluation, ``y = (x - mean) * scale + shift``, each float64 of shape (C,)."""
+    """Of evaluation, ``y = (x - mean) * scale + bias``, each float64 of shape (C,)."""
 
     mean: np.ndarray
     scale: np.ndarray
-    shift: np.ndarray
+    bias: np.ndarray
 
 
 class Weights(NamedTuple):
