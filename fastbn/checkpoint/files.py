@@ -2,12 +2,12 @@
 
 import importlib
 import os
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fastbn.checkpoint import zip_file
 from fastbn.checkpoint.contents import Checkpoint
 
 _SUFFIXES = {
@@ -71,9 +71,9 @@ def _kind(path: Path) -> str:
 def _kind_of_zip(path: Path) -> str:
     """torch's files and NumPy's may have any suffix."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zip_file.opened(path) as archive:
             names = archive.namelist()
-    except Exception:  # the reader says what is wrong
+    except ValueError:  # the reader says what is wrong
         return _SUFFIXES.get(path.suffix.lower(), "torch")
     if "model.weights.h5" in names:
         return "keras"

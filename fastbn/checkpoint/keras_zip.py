@@ -3,13 +3,12 @@
 import io
 import json
 import mmap
-import struct
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fastbn.checkpoint import zip_file
 from fastbn.checkpoint.zip_file import Entries
 
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
@@ -28,36 +27,15 @@ def opened(path: Path, *, config: bool = True) -> Iterator[tuple["Window", Any]]
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             start, size, settings = 0, len(data), None
             if zipped:
-                entries = _entries(file, data)
+                entries = Entries(zip_file.opened(file), data, "Keras")
                 settings = _config(entries, data) if config else None
-                start, size = _place(entries, _WEIGHTS)
+                start, size = entries.place(_WEIGHTS)
             with Window(data, start, size) as window:
                 yield window, settings
 
 
-def _entries(file: Any, data: Any) -> Entries:
-    try:
-        return Entries(zipfile.ZipFile(file), data)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, struct.error) as error:
-        raise ValueError(f"is a damaged or truncated zip file: {error}") from error
-
-
-def _place(entries: Entries, name: str) -> tuple[int, int]:
-    info = entries.names.get(name)
-    if info is None:
-        raise ValueError(
-            f"the zip file has no entry {name!r}: it is no .keras file, or a damaged one"
-        )
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(
-            f"entry {name!r} is compressed, which Keras does not do; unpack the file and pack it "
-            "again with zip -0"
-        )
-    return entries.place(name)
-
-
 def _config(entries: Entries, data: Any) -> Any:
-    start, size = _place(entries, _CONFIG)
+    start, size = entries.place(_CONFIG)
     if size > _LARGEST_CONFIG:
         raise ValueError(f"{_CONFIG} has {size} bytes, expected at most {_LARGEST_CONFIG}")
     try:

@@ -1,8 +1,6 @@
 """Files of ``np.savez``. Pickled arrays are refused; sizes are checked before memory is taken."""
 
-import struct
 import zipfile
-import zlib
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -10,39 +8,29 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
+from fastbn.checkpoint import zip_file
 from fastbn.checkpoint.contents import Checkpoint, Lazy, Tensors
 from fastbn.checkpoint.names import flatten
 from fastbn.checkpoint.settings import KEY, by_names, settings_of
-from fastbn.checkpoint.zip_file import check_name
 
 #: An array may unpack to so many bytes, or to so many times its bytes in the file.
 _FREE, _MAX_RATIO = 256 << 20, 200
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_ERRORS = (
-    zipfile.BadZipFile, NotImplementedError, OSError, struct.error, zlib.error, EOFError,
-    ValueError, SyntaxError, TypeError, RuntimeError, MemoryError, RecursionError,
-)  # fmt: skip
+_ERRORS = (*zip_file.ERRORS, SyntaxError, TypeError, MemoryError)
 
 
 def read(path: Path) -> Checkpoint:
     """The arrays of a file, in their order."""
-    try:
-        archive = zipfile.ZipFile(path)  # closes itself when the last array that uses it is gone
-        infos = {info.filename: info for info in archive.infolist()}
-    except _ERRORS as error:
-        raise ValueError(f"is a damaged or truncated zip file: {error}") from error
+    archive = zip_file.opened(path)  # closes itself when the last array that uses it is gone
+    infos = zip_file.entries_of(archive)
     size, packed = (
         sum(getattr(i, n) for i in infos.values()) for n in ("file_size", "compress_size")
     )
     if size > max(_FREE, _MAX_RATIO * packed):
         raise ValueError(f"unpacks from {packed} bytes to {size}, as a zip bomb does")
-    if len(infos) < len(archive.infolist()):
-        raise ValueError("the zip file has two entries of the same name")
-    arrays = {}
-    for name, info in infos.items():
-        check_name(name)
-        if name.endswith(".npy"):
-            arrays[name.removesuffix(".npy")] = info
+    arrays = {
+        name.removesuffix(".npy"): info for name, info in infos.items() if name.endswith(".npy")
+    }
     note = arrays.pop(KEY, None)
     settings = settings_of(None if note is None else str(_values(archive, note)))
     found = flatten(arrays, lambda _, value: isinstance(value, zipfile.ZipInfo))

@@ -7,16 +7,16 @@ they are asked for.
 
 import mmap
 import struct
-import zipfile
 from pathlib import Path
 from typing import Any
 
 from fastbn.checkpoint import dtypes
 from fastbn.checkpoint.contents import Checkpoint, Lazy, Tensors
 from fastbn.checkpoint.names import flatten
-from fastbn.checkpoint.pickled_names import Constant, Storage, Tensor
+from fastbn.checkpoint.pickled_names import Storage, Tensor
+from fastbn.checkpoint.pickled_values import Constant
 from fastbn.checkpoint.unpickler import PickleMachine
-from fastbn.checkpoint.zip_file import Entries
+from fastbn.checkpoint.zip_file import Entries, opened
 
 #: Of the format before torch 1.6: the first two pickles.
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -32,8 +32,8 @@ def read(path: Path) -> Checkpoint:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         start = data[:8]
         if start[:2] == b"PK":
-            with _opened(file) as archive:
-                tree = _tree_of_zip(Entries(archive, data), data)
+            with opened(file) as archive:
+                tree = _tree_of_zip(Entries(archive, data, "torch.save"), data)
         elif start[:1] == b"\x80":
             tree = _tree_of_old(data)
         else:
@@ -50,13 +50,6 @@ def read(path: Path) -> Checkpoint:
             "same values; save clones of those that are needed"
         )
     return Checkpoint(Tensors({name: _lazy(data, found[name]) for name in found}), None)
-
-
-def _opened(file: Any) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, struct.error, ValueError) as error:
-        raise ValueError(f"is a damaged or truncated zip file: {error}") from error
 
 
 def _lazy(data: Any, tensor: Tensor) -> Lazy:
