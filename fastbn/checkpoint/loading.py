@@ -19,6 +19,7 @@ from fastbn.checkpoint.layers import layer_of
 from fastbn.checkpoint.names import flatten
 from fastbn.checkpoint.recognize import norms_of
 from fastbn.layers.base import BatchNorm
+from fastbn.layers.names import COUNTER
 
 _SHOWN = 3
 
@@ -202,7 +203,7 @@ def _is_array(name: str, value: Any) -> bool:
         return True
     if type(value) in (list, tuple):
         return bool(value) and all(type(number) in (int, float) for number in value)
-    return type(value) in (int, float) and name.endswith("num_batches_tracked")
+    return type(value) in (int, float) and name.endswith(COUNTER)
 
 
 def _shape_of(value: Any) -> tuple[int, ...] | None:

@@ -38,8 +38,9 @@ def keys_of(layer: str, name: str, parts: Mapping[str, str]) -> tuple[str, str]:
     else:
         way = f"torch.nn.utils.remove_weight_norm(module, {name!r})"
     raise ValueError(
-        f"has {key!r}, of which {name} of batch norm {layer!r} is made when it is used, by what "
-        f"the file does not hold. Where torch is, put the result in its place and save again: {way}"
+        f"has {key!r}, of which the {name} of batch norm {layer!r} is made when it is used, by "
+        "what the file does not hold. Where torch is, put the result in its place and save again: "
+        f"{way}"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fastbn.kernels import formulas
+from fastbn.layers.names import BIAS, MEAN, VAR, WEIGHT
 
 __all__ = ["RedundantBias", "redundant_biases"]
 
@@ -144,7 +145,7 @@ def redundant_biases(state: Mapping[str, Any]) -> list[RedundantBias]:
         fitting = [norm for norm in norms if norm.channels == each.channels]
         if fitting:
             weight, bias = _array(state, each.weight), _array(state, each.bias)
-            means = [_array(state, _key(norm.prefix, "running_mean")) for norm in fitting]
+            means = [_array(state, _key(norm.prefix, MEAN)) for norm in fitting]
             readings = _readings(weight, bias, means)
             chosen = _chosen(each, fitting, readings, state)
             if chosen is not None:
@@ -164,12 +165,12 @@ def _modules(state: Any) -> tuple[list[_Map], list[_Norm]]:
         names.setdefault(prefix, set()).add(name)
     maps, norms = [], []
     for place, (prefix, found) in enumerate(names.items()):
-        if {"running_mean", "running_var"} <= found:
-            channels = np.shape(state[_key(prefix, "running_mean")])
+        if {MEAN, VAR} <= found:
+            channels = np.shape(state[_key(prefix, MEAN)])
             if len(channels) == 1:
                 norms.append(_Norm(place, prefix, channels[0]))
-        elif {"weight", "bias"} <= found:
-            weight, bias = _key(prefix, "weight"), _key(prefix, "bias")
+        elif {WEIGHT, BIAS} <= found:
+            weight, bias = _key(prefix, WEIGHT), _key(prefix, BIAS)
             shape, channels = np.shape(state[weight]), np.shape(state[bias])
             if len(shape) >= 2 and len(channels) == 1 and _belongs(shape, channels[0]):
                 maps.append(_Map(place, weight, bias, channels[0]))
@@ -204,8 +205,8 @@ def _chosen(
         return *min(shown, key=lambda pair: pair[1].error), "measured"
     for norm, reading in zip(norms, readings, strict=True):
         if norm.place == each.place + 1 and not reading.speaks_against:
-            mean = _array(state, _key(norm.prefix, "running_mean"))
-            var = _array(state, _key(norm.prefix, "running_var"))
+            mean = _array(state, _key(norm.prefix, MEAN))
+            var = _array(state, _key(norm.prefix, VAR))
             if not mean.any() and (var == 1).all():  # never trained
                 return norm, _Reading(), "possible"
             if mean.min() < 0:
@@ -223,10 +224,10 @@ def _described(
     reading: _Reading,
     certainty: Literal["measured", "likely", "possible"],
 ) -> RedundantBias:
-    mean_key, scale_key = _key(norm.prefix, "running_mean"), _key(norm.prefix, "weight")
+    mean_key, scale_key = _key(norm.prefix, MEAN), _key(norm.prefix, WEIGHT)
     kept = np.asarray(state[mean_key])
     scale = _array(state, scale_key) if scale_key in state else np.ones(bias.size)
-    var = _array(state, _key(norm.prefix, "running_var"))
+    var = _array(state, _key(norm.prefix, VAR))
     with np.errstate(invalid="ignore"):
         effect = np.abs(bias * scale * formulas.reciprocal_std(var, _EPS)).max()
     check = "" if certainty == "measured" else ", and compare an output before and after"
