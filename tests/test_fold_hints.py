@@ -247,3 +247,26 @@ def test_the_options_of_the_command(rng, tmp_path, capsys):
     ):
         assert main(["fold", *files, *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+def test_nothing_is_left_of_a_norm_under_other_names(rng, tmp_path):
+    """Gluon's names go with a norm that is folded, Keras's with one that is in `layers` now."""
+    ones = np.ones(4, np.float32)
+    gluon = {"gamma": 2 * ones, "beta": ones, "running_mean": ones, "running_var": 3 * ones}
+    keras = {"gamma": ones, "beta": ones, "moving_mean": ones, "moving_variance": ones}
+    state = {
+        "0.weight": kernel(rng, 4, 3, 1, 1),
+        **{f"1.{name}": array for name, array in gluon.items()},
+        **{f"k/{name}:0": array for name, array in keras.items()},
+    }
+    found = fold_checkpoint(state)
+    assert folded_into(found) == {"1": "0"}
+    assert found.tensors.keys() == {"0.weight", "0.bias"}
+    np.testing.assert_allclose(found.tensors["0.bias"], 1 - 2 / np.sqrt(3 + 1e-5) * ones, rtol=1e-6)
+    assert found.layers.keys() == {"k"}
+    fastbn.save({**found.tensors, **found.layers}, tmp_path / "x.npz")
+    (again,) = fastbn.load_batch_norms(tmp_path / "x.npz").values()
+    assert (again.eps, again.axis) == (1e-3, -1)
