@@ -36,9 +36,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     import fastbn
+    from fastbn._system.writing import writing_to
 
     folded = fastbn.fold.fold_checkpoint(arguments.file, eps=arguments.eps)
-    fastbn.save({**folded.tensors, **folded.layers}, arguments.output)
+    with writing_to(arguments.output):
+        fastbn.save({**folded.tensors, **folded.layers}, arguments.output)
     if arguments.json:
         print_json({
             "folded": [pair._asdict() for pair in folded.pairs],
