@@ -97,32 +97,25 @@ def _caches() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     mine = targets.ours()
     for origin, folder in disk_cache.places().items():
-        names = _names(folder)
-        runs = {each.digest for each in targets.known(folder) if mine.runs(each)} | {mine.digest}
-        files = [name for name in names or () if name.endswith(".fastbn") and name[0] != "."]
-        kernels = [name for name in files if name.split(".")[1][:12] in runs]
+        files = disk_cache.units_in(folder)
+        known = targets.known(folder)
+        runs = {each.digest for each in known if mine.runs(each)} | {mine.digest}
+        kernels = [file for file in files or () if targets.of_unit(file) in runs]
         writable = disk_cache.may_write(folder)
         found.append(
             {
                 "from": origin,
                 "path": str(folder),
                 "exists": folder.is_dir(),
-                "read": names is not None,
+                "read": files is not None,
                 "writable": writable,
                 "written": writable and not any(each["written"] for each in found),
                 "kernels": len(kernels),
-                "others": len(files) - len(kernels),
-                "made for": sorted({each.processor for each in targets.known(folder)}),
+                "others": len(files or ()) - len(kernels),
+                "made for": sorted({each.processor for each in known}),
             }
         )
     return found
-
-
-def _names(folder: os.PathLike[str]) -> list[str] | None:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return None
 
 
 def _gpu() -> dict[str, Any]:

@@ -102,7 +102,7 @@ def group_norm(
     array([[-1.,  1., -1.,  1.]])
     """
     if foreign:
-        refuse(group_norm, foreign)
+        refuse(group_norm, foreign, norm=True)
     return backend.group_norm(x, num_groups, weight, bias, eps, axis, out).run()
 
 
@@ -120,7 +120,7 @@ def group_norm_forward(
 ) -> tuple[np.ndarray, GroupCache]:
     """`group_norm`, and what `norm_backward` needs to differentiate it."""
     if foreign:
-        refuse(group_norm_forward, foreign)
+        refuse(group_norm_forward, foreign, norm=True)
     call = backend.group_norm(x, num_groups, weight, bias, eps, axis, out)
     return call.run(), call.cache()
 
@@ -178,7 +178,7 @@ def instance_norm(
             [-1.,  1.]]])
     """
     if foreign:
-        refuse(instance_norm, foreign)
+        refuse(instance_norm, foreign, norm=True)
     return backend.instance_norm(
         x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, axis, out
     ).run()
@@ -201,7 +201,7 @@ def instance_norm_forward(
 ) -> tuple[np.ndarray, NormCache]:
     """`instance_norm`, and what `norm_backward` needs to differentiate it."""
     if foreign:
-        refuse(instance_norm_forward, foreign)
+        refuse(instance_norm_forward, foreign, norm=True)
     call = backend.instance_norm(
         x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, axis, out
     )
@@ -249,7 +249,7 @@ def layer_norm(
            [-1.,  1.]])
     """
     if foreign:
-        refuse(layer_norm, foreign)
+        refuse(layer_norm, foreign, norm=True)
     return backend.row_norm(x, normalized_shape, weight, bias, eps, out).run()
 
 
@@ -266,7 +266,7 @@ def layer_norm_forward(
 ) -> tuple[np.ndarray, RowCache]:
     """`layer_norm`, and what `norm_backward` needs to differentiate it."""
     if foreign:
-        refuse(layer_norm_forward, foreign)
+        refuse(layer_norm_forward, foreign, norm=True)
     call = backend.row_norm(x, normalized_shape, weight, bias, eps, out)
     return call.run(), call.cache()
 
@@ -310,7 +310,7 @@ def rms_norm(
     array([[0.849, 1.131]])
     """
     if foreign:
-        refuse(rms_norm, foreign)
+        refuse(rms_norm, foreign, norm=True)
     return backend.row_norm(x, normalized_shape, weight, None, eps, out, uncentered=True).run()
 
 
@@ -326,7 +326,7 @@ def rms_norm_forward(
 ) -> tuple[np.ndarray, RowCache]:
     """`rms_norm`, and what `norm_backward` needs to differentiate it."""
     if foreign:
-        refuse(rms_norm_forward, foreign)
+        refuse(rms_norm_forward, foreign, norm=True)
     call = backend.row_norm(x, normalized_shape, weight, None, eps, out, uncentered=True)
     return call.run(), call.cache()
 

@@ -26,6 +26,7 @@ from fastbn._call import (
 from fastbn._call import pieces as _pieces
 from fastbn._call import views as _views
 from fastbn._system import outputs, oversubscription, processor, progress, threads
+from fastbn.checkpoint import terms as _terms
 from fastbn.kernels import disk_cache, parts
 from fastbn.kernels.frame import DTYPE
 
@@ -37,6 +38,12 @@ waited = oversubscription._waited
 
 flat = _views.flat
 PIECE = _pieces.PIECE
+
+
+def describe_norms(monkeypatch, norms):
+    """As if each file described these batch norms."""
+    monkeypatch.setattr(_terms, "norms_of", lambda checkpoint: norms)
+
 
 # --- plans ------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import logging
 from fastbn.kernels import cache_reasons, disk_cache, processors, targets
 
 features_of = processors.features_of
+Target = targets.Target
 
 
 def ours():
@@ -31,6 +32,33 @@ def add_target(folder, kernel=True, **changed):
     path = folder / f"target.{target.digest}.json"
     path.write_text(json.dumps(target._asdict()))
     return path
+
+
+def runs(mine, other):
+    """Whether code for another target is taken by a process whose own target is ``mine``."""
+    return targets.ours()._replace(**mine).runs(targets.ours()._replace(**other))
+
+
+def lacks(mine, other):
+    """What code for another target may use and ``mine`` has not."""
+    return targets.ours()._replace(**mine).lacks(targets.ours()._replace(**other))
+
+
+def save_kernel(monkeypatch, digest, content=b"kernel"):
+    """Keep a kernel of the name part_f, and a file about a target beside it."""
+    monkeypatch.setattr(targets, "ours", lambda: Target(*["x"] * 6, features=digest))
+    folder = disk_cache.save("part_f", digest, content)
+    targets.record(folder)
+
+
+def load_kernel(digest):
+    """What is kept, if anything is, and whether something counts as kept."""
+    return disk_cache.load("part_f", digest), disk_cache.holds("part_f", digest)
+
+
+def fill_alone(monkeypatch, folder):
+    """Do what a process does that fills a folder for an image."""
+    monkeypatch.setattr(disk_cache, "_alone", folder)
 
 
 def taken_from(monkeypatch, folder):

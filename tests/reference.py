@@ -84,6 +84,24 @@ def numerical_gradient(loss, values, step=1e-6):
     return gradient
 
 
+def numerical_gradient_by_channel(loss, values, axis, step=1e-6):
+    """The same of a loss for each channel, where no channel has a part in another's.
+
+    One element of every channel is moved at a time. If channels did mix, it would show.
+    """
+    gradient = np.empty_like(values)
+    there, found = (np.moveaxis(array, axis, -1) for array in (values, gradient))
+    for index in np.ndindex(there.shape[:-1]):
+        kept = there[index].copy()
+        there[index] = kept + step
+        high = loss(values)
+        there[index] = kept - step
+        low = loss(values)
+        there[index] = kept
+        found[index] = (high - low) / (2 * step)
+    return gradient
+
+
 # --- norms whose statistics are each sample's own -------------------------------------------------
 
 

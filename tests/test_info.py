@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import llvmlite
 import numba
@@ -17,6 +19,8 @@ from fastbn.environment import describe
 from tests import internals_cache as internals
 from tests import subprocess_tools as tools
 from tests.internals import progress_bars
+
+NETWORK = Path(__file__).parent / "data" / "network.pth"
 
 
 def shown(capsys, *arguments):
@@ -194,17 +198,76 @@ def test_warmup_fills_a_folder(capsys, monkeypatch, tmp_path):
         ("--dtype int8", "--dtype: invalid choice: 'int8'"),
         ("--mode eval", "--mode: invalid choice: 'eval'"),
         ("--layout NCHW", "--layout: invalid choice: 'NCHW'"),
-        ("--into {file}/folder", "fastbn: error: "),
+        (
+            "--into {file}/folder",
+            "fastbn: error: cannot write '{file}/folder': not a directory; a file is where",
+        ),
+        ("--into {file}", "fastbn: error: cannot write '{file}': file exists; a file is where"),
         ("more", "unrecognized arguments: more"),
     ],
 )
 def test_warmup_with_wrong_arguments(arguments, says, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    arguments = arguments.replace("{file}", str(tmp_path / "file"))
+    arguments, says = (text.replace("{file}", str(tmp_path / "file")) for text in (arguments, says))
     assert cli.main(["warmup", *arguments.split()]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert says in err
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder that takes no files")
+def test_a_folder_that_takes_no_files_is_named(capsys):
+    assert cli.main(["warmup", "--into", "/proc/self"]) == 2
+    assert re.match(r"fastbn: error: cannot write '/proc/self': ", capsys.readouterr().err)
+    assert cli.main(["fold", str(NETWORK), "-o", "/proc/net.npz"]) == 2
+    assert re.match(r"fastbn: error: cannot write '/proc/net\.npz': ", capsys.readouterr().err)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="capabilities as Linux has them")
+@pytest.mark.parametrize(
+    "command", ["warmup --into {}", "warmup --into {}/new", f"fold {NETWORK} -o {{}}/net.npz"]
+)
+def test_what_may_not_be_written_is_named_with_a_way_out(command, tmp_path):
+    tmp_path.chmod(0o555)
+    words = command.format(tmp_path).split()
+    code = f"""
+import ctypes, os
+if os.getuid() == 0:  # become an ordinary user
+    header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset(header, nothing) == 0
+import contextlib, io
+from fastbn import cli
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    assert cli.main({words!r}) == 2
+print(said.getvalue().strip())
+"""
+    said = tools.run(code, threads=1)
+    tmp_path.chmod(0o755)
+    assert said == (
+        f"fastbn: error: cannot write {words[-1]!r}: permission denied; name a place where you "
+        "may write\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "command", ["inspect x.npz --plot", "bench --plot", "demo --small-batches"]
+)
+def test_a_picture_that_may_not_be_written_is_refused_at_once(
+    command, tmp_path, capsys, monkeypatch
+):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    assert cli.main([*command.split(), str(tmp_path / "a.png")]) == 2
+    assert f"cannot write '{tmp_path / 'a.png'}': permission denied" in capsys.readouterr().err
+
+
+def test_a_warning_is_a_sentence(capsys, monkeypatch):
+    said = "compiled code cannot be kept"
+    monkeypatch.setattr(fastbn, "warmup", lambda **_: warnings.warn(said, stacklevel=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main(["warmup"]) == 0
+    assert capsys.readouterr().err == f"fastbn: warning: {said}\n"
 
 
 def test_commands_are_light():

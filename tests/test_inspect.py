@@ -1,12 +1,16 @@
 """What is said of the batch norms of a checkpoint: `inspect_batch_norms`, ``fastbn inspect``."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 import fastbn
+from fastbn import checkpoint
+from fastbn.checkpoint import channel_terms
 from fastbn.cli import main
+from tests import internals
 
 FAULTS = {
     "NaN or infinite": ("bias", np.nan),
@@ -65,11 +69,96 @@ def test_eps_decides_what_is_flat_and_prefix_what_is_listed():
         fastbn.inspect_batch_norms({"conv.weight": np.ones((2, 2))})
 
 
-def test_arrays_that_do_not_fit_together():
+@pytest.mark.parametrize("eps", [-1, 0, np.nan, np.inf])
+def test_eps_must_be_positive(eps):
+    for look in (fastbn.inspect_batch_norms, channel_terms):
+        with pytest.raises(ValueError, match="eps must be positive and finite"):
+            look(state(), eps=eps)
+
+
+def test_eps_and_prefix_have_types():
+    with pytest.raises(TypeError, match="eps must be a positive number"):
+        fastbn.inspect_batch_norms(state(), eps="1e-5")
+    with pytest.raises(TypeError, match="prefix must be a string"):
+        fastbn.inspect_batch_norms(state(), prefix=None)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "names"),
+    [
+        ("", ["net.1.0.bn", "net.10.bn", "net.1.bn"]),
+        ("net.", ["1.0.bn", "10.bn", "1.bn"]),
+        ("net", ["1.0.bn", "10.bn", "1.bn"]),
+        ("net.1.", ["0.bn", "bn"]),
+        ("net.1", ["0.bn", "10.bn", "bn"]),  # a prefix of a word leaves the word
+        ("net.10.bn", ["bn"]),
+        ("n", ["net.1.0.bn", "net.10.bn", "net.1.bn"]),
+    ],
+)
+def test_prefixes_are_left_off_with_their_dot(prefix, names):
+    arrays = {}
+    for layer in ("net.1.0", "net.10", "net.1"):
+        arrays |= {name.replace("block", layer): array for name, array in state().items()}
+    for look in (fastbn.inspect_batch_norms, channel_terms):
+        assert [layer.name for layer in look(arrays, prefix=prefix)] == names
+
+
+def broken(how):
+    """A layer of which no batch norm can be made, and what is said of it."""
     arrays = state()
-    arrays["block.bn.weight"] = np.ones(5, np.float32)
-    with pytest.raises(ValueError, match=r"block\.bn.*running_mean 6.*weight 5"):
-        fastbn.inspect_batch_norms(arrays)
+    if how == "length":
+        arrays["block.bn.weight"] = np.full(5, np.nan, np.float32)
+        return arrays, "invalid: arrays that are not all of one shape .*running_mean.*weight"
+    if how == "shape":
+        arrays |= {k: a[:, None] for k, a in arrays.items() if a.ndim}
+        return arrays, r"invalid: arrays that are not all of one shape .*running_mean \(6, 1\)"
+    if how == "channels":
+        arrays |= {k: a[:0] for k, a in arrays.items() if a.ndim}
+        return arrays, r"invalid: arrays that are not all of one shape .*running_mean \(0,\)"
+    arrays["block.bn.running_var"] = np.full(6, "much" if how == "text" else 2j)
+    return arrays, "invalid: running_var of dtype"
+
+
+@pytest.mark.parametrize("how", ["length", "shape", "channels", "text", "complex"])
+def test_an_invalid_layer_is_a_fault_and_the_others_are_listed(how):
+    arrays, fault = broken(how)
+    arrays |= {name.replace("block", "sound"): array for name, array in state().items()}
+    invalid, sound = fastbn.inspect_batch_norms(arrays)
+    assert re.match(fault, invalid.faults[0])
+    assert np.isnan(invalid.scale).all()
+    assert (sound.faults, sound.name) == ([], "sound.bn")
+    assert invalid.not_finite == (5 if how == "length" else 0)
+    assert [terms.name for terms in channel_terms(arrays)] == ["block.bn", "sound.bn"]
+
+
+@pytest.mark.parametrize(
+    ("eps", "gone", "fault"),
+    [(-1.0, "weight", "eps -1.0"), (None, "running_var", "no running_var")],
+)
+def test_what_a_file_that_describes_its_layers_may_lack(eps, gone, fault, monkeypatch):
+    """ONNX and Keras give a layer's arrays and settings by themselves, whatever they are."""
+    arrays = {k.removeprefix("block.bn."): a for k, a in state().items()}
+    arrays.pop(gone)
+    internals.describe_norms(monkeypatch, [checkpoint.Norm("bn", arrays, eps=eps)])
+    (found,) = fastbn.inspect_batch_norms({})
+    assert found.faults == [f"invalid: {fault}"]
+    assert found.channels == 6
+
+
+def test_terms_of_channels():
+    arrays = state()
+    arrays["block.bn.running_var"][1] = -1
+    (terms,) = channel_terms(arrays, eps=1e-2)
+    mean, var, weight, bias = (
+        arrays[f"block.bn.{name}"].astype(float)
+        for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    with np.errstate(invalid="ignore"):
+        scale = weight / (var + 1e-2) ** 0.5
+    np.testing.assert_allclose(terms.scale, scale, rtol=1e-14)
+    np.testing.assert_allclose(terms.shift, bias - mean * scale, rtol=1e-14)
+    assert (terms.eps, terms.invalid) == (1e-2, "")
+    assert np.isnan(terms.scale[1])
 
 
 @pytest.fixture
@@ -94,7 +183,27 @@ def test_table(file, capsys):
     assert main(["inspect", str(file)]) == 0
     out = capsys.readouterr().out
     assert "1 dead" in out
-    assert "2 batch norms, something to look at in 1." in out
+    assert "2 batch norms, faults in 1." in out
+    assert [line.split()[:2] for line in out.splitlines()[:3]] == [
+        ["#", "layer"], ["1", "block.bn"], ["2", "sound.block.bn"],
+    ]  # fmt: skip
+
+
+def test_numbers_are_those_of_the_file_and_prefixes_are_left_off(file, capsys):
+    arrays = dict(np.load(file))
+    arrays["sound.block.bn.weight"] = np.ones(5, np.float32)
+    arrays |= {name.replace("sound", "sound2"): a for name, a in arrays.items()}
+    np.savez(file, **arrays)
+    assert main(["inspect", str(file), "--faulty", "--prefix", "sound"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [
+        ["1", "block.bn"], ["2", "sound2.block.bn"],
+    ]  # fmt: skip
+    assert main(["inspect", str(file), "--faulty", "--json"]) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert [(layer["number"], layer["channels"]) for layer in layers] == [(1, 6), (2, 6), (3, 6)]
+    assert main(["inspect", str(file), "--eps", "nan"]) == 2
+    assert "--eps: expected a positive number, got 'nan'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -131,9 +240,30 @@ def test_json_has_no_nan(tmp_path, capsys):
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_plot(file, suffix, capsys):
     pytest.importorskip("matplotlib")
+    arrays = dict(np.load(file))
+    arrays["sound.block.bn.weight"] = np.ones(5, np.float32)
+    np.savez(file, **arrays)
     picture = file.with_suffix(suffix)
     assert main(["inspect", str(file), "--json", "--plot", str(picture)]) == 0
     assert picture.stat().st_size > 5000
+
+
+def test_a_picture_of_many_layers_has_the_numbers_of_the_table(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    import matplotlib.figure
+
+    arrays = {}
+    for k in range(41):
+        arrays |= {name.replace("block", f"b{k}"): array for name, array in state().items()}
+    arrays["b3.bn.weight"][0] = 0
+    np.savez(tmp_path / "net.npz", **arrays)
+    seen = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *_, **__: seen.append(
+        [(tick.get_position()[0], tick.get_text()) for tick in figure.axes[-1].get_xticklabels()]
+        + [patch.get_x() for patch in figure.axes[-1].patches]
+    ))  # fmt: skip
+    assert main(["inspect", str(tmp_path / "net.npz"), "--plot", str(tmp_path / "a.png")]) == 0
+    assert seen == [[*((k, str(k)) for k in range(1, 42)), 3.5]]
 
 
 def test_files_that_are_not_there_or_no_checkpoint(tmp_path, capsys):

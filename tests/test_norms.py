@@ -304,6 +304,7 @@ def test_empty_arrays():
     assert (y.shape, fastbn.norm_backward(x, cache).weight.tolist()) == ((0, 3), [0, 0, 0])
 
 
+@pytest.mark.compiled
 def test_results_do_not_depend_on_threads(rng):
     x, dy, weight, bias = drawn(rng, (16, 32, 30, 30), 32, "float32")
     before, found = fastbn.get_num_threads(), []

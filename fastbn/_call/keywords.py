@@ -58,6 +58,18 @@ _ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
     "use_scale": (("weight", ""), _AFFINE, _ELEMENTWISE),
 }
 
+_NO_RESIDUAL = "norms of samples take none; add it to the output"
+#: What batch norm takes and norms of samples do not, and what to do instead.
+_OF_BATCH_NORM = {
+    **dict.fromkeys(("residual", "add", "identity", "shortcut", "skip"), _NO_RESIDUAL),
+    "activation": "norms of samples take none; apply it to the output",
+    "mask": (
+        "norms of samples take none, because padding changes only the sample that has it: "
+        "normalize such a sample by itself without its padding, x[i:i + 1, :, :length]; a layer or "
+        "RMS norm over the features alone needs no mask"
+    ),
+}
+
 
 def hide_foreign(function: _F) -> _F:
     """Decorator: signatures are shown, by `help` and others, without ``**foreign``."""
@@ -67,23 +79,29 @@ def hide_foreign(function: _F) -> _F:
     return function
 
 
-def refuse(function: Callable, foreign: Mapping[str, object]) -> NoReturn:
-    """Raise the TypeError of keywords that a function or class does not have."""
+def refuse(function: Callable, foreign: Mapping[str, object], *, norm: bool = False) -> NoReturn:
+    """Raise the TypeError of keywords that a function or class does not have.
+
+    ``norm``: of a function that normalizes each sample by itself.
+    """
     name = next(iter(foreign))
     known = [k for k in inspect.signature(function).parameters if k != "self"]
-    raise TypeError(f"{function.__qualname__} has no argument {name!r}{hint(name, known)}")
+    raise TypeError(f"{function.__qualname__} has no argument {name!r}{_way(name, known, norm)}")
 
 
 def refuse_call(
-    layer: object, foreign: Mapping[str, object], known: Collection[str], ways: Mapping[str, str]
+    layer: object, foreign: Mapping[str, object], known: Collection[str], *, norm: bool = False
 ) -> NoReturn:
-    """The same of a call of a layer, whose class may be that of a base.
-
-    ``ways`` has what to say of names that other layers know.
-    """
+    """The same of a call of a layer, whose class may be that of a base."""
     name = next(iter(foreign))
-    way = f"; {ways[name]}" if name in ways else hint(name, known)
-    raise TypeError(f"a call of {type(layer).__name__} has no argument {name!r}{way}")
+    kind = type(layer).__name__
+    raise TypeError(f"a call of {kind} has no argument {name!r}{_way(name, known, norm)}")
+
+
+def _way(name: str, known: Collection[str], norm: bool) -> str:
+    if norm and name in _OF_BATCH_NORM:
+        return f"; {_OF_BATCH_NORM[name]}"
+    return hint(name, known)
 
 
 def hint(name: str, known: Collection[str]) -> str:

@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike
 
 from fastbn._system import threads
 from fastbn._system.progress import Progress
+from fastbn._system.writing import writing_to
 from fastbn.kernels import cache_reasons, disk_cache, parts, targets
 from fastbn.kernels.compile import Unit
 from fastbn.kernels.held import BFLOAT16, FLOAT16, held
@@ -142,22 +143,25 @@ def warmup(
     of_modes = _chosen("modes", modes, _MODES)
     units = _units_of_modes(checked, chosen, of_modes)
     _refuse_float16(checked, cpu)
-    if into is not None or cpu is not None:
-        with Progress(len(units), "compiling") if progress else nullcontext() as shown:
-            _fill(list(units), into, cpu, shown.advance if shown else lambda: None)
-        return
+    elsewhere = into is not None or cpu is not None
+    if not elsewhere:
+        _warn_if_nothing_is_kept(units)
+    with Progress(len(units), "compiling") if progress else nullcontext() as shown:
+        advance = shown.advance if shown else lambda: None
+        if elsewhere:
+            _fill(list(units), into, cpu, advance)
+        else:
+            compile_units(units, advance)
+
+
+def _warn_if_nothing_is_kept(units: dict[str, Unit]) -> None:
     if not disk_cache.can_save() and not all(unit.stored() for unit in units.values()):
         warnings.warn(
             "compiled code cannot be kept, and each process compiles anew: none of these folders "
             f"can be written to: {', '.join(disk_cache.folders())}; set FASTBN_CACHE_DIR to one",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    if not progress:
-        compile_units(units, lambda: None)
-        return
-    with Progress(len(units), "compiling") as shown:
-        compile_units(units, shown.advance)
 
 
 def _chosen(name: str, values: Iterable[_Name], known: dict[_Name, _T]) -> list[_T]:
@@ -250,9 +254,10 @@ def _fill(
             environment |= zip(_TELLING_NUMBA, (cpu, features_of(cpu)), strict=True)
     if into is not None:
         folder = os.path.abspath(into)
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # before a minute's work
-            pass
+        with writing_to(into):  # before a minute's work
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
     elif not disk_cache.can_save():
         raise OSError(
             f"none of these folders can be written to: {', '.join(disk_cache.folders())}; "

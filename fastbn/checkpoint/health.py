@@ -6,11 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn.checkpoint import files
 from fastbn.checkpoint.contents import Norm
-from fastbn.checkpoint.loading import checkpoint_of, nothing_found
-from fastbn.checkpoint.recognize import norms_of
-from fastbn.kernels import formulas
+from fastbn.checkpoint.terms import norms_below, terms_of
 
 __all__ = ["Health", "inspect_batch_norms"]
 
@@ -38,6 +35,8 @@ class Health(NamedTuple):
         no batch was counted
     scale, shift, mean, var : least, median and greatest of the channels, of what evaluation
         multiplies by and adds, and of the running statistics; NaN where there are none
+    invalid : why no layer can be made of the arrays (one is missing, or has another shape or
+        dtype), in words; empty for a valid layer. The other fields count what they can.
     """
 
     name: str
@@ -52,6 +51,7 @@ class Health(NamedTuple):
     shift: tuple[float, float, float]
     mean: tuple[float, float, float]
     var: tuple[float, float, float]
+    invalid: str = ""
 
     @property
     def faults(self) -> list[str]:
@@ -64,7 +64,9 @@ class Health(NamedTuple):
             "flat (variance far below eps)": self.flat,
         }
         found = [f"{n} {what}" for what, n in counted.items() if n]
-        return [*found, *["never updated: mean 0, variance 1, or no batch seen"] * self.untrained]
+        if self.untrained:
+            found.append("never updated: mean 0, variance 1, or no batch seen")
+        return [f"invalid: {self.invalid}", *found] if self.invalid else found
 
 
 def inspect_batch_norms(source: Any, *, prefix: str = "", eps: float | None = None) -> list[Health]:
@@ -78,7 +80,7 @@ def inspect_batch_norms(source: Any, *, prefix: str = "", eps: float | None = No
     source : path or mapping
         As `load_batch_norms` takes it; a mapping may be ``layer.state_dict(prefix="bn1.")``.
     prefix : str
-        Only layers whose names begin with it.
+        Only layers whose names begin with it, such as ``"backbone."``; it is left off.
     eps : float, optional
         For all layers. By default the file's, or 1e-5.
 
@@ -90,7 +92,8 @@ def inspect_batch_norms(source: Any, *, prefix: str = "", eps: float | None = No
     Raises
     ------
     TypeError, ValueError, OSError
-        If ``source`` cannot be read or has no such layer, as `load_batch_norms` says.
+        If ``source`` cannot be read or has no such layer, as `load_batch_norms` says, or ``eps``
+        is not positive.
 
     Examples
     --------
@@ -101,58 +104,30 @@ def inspect_batch_norms(source: Any, *, prefix: str = "", eps: float | None = No
     >>> found.name, found.dead, found.flat, found.exploding
     ('bn1', 1, 1, 1)
     """
-    with files.naming(source):
-        checkpoint = checkpoint_of(source)
-        norms = norms_of(checkpoint)
-        found = [norm for norm in norms if norm.name.startswith(prefix)]
-        if not found:
-            raise ValueError(nothing_found(checkpoint, norms, prefix))
-        return [_health(norm, eps) for norm in found]
+    return [_health(norm, eps) for norm in norms_below(source, prefix, eps)]
 
 
 def _health(norm: Norm, eps: float | None) -> Health:
     terms = terms_of(norm, eps)
-    mean, var, weight, scale = (terms[name] for name in ("mean", "var", "weight", "scale"))
-    finite = np.ones(len(mean), bool)
-    for name in ("weight", "bias", "mean", "var"):
-        finite &= np.isfinite(terms[name])
+    mean, var = terms.mean, terms.var
+    arrays = (mean, var, terms.weight, terms.bias)
+    finite = np.ones(max(array.size for array in arrays), bool)
+    for array in arrays:
+        finite[: array.size] &= np.isfinite(array)
     counter = norm.arrays.get("num_batches_tracked")
     uncounted = counter is not None and not np.any(np.asarray(counter))
+    as_made = mean.size and var.size and (mean == 0).all() and (var == 1).all()
     return Health(
-        norm.name, len(mean),
+        norm.name, len(mean) or len(finite),
         not_finite=int((~finite).sum()),
         negative=int((var < 0).sum()),
-        dead=int((np.abs(weight) <= DEAD).sum()),
-        exploding=int((np.abs(scale) > EXPLODING).sum()),
-        flat=int(((var >= 0) & (var < FLAT * eps_of(norm, eps))).sum()),
-        untrained=bool(uncounted or ((mean == 0).all() and (var == 1).all())),
-        scale=_spread(scale), shift=_spread(terms["shift"]), mean=_spread(mean), var=_spread(var),
+        dead=int((np.abs(terms.weight) <= DEAD).sum()),
+        exploding=int((np.abs(terms.scale) > EXPLODING).sum()),
+        flat=int(((var >= 0) & (var < FLAT * terms.eps)).sum()),
+        untrained=bool(uncounted or as_made),
+        scale=_spread(terms.scale), shift=_spread(terms.shift), mean=_spread(mean),
+        var=_spread(var), invalid=terms.invalid,
     )  # fmt: skip
-
-
-def eps_of(norm: Norm, eps: float | None) -> float:
-    """The caller's, the file's, or torch's."""
-    given = norm.eps if eps is None else eps
-    return 1e-5 if given is None else given
-
-
-def terms_of(norm: Norm, eps: float | None = None) -> dict[str, np.ndarray]:
-    """A layer's arrays in float64, and the scale and shift that evaluation applies."""
-    given = {name: np.asarray(a).astype(np.float64) for name, a in norm.arrays.items()}
-    mean, var = given["running_mean"].reshape(-1), given["running_var"].reshape(-1)
-    weight = given.get("weight", np.ones_like(mean)).reshape(-1)
-    bias = given.get("bias", np.zeros_like(mean)).reshape(-1)
-    if len({mean.size, var.size, weight.size, bias.size}) > 1:
-        raise ValueError(
-            f"{norm.name!r}: its arrays differ in length: running_mean {mean.size}, running_var "
-            f"{var.size}, weight {weight.size}, bias {bias.size}"
-        )
-    with np.errstate(all="ignore"):
-        scale = weight * formulas.reciprocal_std(var, eps_of(norm, eps))
-        shift = bias - mean * scale
-    return {
-        "mean": mean, "var": var, "weight": weight, "bias": bias, "scale": scale, "shift": shift
-    }  # fmt: skip
 
 
 def _spread(values: np.ndarray) -> tuple[float, float, float]:

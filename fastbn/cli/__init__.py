@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from fastbn import __version__
@@ -31,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         the output any more.
     """
     try:
-        code = _run(argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = _run(argv)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("fastbn: interrupted", file=sys.stderr)
@@ -47,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fastbn: error: {str(error) or 'out of memory'}", file=sys.stderr)
         return _ERROR
     return code
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning as a sentence, without the line of the sources that it comes from."""
+    print(f"fastbn: warning: {message}", file=sys.stderr)
 
 
 def _drop_stdout() -> None:

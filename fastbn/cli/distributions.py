@@ -1,13 +1,12 @@
 """The picture of ``fastbn inspect --plot``. Matplotlib is imported when it is drawn."""
 
-from collections.abc import Container
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastbn.checkpoint.health import terms_of
-from fastbn.checkpoint.loading import find_batch_norms
+from fastbn.checkpoint import ChannelTerms
 
 __all__ = ["draw"]
 
@@ -18,44 +17,38 @@ NAMED = 40
 
 
 def draw(
-    checkpoint: Path, prefix: str, eps: float | None, file: Path, faulty: Container[str] = ()
+    layers: Sequence[ChannelTerms], title: str, file: Path, faulty: Collection[int] = ()
 ) -> None:
     """Four panels over the layers: scale, shift, running mean and variance of their channels.
 
     The line is the median, the dark band has 50 % of the channels, the pale one 90 %, the dots are
-    the least and the greatest. Layers that are ``faulty`` stand on red.
+    the least and the greatest. Layers stand on red whose numbers, from 1 on, are ``faulty``.
     """
     import matplotlib  # type: ignore[import-not-found, unused-ignore]
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    columns = {
-        norm.name: terms_of(norm, eps)
-        for norm in find_batch_norms(checkpoint)
-        if norm.name.startswith(prefix)
-    }
     settings: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
     with pyplot.rc_context(settings):
-        width = min(24.0, max(8.0, 3.0 + 0.22 * len(columns)))
+        width = min(24.0, max(8.0, 3.0 + 0.22 * len(layers)))
         figure, panels = pyplot.subplots(
             4, 1, figsize=(width, 10.5), sharex=True, layout="constrained"
         )
-        marked = ", faulty ones on red" * any(name in faulty for name in columns)
-        figure.suptitle(
-            f"{checkpoint.name}: {len(columns)} batch norms, channel by channel{marked}"
-        )
+        marked = ", faulty ones on red" if faulty else ""
+        figure.suptitle(f"{title}: {len(layers)} batch norms, channel by channel{marked}")
         for panel, (term, label, log) in zip(panels, _PANELS, strict=True):
-            values = [np.abs(of[term]) if log else of[term] for of in columns.values()]
-            _panel(panel, values, label, log)
-            for k, name in enumerate(columns):
-                if name in faulty:
-                    panel.axvspan(k - 0.5, k + 0.5, color=RED, alpha=0.15, linewidth=0)
+            values = [getattr(layer, term) for layer in layers]
+            _panel(panel, [np.abs(v) if log else v for v in values], label, log)
+            for number in faulty:
+                panel.axvspan(number - 0.5, number + 0.5, color=RED, alpha=0.15, linewidth=0)
         panels[0].legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0))
-        names = list(columns) if len(columns) <= NAMED else [str(k) for k in range(len(columns))]
-        panels[-1].set_xticks(range(len(columns)), names, rotation=90, fontsize=8)
-        if len(columns) > NAMED:
-            panels[-1].set_xlabel("layer, in the order of the file")
+        numbers = range(1, len(layers) + 1)
+        few = len(layers) <= NAMED
+        names = [layer.name for layer in layers] if few else list(map(str, numbers))
+        panels[-1].set_xticks(numbers, names, rotation=90, fontsize=8)
+        if not few:
+            panels[-1].set_xlabel("number of the layer in the table, which is the file's order")
         figure.savefig(file, dpi=110)
         pyplot.close(figure)
 
@@ -70,7 +63,7 @@ _PANELS = (
 
 def _panel(panel: Any, values: list[np.ndarray], label: str, log: bool) -> None:
     quantiles = np.array([_quantiles(v, log) for v in values]).T
-    x = np.arange(len(values))
+    x = np.arange(1, len(values) + 1)
     least, low, first, median, third, high, most = quantiles
     panel.vlines(x, low, high, color=BLUE, alpha=0.25, linewidth=7, label="90 % of the channels")
     panel.vlines(x, first, third, color=BLUE, alpha=0.6, linewidth=7, label="50 %")

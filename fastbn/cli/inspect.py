@@ -21,7 +21,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="the checkpoint")
     parser.add_argument(
-        "--prefix", default="", metavar="P", help="only layers whose names begin with it"
+        "--prefix",
+        default="",
+        metavar="P",
+        help="only layers whose names begin with it; it is left off",
     )
     parser.add_argument(
         "--eps", type=positive, metavar="X", help="of all layers (default: the file's, or 1e-5)"
@@ -41,33 +44,35 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     import fastbn
 
-    found = fastbn.inspect_batch_norms(arguments.file, prefix=arguments.prefix, eps=arguments.eps)
+    which = {"prefix": arguments.prefix, "eps": arguments.eps}
+    found = dict(enumerate(fastbn.inspect_batch_norms(arguments.file, **which), 1))
+    faulty = [number for number, health in found.items() if health.faults]
     if arguments.plot is not None:  # first: who reads the table may not read to its end
+        from fastbn.checkpoint import channel_terms
         from fastbn.cli import distributions
 
-        faulty = {health.name for health in found if health.faults}
-        distributions.draw(
-            arguments.file, arguments.prefix, arguments.eps, arguments.plot, faulty
-        )  # fmt: skip
-    shown = [health for health in found if health.faults or not arguments.faulty]
+        terms = channel_terms(arguments.file, **which)
+        distributions.draw(terms, arguments.file.name, arguments.plot, faulty)
+    shown = {number: found[number] for number in (faulty if arguments.faulty else found)}
     if arguments.json:
-        layers = [{**health._asdict(), "faults": health.faults} for health in shown]
+        layers = [
+            {"number": number, **health._asdict(), "faults": health.faults}
+            for number, health in shown.items()
+        ]
         print_json({"file": str(arguments.file), "layers": layers})
         return
-    titles = "layer", "channels", "scale", "running mean", "running var", "faults"
+    titles = "#", "layer", "channels", "scale", "running mean", "running var", "faults"
     rows = [
         (
-            health.name, str(health.channels), _range(health.scale), _range(health.mean),
-            _range(health.var), "; ".join(health.faults) or "none",
+            str(number), health.name, str(health.channels), _range(health.scale),
+            _range(health.mean), _range(health.var), "; ".join(health.faults) or "none",
         )
-        for health in shown
+        for number, health in shown.items()
     ]  # fmt: skip
-    print_table(titles, rows, right=" rrrr")
-    faulty_layers = sum(bool(health.faults) for health in found)
+    print_table(titles, rows, right="r rrrr")
     print(
-        f"\n{arguments.file.name}: {len(found)} batch norms, something to look at in "
-        f"{faulty_layers or 'none'}. Each range is the least and the greatest of a layer's "
-        "channels."
+        f"\n{arguments.file.name}: {len(found)} batch norms, faults in "
+        f"{len(faulty) or 'none'}. Each range is the least and the greatest of a layer's channels."
     )
 
 

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +74,11 @@ def picture_file(text: str) -> Path:
         raise argparse.ArgumentTypeError(
             f"expected a name that ends in .png, .svg or .pdf: {text!r}"
         )
-    if not file.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {str(file.absolute().parent)!r}")
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {str(folder)!r}")
+    if not os.access(file if file.exists() else folder, os.W_OK):  # before a minute's work
+        raise argparse.ArgumentTypeError(
+            f"cannot write {text!r}: permission denied; name a place where you may write"
+        )
     return file

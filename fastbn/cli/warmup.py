@@ -9,30 +9,37 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Add the command to the parser."""
     parser = commands.add_parser(
         "warmup",
-        help="compile kernels ahead, into a folder for an image if you like",
+        help="compile kernels ahead, also into a folder for an image",
         description=(
-            "Compile kernels now, so that no later process has to. With --into they go to a "
-            "folder to be copied into an image, where FASTBN_CACHE_DIR names it. Each option "
-            "but --into and --cpu may be given several times; without it all that batch "
-            "normalization of float32 and float64 needs is compiled (a quarter of a minute)."
+            "Compile kernels now, so that no later process has to. --into fills a folder that you "
+            "copy into an image, where the variable FASTBN_CACHE_DIR names it. --mode, --dtype and "
+            "--layout may be given several times. Without them, everything is compiled that batch "
+            "normalization of float32 and float64 needs (a quarter of a minute)."
         ),
         epilog=(
             "example: fastbn warmup --into /opt/fastbn-cache --mode evaluation --dtype float32 "
             "--layout channels_first --cpu x86-64-v3"
         ),
     )
-    parser.add_argument("--into", metavar="DIR", help="fill this folder, which is made if need be")
+    parser.add_argument(
+        "--into", metavar="DIR", help="fill this folder; it is made if it is not there"
+    )
     _several(parser, "--mode", "evaluation", "training", "statistics", "norms")
     _several(parser, "--dtype", "float32", "float64", "float16", "bfloat16")
     _several(parser, "--layout", "channels_first", "channels_last")
     parser.add_argument(
         "--cpu",
         metavar="NAME",
-        help="whom for: native (this machine), generic (all of this architecture), x86-64-v3 "
-        "(with AVX2), x86-64-v4 (with AVX-512) or another name that LLVM has, such as znver4; "
-        "default: this machine, and what is there already and runs here is not compiled again",
+        help="processor that will run the kernels: native (this machine's), generic (any of this "
+        "architecture), x86-64-v3 (any with AVX2), x86-64-v4 (any with AVX-512), or another name "
+        "that LLVM has, such as znver4. Default: this machine's, and kernels in the cache that run "
+        "here are not compiled again",
     )
-    parser.add_argument("--json", action="store_true", help="print what has been done as JSON")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the folder, the processor and the seconds as JSON",
+    )
     parser.set_defaults(run=run, parser=parser)
 
 
@@ -44,7 +51,7 @@ def _several(parser: argparse.ArgumentParser, option: str, *choices: str) -> Non
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Warm up, and say where the kernels are."""
+    """Compile, and say where the kernels are."""
     import fastbn
     from fastbn.environment import describe
 

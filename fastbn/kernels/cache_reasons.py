@@ -12,33 +12,32 @@ _told = False
 
 
 def tell(name: str, digests: Iterable[str] = ()) -> None:
-    """Log why a kernel is compiled now, if a folder was named or has files of fastbn.
+    """Log why a kernel is compiled now.
 
-    It is a warning where it will be the same at the next start: where compiled code cannot be
-    kept, or not in the folder that was named. Else it is for information, and the next start is
-    warm.
+    It is a warning where the next start will compile again: where compiled code cannot be kept, or
+    not in the folder that was named. Otherwise it is for information, and only if a folder was
+    named or has files of fastbn: the next start is warm.
     """
     global _told
     if _told:
         return
     _told = True
     digests, places = list(digests), disk_cache.places()
-    reasons, kept, level = [], None, logging.INFO
+    kept = next((folder for folder in places.values() if disk_cache.may_write(folder)), None)
+    reasons, level = [], logging.INFO
     for origin, folder in places.items():
-        named, writable = origin.isupper(), disk_cache.may_write(folder)
-        reason = why(folder, name, digests)
-        if named or (reason is not None and any(folder.glob("*.fastbn"))):
-            reasons.append(f"{origin} ({folder}) {reason}")
-        if kept is None and writable:
-            kept = folder
-        if named and not writable:
+        named = origin.isupper()
+        if named or kept is None or disk_cache.units_in(folder):
+            reasons.append(f"{origin} ({folder}) {why(folder, name, digests)}")
+        if named and not disk_cache.may_write(folder):
             level = logging.WARNING
-    if not reasons:
+    if not reasons and kept is not None:
         return
     after = f"what is compiled is kept in {kept}"
     if kept is None:
         after, level = (
-            "nothing compiled can be kept, so every process compiles anew",
+            "nothing compiled can be kept (FASTBN_CACHE_DIR can name a folder that takes files), "
+            "so every process compiles anew",
             logging.WARNING,
         )
     logging.getLogger("fastbn").log(
@@ -61,9 +60,8 @@ def why(folder: Path, name: str, digests: Iterable[str]) -> str:
     for digest in digests:
         file = disk_cache.file_name(name, digest)
         if file in files:
-            readable = os.access(folder / file, os.R_OK)
-            return f"has {file}, which " + ("is damaged" if readable else "this user cannot read")
-    if not any(file.endswith(".fastbn") for file in files):
+            return f"has {file}, which {_what_is_wrong(folder / file)}"
+    if not disk_cache.units_in(folder):
         return "has no kernels"
     mine, others = targets.ours(), targets.known(folder)
     if not others:
@@ -71,8 +69,14 @@ def why(folder: Path, name: str, digests: Iterable[str]) -> str:
     nearest = min(others, key=lambda other: len(differences(mine, other)))
     found = differences(mine, nearest)
     if not found:
-        return "has kernels for this processor, but not this one: was it warmed up for it?"
+        return f"has kernels for this processor, but {name} was neither warmed up nor called before"
     return "was made " + ", ".join(found)
+
+
+def _what_is_wrong(file: Path) -> str:
+    if not file.is_file():
+        return "is no file" if file.exists() else "leads nowhere"
+    return "is damaged" if os.access(file, os.R_OK) else "this user cannot read"
 
 
 def differences(mine: Target, other: Target) -> list[str]:
@@ -89,8 +93,14 @@ def differences(mine: Target, other: Target) -> list[str]:
     if other.system != mine.system:
         found.append(f"for {other.system} (here {mine.system})")
     elif lacking := mine.lacks(other):
-        shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
-        found.append(f"for the processor {other.processor}: {mine.processor} here lacks {shown}")
+        certain = [each for each in lacking if each not in other.unsaid()]
+        shown = (certain or lacking)[:5]
+        more = ", ..." if len(certain or lacking) > 5 else ""
+        unsaid = "" if certain else ", which that name may stand for"
+        found.append(
+            f"for the processor {other.processor}: {mine.processor} here lacks "
+            f"{', '.join(shown)}{more}{unsaid}"
+        )
     elif not found:  # the processor would do
         found.append(
             f"for the processor {other.processor}, and NUMBA_CPU_NAME or NUMBA_CPU_FEATURES asks "

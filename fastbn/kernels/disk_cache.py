@@ -6,7 +6,8 @@ moved there whole, so that no lock is needed.
 
 Files are looked for in each of the folders of `places`, whether this user may write there or not,
 and written to the first of them that takes them: a cache in an image serves users who cannot
-write to it.
+write to it. In a folder that somebody has named for these files nothing is deleted; in the others
+the oldest files of each unit are.
 """
 
 import contextlib
@@ -18,21 +19,23 @@ from functools import lru_cache
 from pathlib import Path
 
 _SUFFIX = ".fastbn"
-#: Files kept of one unit: versions and processors that share a folder.
+#: Files kept of one unit where old ones are deleted: versions and processors that share a folder.
 _KEPT = 8
+#: Folders in which nothing is deleted: they may have been filled for any number of processors.
+_KEPT_WHOLE = ("into", "FASTBN_CACHE_DIR")
 _CHECKSUM = hashlib.sha256().digest_size
 
 
 def holds(name: str, digest: str) -> bool:
     """Whether there is a file of this name and digest, whole or not."""
-    return any(os.path.exists(folder / file_name(name, digest)) for folder in _folders())
+    return any(os.path.isfile(folder / file_name(name, digest)) for folder in _folders())
 
 
 def load(name: str, digest: str) -> bytes | None:
     """What was saved under this name and digest; None if nothing whole is found."""
     for folder in _folders():
         with contextlib.suppress(OSError):
-            data = (folder / file_name(name, digest)).read_bytes()
+            data = read(folder / file_name(name, digest))
             content = data[_CHECKSUM:]
             if _checksum(name, digest, content) == data[:_CHECKSUM]:
                 return content
@@ -55,6 +58,21 @@ def save(name: str, digest: str, content: bytes) -> Path | None:
 def file_name(name: str, digest: str) -> str:
     """Of the file that holds a unit."""
     return f"{name}.{digest}{_SUFFIX}"
+
+
+def digest_in(file: str) -> str:
+    """The digest in the name of a file that holds a unit."""
+    return file.split(".")[1]
+
+
+def units_in(folder: Path) -> list[str] | None:
+    """Names of the files that hold units; None for a folder that cannot be read."""
+    try:
+        files = os.listdir(folder)
+    except OSError:
+        return None
+    # those that are being written begin with a dot
+    return [file for file in files if file.endswith(_SUFFIX) and file[0] != "."]
 
 
 def can_save() -> bool:
@@ -89,6 +107,13 @@ def _checksum(name: str, digest: str, content: bytes) -> bytes:
     return hashlib.sha256(f"{name}.{digest}.".encode() + content).digest()
 
 
+def read(path: Path) -> bytes:
+    """What a file holds; OSError for what is none, such as a pipe, which would never end."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path.read_bytes()
+
+
 def write(path: Path, data: bytes) -> None:
     """Put a file in its place, whole or not at all, for every user to read."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=_SUFFIX)
@@ -104,7 +129,9 @@ def write(path: Path, data: bytes) -> None:
 
 
 def forget_oldest(folder: Path, pattern: str, kept: int) -> None:
-    """Delete all files of a name but the newest."""
+    """Delete all files of a name but the newest, unless the folder was named for such files."""
+    if folder in map(places().get, _KEPT_WHOLE):
+        return
     files = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
     for path in files[:-kept]:
         path.unlink()

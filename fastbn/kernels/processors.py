@@ -1,4 +1,4 @@
-"""What a processor has that LLVM knows by name, for who compiles for another machine."""
+"""Features of a processor by its name, for compiling code that another machine will run."""
 
 import os
 import re
@@ -9,8 +9,8 @@ from functools import cache
 import llvmlite.binding as llvm
 from numba.core.codegen import get_host_cpu_features
 
-#: Features for which no compiler writes an instruction unless a program asks for it by name.
-#: Virtual machines hide many of them. They are switched off, so that nobody need have them.
+#: Features whose instructions a compiler writes only if a program names them, as kernels never do.
+#: Virtual machines hide many of them. They are switched off: code then runs where they are hidden.
 _BY_NAME_ONLY = re.compile(
     "amx.*|cldemote|clflushopt|clwb|clzero|enqcmd|fsgsbase|hreset|invpcid|kl|lwp|movdir.*|mwaitx|"
     "pconfig|pku|prfchw|ptwrite|rdpid|rdpru|rdrnd|rdseed|rtm|serialize|sgx|shstk|tsxldtrk|uintr|"
@@ -21,9 +21,10 @@ _ASKED = "from fastbn.kernels.processors import print_features; print_features()
 
 @cache
 def features_of(name: str) -> str:
-    """Features of a processor as `NUMBA_CPU_FEATURES` takes them; ValueError if it is not known.
+    """All features of a processor, on or off, as `NUMBA_CPU_FEATURES` takes them.
 
-    LLVM ends a process that asks it for the code of a processor it does not know. So another asks.
+    ValueError if LLVM does not know the processor. LLVM would end the process that asks for code
+    for an unknown one, so a child process asks.
     """
     if name == "native":
         return get_host_cpu_features()
@@ -46,17 +47,21 @@ def features_of(name: str) -> str:
 
 
 def print_features() -> None:
-    """What that process does."""
-    found = implied(sys.argv[1])
-    off = [each for each in found if _BY_NAME_ONLY.fullmatch(each)]
-    print(",".join([f"+{each}" for each in found if each not in off] + [f"-{e}" for e in off]))
+    """What the child process does.
+
+    It mentions every feature that LLVM knows, so that none depends on the processor's name.
+    """
+    on = {each for each in implied(sys.argv[1]) if not _BY_NAME_ONLY.fullmatch(each)}
+    every = sorted(llvm.get_host_cpu_features(), key=lambda each: (each not in on, each))
+    print(",".join(("+" if each in on else "-") + each for each in every))
 
 
 def implied(name: str) -> list[str]:
-    """The features that code for a processor may use, of all that a program can ask for here.
+    """The features that LLVM uses for a processor of this name, of all that it knows.
 
-    LLVM has no call that tells. But it puts a function into its caller only if that has all
-    features that the function has: so there is one for each, and a caller that has the name.
+    LLVM has no call that lists them. But it inlines a function only into a caller that has all of
+    the function's features. So here is a function for each feature, and a caller that has the
+    processor's name: what was inlined, the processor has.
     """
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()

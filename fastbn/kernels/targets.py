@@ -1,8 +1,8 @@
-"""Whom compiled code is for: its versions and its processor; and whose code runs here as well.
+"""What compiled code is made for, its target: versions of all that made it, and a processor.
 
-Beside the code a folder holds a small file about each target, ``target.DIGEST.json``. So code that
-was made for another processor is found where this one has all that it needs, and where it has not,
-one can say what is missing (`cache_reasons`).
+A cache folder holds a small file about each target, ``target.DIGEST.json``, beside the code. With
+it a process finds code that was made for another processor, and takes it if its own processor has
+every feature that the code may use. If it has not, `cache_reasons` says which are missing.
 """
 
 import contextlib
@@ -22,9 +22,12 @@ from numba.core.codegen import get_host_cpu_features
 
 from fastbn.kernels import disk_cache
 
+#: Of a target's digest.
+_LETTERS = 12
+
 
 class Target(NamedTuple):
-    """What compiled code depends on, but for its name and its arguments."""
+    """What compiled code depends on, apart from which function it is and of which arguments."""
 
     sources: str
     python: str
@@ -36,21 +39,35 @@ class Target(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """It in a few letters: with them a file's name begins."""
+        """A short hash of all fields; the digests of its code begin with it."""
         return _digest(self)
 
+    def unsaid(self) -> set[str]:
+        """Features that code for it may use although ``features`` does not mention them.
+
+        LLVM takes from a processor's name whatever the list of features leaves open, which happens
+        where somebody has set `NUMBA_CPU_NAME` or `NUMBA_CPU_FEATURES`. On other systems than x86
+        LLVM never lists all: there the name itself counts as a feature.
+        """
+        if self.processor == "generic":
+            return set()
+        if "x86" not in self.system:
+            return {f"all of {self.processor}"}
+        return _names_of_features() - {each[1:] for each in self.features.split(",")}
+
     def lacks(self, other: "Target") -> list[str]:
-        """Features that another target makes use of and this one has not."""
-        return sorted(_having(other.features) - _having(self.features))
+        """Features that code for another target may use and this processor has not."""
+        mine = _having(self.features) | self.unsaid()
+        return sorted((_having(other.features) | other.unsaid()) - mine)
 
     def runs(self, other: "Target") -> bool:
-        """Whether code for the other runs here and may be taken."""
+        """Whether code for the other target may run in this process."""
         same = other._replace(processor=self.processor, features=self.features) == self
         return same and not told() and not self.lacks(other)
 
 
 class Processor(NamedTuple):
-    """LLVM's name of a processor, and what of it is made use of."""
+    """LLVM's name of a processor, and the features of it that code may use."""
 
     name: str
     features: str
@@ -58,7 +75,7 @@ class Processor(NamedTuple):
 
 @lru_cache(maxsize=1)
 def processor() -> Processor:
-    """The one that Numba compiles for, as it finds it."""
+    """The processor that Numba compiles for."""
     name, features = numba.config.CPU_NAME, numba.config.CPU_FEATURES
     return Processor(
         llvm.get_host_cpu_name() if name is None else name,
@@ -67,12 +84,12 @@ def processor() -> Processor:
 
 
 def told() -> bool:
-    """Whether somebody has told Numba the processor: then no other will do."""
+    """Whether Numba's variables choose the processor: then code for no other target is taken."""
     return numba.config.CPU_NAME is not None or numba.config.CPU_FEATURES is not None
 
 
 def converts_float16(features: str) -> bool:
-    """Whether a processor converts float16: LLVM would else call functions that nobody has."""
+    """Whether a processor has instructions for float16; LLVM would call a library without them."""
     return "x86" not in llvm.get_process_triple() or "f16c" in _having(features)
 
 
@@ -88,18 +105,21 @@ def ours() -> Target:
     )
 
 
-#: Whether code for other targets is passed over: for who fills a folder for one of them.
+#: Whether code for other targets is passed over, by a process that fills a folder for its own.
 _exact = False
 
 
 def take_ours_alone() -> None:
-    """From now on neither load nor count what was compiled for another target."""
+    """Neither load nor count, from now on, what was compiled for another target."""
     global _exact
     _exact = True
 
 
 def digests(signature: Any) -> Iterator[str]:
-    """Of code for a signature or its arguments: of ours, then of others' that runs here."""
+    """Digests of code for a signature (or its arguments): for our target first, then for others.
+
+    Of the others it is those whose code runs here.
+    """
     arguments = getattr(signature, "args", signature)
     taken = hashlib.sha256(repr([str(each) for each in arguments]).encode()).hexdigest()[:12]
     mine = ours()
@@ -111,7 +131,7 @@ def digests(signature: Any) -> Iterator[str]:
 
 @lru_cache(maxsize=4)
 def _others(mine: Target, folders: tuple[str, ...]) -> list[Target]:
-    """Targets in the folders whose code runs here; first those that make use of more."""
+    """Targets in the folders whose code runs here; those that use the most features first."""
     found = {target for folder in folders for target in known(Path(folder))} - {mine}
     return sorted(filter(mine.runs, found), key=lambda each: (-len(_having(each.features)), each))
 
@@ -121,16 +141,17 @@ def known(folder: Path) -> list[Target]:
     found = []
     with contextlib.suppress(OSError):
         for path in sorted(folder.glob("target.*.json")):
-            # whatever a file holds costs a compilation, and never a call
+            # a file that holds anything else costs a compilation, and no call fails
             with contextlib.suppress(Exception):
-                target = Target(**json.loads(path.read_text(encoding="utf-8")))
-                if target.digest == path.name.split(".")[1]:  # else it is damaged
+                target = Target(**json.loads(disk_cache.read(path)))
+                whole = target.digest == path.name.split(".")[1]  # else it is damaged
+                if whole and all(isinstance(each, str) for each in target):
                     found.append(target)
     return found
 
 
 def record(folder: Path) -> None:
-    """Leave a file about ours in a folder that has code for it, if it can be written to."""
+    """Leave a file about our target in a folder that has code for it, if the folder takes one."""
     mine = ours()
     path = folder / f"target.{mine.digest}.json"
     if not os.path.exists(path):
@@ -139,9 +160,23 @@ def record(folder: Path) -> None:
             disk_cache.forget_oldest(folder, "target.*.json", 32)
 
 
+def of_unit(file: str) -> str:
+    """Digest of the target that a file of the cache was compiled for, from the file's name."""
+    return disk_cache.digest_in(file)[:_LETTERS]
+
+
+@lru_cache(maxsize=1)
+def _names_of_features() -> frozenset[str]:
+    """All features of this kind of processor that LLVM knows how to look for."""
+    try:
+        return frozenset(llvm.get_host_cpu_features())
+    except RuntimeError:  # a system where LLVM cannot look
+        return frozenset()
+
+
 @lru_cache(maxsize=64)
 def _digest(target: Target) -> str:
-    return hashlib.sha256(json.dumps(list(target)).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(list(target)).encode()).hexdigest()[:_LETTERS]
 
 
 def _having(features: str) -> set[str]:

@@ -127,7 +127,7 @@ class BatchNorm(LayerState):
         ) -> np.ndarray:
             """Normalize ``x``: `forward`, which says more."""
             if foreign:
-                refuse_call(self, foreign, ("x", "out", "residual", "mask"), {})
+                refuse_call(self, foreign, ("x", "out", "residual", "mask"))
             return self.forward(x, out=out, residual=residual, mask=mask)
 
     def forward(

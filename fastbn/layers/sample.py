@@ -18,14 +18,6 @@ from fastbn.layers.layer import Layer, keep_cache
 
 __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
 
-_NO_RESIDUAL = "norms of samples take none; add it to the output"
-#: What calls of batch norm have, and these have not.
-_OF_BATCH_NORM = {
-    **dict.fromkeys(("residual", "add", "identity", "shortcut", "skip"), _NO_RESIDUAL),
-    "activation": "norms of samples take none; apply it to the output",
-    "mask": "norms of samples take none: no sample depends on the padding of another",
-}
-
 
 class SampleNorm(Layer):
     """A layer that normalizes each sample by itself; subclasses say what of it together."""
@@ -44,7 +36,7 @@ class SampleNorm(Layer):
         ) -> np.ndarray:
             """Normalize ``x``: `forward`."""
             if foreign:
-                refuse_call(self, foreign, ("x", "out"), _OF_BATCH_NORM)
+                refuse_call(self, foreign, ("x", "out"), norm=True)
             return self.forward(x, out=out)
 
     def forward(self, x: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
