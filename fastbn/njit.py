@@ -67,9 +67,9 @@ def normalizing_terms(
     --------
     >>> import numpy as np, fastbn.njit
     >>> fastbn.njit.normalizing_terms(np.array([1.0, 2.0]), np.array([4.0, 1.0]), eps=1e-12)
-    array([[ 1. ,  2. ],
-           [ 0.5,  1. ],
-           [ 0. ,  0. ]], dtype=float32)
+    array([[1. , 2. ],
+           [0.5, 1. ],
+           [0. , 0. ]], dtype=float32)
     """
     kind = _dtype_of_rows(dtype)
     arguments.check_running(running_mean, running_var)
