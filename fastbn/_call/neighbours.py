@@ -135,7 +135,8 @@ def _elsewhere(array: Any) -> str:
             device = array.__dlpack_device__()
             return "" if device[0] in _HOST else f"DLPack's device {tuple(map(int, device))}"
         except Exception:  # of several devices, or of none
-            pass
+            if not hasattr(kind, "__array__"):
+                return "a device that it does not name"
     where = str(getattr(array, "device", "cpu")) if hasattr(kind, "device") else "cpu"
     return "" if "cpu" in where.lower() else where
 
