@@ -22,7 +22,7 @@ import types as python_types
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
@@ -56,6 +56,8 @@ _PRANGE_ONLY = {
 
 #: Without the JIT kernels run as plain Python.
 PLAIN: bool = numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+
+_F = TypeVar("_F", bound=Callable)
 
 #: Functions by name, with the code that each was made of.
 _functions: dict[str, tuple[Any, Callable]] = {}
@@ -113,14 +115,14 @@ def _renamed(body: Any, name: str) -> Any:
 # --- functions for the compiled code of users -----------------------------------------------------
 
 
-def offered(body: Callable, check: Callable[..., None]) -> Callable[[Callable], Callable]:
+def offered(body: Callable, check: Callable[..., None]) -> Callable[[_F], _F]:
     """Decorator: calls of ``function``, in compiled code and in Python, run ``body``.
 
     Both take the same arguments, by the same names. ``check`` gets their Numba types, and raises
     TypeError for those that ``body`` does not take.
     """
 
-    def offer(function: Callable) -> Callable:
+    def offer(function: _F) -> _F:
         parameters = inspect.signature(function)
 
         @functools.wraps(function)
