@@ -102,7 +102,10 @@ def batch_norm(
     ----------
     x : ndarray of float32, float64, float16 or bfloat16, two or more dimensions
         ``(N, C)``, ``(N, C, L)``, ``(N, C, H, W)``, ``(N, C, D, H, W)`` with
-        ``axis=1``, channels last with ``axis=-1``, or any strided view of them.
+        ``axis=1``, channels last with ``axis=-1``, or any strided view of them. This and
+        the other arrays that are read may be another library's, with ``__array__`` or
+        ``__dlpack__`` on the CPU: without a copy where it lends its memory. Empty without
+        channels, it takes parameters of any number (so Dask asks for the dtype).
     running_mean, running_var : ndarray of shape (C,), optional
         Both or neither; updated in place if ``training``. Without them the batch's
         statistics serve in evaluation too.
@@ -144,7 +147,7 @@ def batch_norm(
     Raises
     ------
     TypeError
-        If an array is not an ndarray of such numbers, or a number is not one.
+        If an array is not one of such numbers, or a number is not one.
     ValueError
         If a shape does not fit, only one running statistic is given, ``eps`` is not
         positive, batch statistics are asked of one value per channel, ``out`` is
@@ -292,7 +295,7 @@ def batch_norm_backward(
     Raises
     ------
     TypeError
-        If ``dy`` is not an ndarray of such numbers, or ``cache`` is not one.
+        If ``dy`` is not an array of such numbers, or ``cache`` is not one.
     ValueError
         If ``dy`` or ``out`` do not fit the shape or dtype of x.
     RuntimeError

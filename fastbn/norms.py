@@ -33,7 +33,7 @@ _RAISES = """
     Raises
     ------
     TypeError
-        If an array is not an ndarray of such numbers, or a number is not one.
+        If an array is not one of such numbers, or a number is not one.
     ValueError
         If a shape does not fit, ``eps`` is not positive, or ``out`` is read-only or overlaps
         ``x`` in part. Nothing has been changed then.
@@ -366,7 +366,7 @@ def norm_backward(
     Raises
     ------
     TypeError
-        If ``dy`` is not an ndarray of such numbers, or ``cache`` is not one.
+        If ``dy`` is not an array of such numbers, or ``cache`` is not one.
     ValueError
         If ``dy`` or ``out`` do not fit the shape or dtype of x.
     RuntimeError

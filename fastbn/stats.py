@@ -86,7 +86,7 @@ class ChannelStats:
         Raises
         ------
         TypeError
-            If ``x`` is not an ndarray of floating-point numbers, or ``mask`` of bools.
+            If ``x`` is not an array of floating-point numbers, or ``mask`` of bools.
         ValueError
             If ``x`` has fewer than two dimensions or no such axis, or ``mask`` does not fit.
         """

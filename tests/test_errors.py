@@ -81,11 +81,6 @@ def test_a_tensor_of_bfloat16_has_another_way():
     foreign = type("Tensor", (), {"__module__": "torch", "dtype": "torch.bfloat16"})()
     with raises(TypeError, "x.detach().cpu().float().numpy()"):
         fastbn.batch_norm(foreign)
-    torch = pytest.importorskip("torch")
-    x = torch.ones(4, 3, dtype=torch.bfloat16, requires_grad=True)
-    with raises(TypeError, "x.detach().cpu().float().numpy()"):
-        fastbn.batch_norm(x)
-    assert fastbn.batch_norm(x.detach().cpu().float().numpy(), training=True).shape == (4, 3)
 
 
 @pytest.mark.parametrize(

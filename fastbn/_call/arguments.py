@@ -12,13 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import overlap
+from fastbn._call import neighbours, overlap
 
 # --- x --------------------------------------------------------------------------------------------
 
 
 def as_array(name: str, x: Any) -> np.ndarray:
-    """``x`` as a plain ndarray that shares its memory, or TypeError."""
+    """``x`` as a plain ndarray, or TypeError.
+
+    One rule for all arguments that are read: an ndarray of any subclass is taken in its own
+    memory. So is an array of another library that has ``__array__``, or ``__dlpack__`` on the CPU,
+    where that library lends its memory; read-only memory will do. What comes out of a call is
+    always NumPy's own array. Refused are what would be copied from a device or loaded from a file,
+    a tensor whose gradient would be lost (``requires_grad``), masked arrays, lists and scalars.
+    """
     if type(x) is np.ndarray:
         return x
     if isinstance(x, np.ma.MaskedArray):
@@ -26,40 +33,22 @@ def as_array(name: str, x: Any) -> np.ndarray:
             f"{name} is a masked array, whose mask would be ignored; pass a plain array in which "
             f"the masked places have a value that may count: {name}.filled(value)"
         )
-    if not isinstance(x, np.ndarray):
-        library = type(x).__module__.partition(".")[0]
-        if library == "torch" and is_bfloat16(x):
-            library = _TORCH_BFLOAT16
-        way = _TO_NUMPY.get(library, "np.asarray({name}, np.float32) converts array-likes")
-        raise TypeError(
-            f"{name} must be a numpy.ndarray, got {type(x).__name__}"
-            f"{f' of {library}' if library in _TO_NUMPY else ''}; {way.format(name=name)}"
-        )
-    return x.view(np.ndarray)
+    if isinstance(x, np.ndarray):
+        return x.view(np.ndarray)
+    return neighbours.borrowed(name, x)
 
 
-def is_bfloat16(array: Any) -> bool:
-    """Whether an array of any library says that it is of bfloat16, which few can convert."""
-    return str(getattr(array, "dtype", "")).endswith("bfloat16")
+def as_input(x: Any) -> np.ndarray:
+    """``x`` as a plain ndarray; without values, if Dask asks about the dtype alone."""
+    x = as_array("x", x)
+    return x[(slice(0),) * x.ndim] if neighbours.is_question(x) else x
 
 
-_TORCH_BFLOAT16 = "torch, of bfloat16"
-#: How arrays of other libraries become NumPy's, where `np.asarray` is not the best or does not do.
-_TO_NUMPY = {
-    "cupy": "{name}.get() copies it from the device; all arrays of a call lie in one place",
-    "dask": "{name}.compute() loads all of it into memory; or take it block by block: statistics "
-    "of blocks merge (fastbn.ChannelStats)",
-    "h5py": "{name}[...] reads it",
-    "numba": "{name}.copy_to_host() copies it from the device; all arrays of a call lie in one "
-    "place",
-    "pandas": "{name}.to_numpy(np.float32) converts it",
-    "polars": "{name}.to_numpy() converts it",
-    "tensorflow": "{name}.numpy() converts it",
-    "torch": "{name}.detach().cpu().numpy() gives its values, without a copy on the CPU",
-    _TORCH_BFLOAT16: "{name}.detach().cpu().float().numpy() gives its values as float32",
-    "xarray": "{name}.to_numpy() converts it",
-    "zarr": "{name}[...] reads it",
-}
+def as_output(name: str, out: Any) -> np.ndarray:
+    """``out`` as a plain ndarray that shares its memory: here nothing but NumPy's is taken."""
+    if not isinstance(out, np.ndarray):
+        raise neighbours.not_numpy(name, out)
+    return as_array(name, out)
 
 
 def native(dtype: np.dtype) -> np.dtype:
@@ -193,11 +182,12 @@ def _some(channels: np.ndarray) -> str:
 def check_parameter(name: str, value: Any, shape: tuple[int, ...], of: str) -> np.ndarray:
     """``value`` as a plain array of floating-point numbers of a shape.
 
-    ``of`` says where that shape comes from.
+    ``of`` says where that shape comes from. An x without channels takes any number of them: so
+    Dask asks a function which dtype it returns.
     """
     value = as_array(name, value)
     check_dtype(name, value.dtype)
-    if value.shape != shape:
+    if value.shape != shape and not (0 in shape and value.ndim == len(shape)):
         one = value.ndim == len(shape) == 1
         came = f"length {value.shape[0]}" if one else f"shape {value.shape}"
         raise ValueError(f"{name} has {came}, but {of}; expected {name} of shape {shape}")
@@ -255,8 +245,9 @@ def check_group_size(shape: tuple[int, ...], groups: int) -> None:
 
 
 def check_last_axes(shape: tuple[int, ...], normalized: tuple[int, ...]) -> None:
-    """What is normalized must be at the end."""
-    if shape[-len(normalized) :] != normalized:
+    """What is normalized must be at the end; axes of no length are as in `check_parameter`."""
+    last = shape[-len(normalized) :]
+    if last != normalized and (len(last) != len(normalized) or any(last)):
         raise ValueError(
             f"x has shape {shape}, and its last axes must be normalized_shape, {normalized}"
         )
@@ -286,7 +277,7 @@ def check_updatable(
         if not value.flags.writeable:
             raise ValueError(
                 f"{name} is read-only, but training updates it in place; "
-                f"pass a writable array ({name}.copy()) or training=False"
+                f"pass a writable array (np.array({name})) or training=False"
             )
         if overlap.overlaps_itself(value):
             raise ValueError(
@@ -331,7 +322,7 @@ def check_out(
 
     It may be one of ``inputs`` itself, element for element; any other overlap is refused.
     """
-    plain = as_array("out", out)
+    plain = as_output("out", out)
     if plain.shape != shape:
         raise ValueError(f"out has shape {plain.shape}, expected the shape of x, {shape}")
     if plain.dtype != dtype:

@@ -24,7 +24,7 @@ def block_bytes() -> int:
 
 def checked_input(x: Any) -> np.ndarray:
     """``x`` as a plain array of numbers."""
-    x = arguments.as_array("x", x)
+    x = arguments.as_input(x)
     arguments.check_dtype("x", x.dtype)
     return x
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import arguments, settings, work
+from fastbn._call import arguments, neighbours, settings, work
 from fastbn._call.blocks import (
     block_bytes,
     blocks,
@@ -56,17 +56,20 @@ class GroupNorm:
         self.groups = self._checked_groups(num_groups)
         arguments.check_groups(self.x.shape, self.axis, self.groups)
         of_x = f"x of shape {self.x.shape} has {self.channels} channels"
-        self.weight, self.bias = (
-            None if value is None else arguments.kernel_vector(
-                arguments.check_parameter(name, value, (self.channels,), of_x),
-                computed(arguments.native(self.x.dtype)),
-            )
+        self.inputs = {
+            name: None if value is None
+            else arguments.check_parameter(name, value, (self.channels,), of_x)
             for name, value in (("weight", weight), ("bias", bias))
-        )  # fmt: skip
+        }  # fmt: skip
+        dtype = computed(arguments.native(self.x.dtype))
+        self.weight, self.bias = (
+            None if value is None else arguments.kernel_vector(value, dtype)
+            for value in self.inputs.values()
+        )
         self.eps = settings.check_eps(eps)
         arguments.check_group_size(self.x.shape, self.groups)
-        inputs = {"x": self.x, "weight": weight, "bias": bias}
-        self.returned, self.out = checked_output(out, self.x, inputs)
+        self.inputs["x"] = self.x
+        self.returned, self.out = checked_output(out, self.x, self.inputs)
 
     def _checked_groups(self, num_groups: Any) -> int:
         return settings.check_num_groups(num_groups)
@@ -154,7 +157,9 @@ class InstanceNorm(GroupNorm):
             ]
             cumulative = momentum is None and counter is not None
             self.momentum = None if cumulative else settings.check_momentum(momentum)
-            inputs = {"x": self.x, "weight": weight, "bias": bias, "out": self.out}
+            neighbours.check_lent("running_mean", running_mean, self.running[0])
+            neighbours.check_lent("running_var", running_var, self.running[1])
+            inputs = {**self.inputs, "out": self.out}
             arguments.check_updatable(*self.running, counter, inputs)
             self.counter = counter
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import arguments, overlap, pieces, work
+from fastbn._call import arguments, neighbours, overlap, pieces, work
 from fastbn._system import outputs
 from fastbn.kernels import formulas
 from fastbn.kernels.held import computed
@@ -34,6 +34,8 @@ def split(x: Any, mask: Any) -> tuple[Any, Any]:
 
 def check_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     """``mask`` as an array of bools of that shape."""
+    if not isinstance(mask, np.ndarray) and neighbours.lends(mask):
+        mask = neighbours.borrowed("mask", mask)
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
         kind = f"dtype {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
         raise TypeError(

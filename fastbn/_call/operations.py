@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn._call import arguments, masked, overlap, pieces, settings, work
+from fastbn._call import arguments, masked, neighbours, overlap, pieces, settings, work
 from fastbn._call.epilogue import NOTHING, Epilogue, checked
 from fastbn._system import outputs
 from fastbn.kernels import formulas
@@ -64,7 +64,7 @@ class Forward:
     ):  # fmt: skip
         self.masked_array = isinstance(x, np.ma.MaskedArray) and out is None
         x, mask = masked.split(x, mask)
-        x = arguments.as_array("x", x)
+        x = arguments.as_input(x)
         self.x = x
         self.axis, self.channels, self.count = arguments.describe(
             x.shape, x.dtype, arguments.as_axis(axis)
@@ -86,6 +86,8 @@ class Forward:
         if self.update:
             cumulative = momentum is None and counter is not None
             self.momentum = None if cumulative else settings.check_momentum(momentum)
+            neighbours.check_lent("running_mean", running_mean, self.running_mean)
+            neighbours.check_lent("running_var", running_var, self.running_var)
             inputs = {"x": x, "weight": self.weight, "bias": self.bias}
             arguments.check_updatable(self.running_mean, self.running_var, counter, inputs)
         self.given_mask, kept = mask, masked.kept_of(mask, x.shape)
@@ -184,7 +186,9 @@ class Forward:
         return ForwardCache(
             self.x,
             self.axis,
-            self.statistics if self.batch_statistics else self._running_statistics(),
+            self.statistics
+            if self.batch_statistics or self.x.size == 0
+            else self._running_statistics(),
             None if self.weight is None else self._for_kernel(self.weight).copy(),
             self.bias is not None,
             self.batch_statistics,

@@ -12,7 +12,9 @@ that the plan writes into the frame. Nothing is compiled before it is needed.
 """
 
 import contextlib
+import functools
 import hashlib
+import inspect
 import pickle
 import re
 import threading
@@ -20,22 +22,25 @@ import types as python_types
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
 from numba import prange, types
 from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
+from numba.core.errors import TypingError
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
+from numba.extending import overload, register_jitable
 
 from fastbn.kernels import cache_reasons, disk_cache, targets
 from fastbn.kernels.held import computed
 from fastbn.kernels.simd import call
 
-#: No fastmath: kernels spell out their order of operations (see `simd`).
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+#: No fastmath: kernels spell out their order of operations (see `simd`). It is said, since
+#: functions have their caller's where nothing is said, and users' code may call them.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
 
 #: Only `prange` is parallel: the other transformations cost compile time and buy nothing.
 _PRANGE_ONLY = {
@@ -51,6 +56,8 @@ _PRANGE_ONLY = {
 
 #: Without the JIT kernels run as plain Python.
 PLAIN: bool = numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+
+_F = TypeVar("_F", bound=Callable)
 
 #: Functions by name, with the code that each was made of.
 _functions: dict[str, tuple[Any, Callable]] = {}
@@ -105,6 +112,62 @@ def _renamed(body: Any, name: str) -> Any:
     return copy
 
 
+# --- functions for the compiled code of users -----------------------------------------------------
+
+
+def offered(body: Callable, check: Callable[..., None]) -> Callable[[_F], _F]:
+    """Decorator: calls of ``function``, in compiled code and in Python, run ``body``.
+
+    Both take the same arguments, by the same names. ``check`` gets their Numba types, and raises
+    TypeError for those that ``body`` does not take.
+    """
+
+    def offer(function: _F) -> _F:
+        parameters = inspect.signature(function)
+
+        @functools.wraps(function)
+        def from_python(*arguments: Any, **named: Any) -> Any:
+            given = parameters.bind(*arguments, **named).args
+            check(*map(_type_of, given))
+            if PLAIN:
+                with np.errstate(all="ignore"):
+                    return body(*given)
+            return _for_python(body)(*given)
+
+        def chosen(*kinds: Any) -> Callable:
+            try:
+                check(*kinds)
+            except TypeError as error:
+                raise TypingError(str(error)) from None
+            return body
+
+        if not PLAIN:
+            typed = [p.replace(annotation=p.empty) for p in parameters.parameters.values()]
+            chosen.__signature__ = inspect.Signature(typed)  # type: ignore[attr-defined]
+            overload(from_python, jit_options=_OPTIONS)(chosen)
+        return from_python
+
+    return offer
+
+
+def offered_inside(function: Callable) -> Callable:
+    """Have compiled code call a function of Python's, which stays what it is."""
+    return function if PLAIN else register_jitable(**_OPTIONS)(function)
+
+
+def _type_of(value: Any) -> Any:
+    """Numba's type of a value; of what it has none for, Python's."""
+    try:
+        return numba.typeof(value)
+    except Exception:
+        return type(value)
+
+
+@functools.cache
+def _for_python(body: Callable) -> Callable:
+    return numba.njit(**_OPTIONS)(body)
+
+
 class Unit(NamedTuple):
     """Native code that is compiled by itself."""
 
@@ -130,6 +193,11 @@ class Part:
         if found is None:
             found = self._addresses[dtype] = self._build(dtype)
         return found
+
+    @property
+    def inside(self) -> Callable:
+        """The body as a function inside other compiled code."""
+        return inner(self._body)
 
     def unit(self, dtype: np.dtype) -> Unit:
         """The part for ``dtype``, to be compiled ahead."""

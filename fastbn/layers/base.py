@@ -250,7 +250,7 @@ class BatchNorm(LayerState):
     def _checked_call(self, x: Any, out: Any, residual: Any, mask: Any) -> Forward:
         """The call with all its checks."""
         if not (places.on_device(x) or isinstance(x, np.ma.MaskedArray)):
-            x = arguments.as_array("x", x)
+            x = arguments.as_input(x)
         axis, fused = self._fitting_axis(x.shape), self._fused(residual)
         if self._watch is None:
             return self._call(x, axis, out, fused, mask)

@@ -99,11 +99,11 @@ class InstanceNorm(SampleNorm, LayerState):
     def _call(self, x: Any, out: Any) -> Any:
         """The call with all its checks; a single sample is a batch of one."""
         there = places.on_device(x)
-        x = x if there else arguments.as_array("x", x)
+        x = x if there else arguments.as_input(x)
         self._fitting_axis(x.shape)
         if x.ndim < self._rank:
             if out is not None:
-                out = _batch_of_one(out if there else arguments.as_array("out", out))
+                out = _batch_of_one(out if there else arguments.as_output("out", out))
             x = _batch_of_one(x)
         own = self._in_training or not self.track_running_stats
         update = self._in_training and self.track_running_stats
@@ -133,12 +133,13 @@ class InstanceNorm(SampleNorm, LayerState):
             If there is no cache and no training forward to take one from.
         """
         cache = self._or_last(cache)
+        dy = dy if places.on_device(dy) else arguments.as_array("dy", dy)
         if getattr(dy, "ndim", 0) != cache.x.ndim - 1:
             return norms.norm_backward(dy, cache, out=out)
         of_batch = None
         if out is not None:
             there = places.on_device(out)
-            of_batch = _batch_of_one(out if there else arguments.as_array("out", out))
+            of_batch = _batch_of_one(out if there else arguments.as_output("out", out))
         found = norms.norm_backward(_batch_of_one(dy), cache, out=of_batch)
         return found._replace(x=found.x.reshape(dy.shape) if out is None else out)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fastbn import norms
-from fastbn._call import backend, settings
+from fastbn._call import arguments, backend, places, settings
 from fastbn._call.caches import NormCache
 from fastbn._call.keywords import hide_foreign, refuse, refuse_call
 from fastbn._call.settings import Device
@@ -185,9 +185,10 @@ class GroupNorm(SampleNorm):
         return f"the layer has num_channels={self.num_channels}"
 
     def _call(self, x: Any, out: Any) -> Any:
-        shape = getattr(x, "shape", ())
+        x = x if places.on_device(x) else arguments.as_input(x)
+        shape = x.shape
         there = len(shape) > 1 and -len(shape) <= self.axis < len(shape)  # else the call says so
-        if there and shape[self.axis] != self.num_channels:
+        if there and shape[self.axis] not in (self.num_channels, 0):
             raise ValueError(
                 f"GroupNorm reads x of shape {shape} with {shape[self.axis]} channels on axis "
                 f"{self.axis}, and num_channels={self.num_channels}"

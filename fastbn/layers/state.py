@@ -126,7 +126,7 @@ class LayerState(Layer):
     def _fitting_axis(self, shape: tuple[int, ...]) -> int:
         """Channel axis of an input of that shape; ValueError if the layer takes no such input."""
         axis = self._axis_of(len(shape)) if len(shape) in self._takes else None
-        if axis is None or shape[axis] != self.num_features:
+        if axis is None or shape[axis] not in (self.num_features, 0):  # see `check_parameter`
             name = type(self).__name__
             raise ValueError(does_not_fit(name, self._takes, self.num_features, shape, axis))
         return axis

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn._call import arguments, backend, places
+from fastbn._call import arguments, backend, neighbours, places
 from fastbn.layers.names import COUNTER, KERAS, MEAN, TORCH, VAR
 
 #: Keys and prefixes that a message shows; there may be hundreds.
@@ -194,6 +194,6 @@ def _read_array(key: str, value: Any, current: np.ndarray) -> np.ndarray:
 def _as_array(key: str, value: Any) -> np.ndarray:
     if places.on_device(value):
         return backend.to_numpy(value, key)
-    if arguments.is_bfloat16(value) and hasattr(value, "float"):
+    if neighbours.is_bfloat16(value) and hasattr(value, "float"):
         value = value.float()  # torch's, which NumPy cannot read
     return np.asarray(value)

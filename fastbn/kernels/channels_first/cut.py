@@ -16,16 +16,7 @@ def cut(rows: int, channels: int, length: int, chain: int) -> dict[str, int]:
     ``chain``: additions in x's precision that one sum may go through along a line; each further
     line of a block adds once more.
     """
-    most = SUMS * chain  # values of a line
-    pieces = -(-length // most)
-    equal = -(-length // pieces)
-    piece = length if pieces == 1 else -(-equal // 64) * 64
-    if pieces == 1:
-        block = rows_of_block(length, chain)
-        segment_lines = rows_of_segment(rows, length, block)
-    else:
-        block, segment_lines = min(3, BLOCK // most), SEGMENT // most  # by fours go whole rows
-    segments = -(-rows * pieces // segment_lines)
+    pieces, piece, block, segment_lines, segments = lines_of(rows, length, chain)
     # no bits depend on the group: what is done to one channel does not depend on the others
     group = max(1, min(GROUP, channels * segments // GROUPS)) if length <= BLOCK else 1
     groups = -(-channels // group)
@@ -43,6 +34,24 @@ def cut(rows: int, channels: int, length: int, chain: int) -> dict[str, int]:
         "apply_tasks": -(-rows * channels * length // TASK),
         "terms": channels,
     }
+
+
+def lines_of(rows: int, length: int, chain: int) -> tuple[int, int, int, int, int]:
+    """Pieces of a row, values of each, lines of a block and of a segment, and segments.
+
+    Also for compiled code, as are the two below.
+    """
+    most = SUMS * chain  # values of a line
+    pieces = -(-length // most)
+    equal = -(-length // pieces)
+    piece = length if pieces == 1 else -(-equal // 64) * 64
+    if pieces == 1:
+        block = rows_of_block(length, chain)
+        segment_lines = rows_of_segment(rows, length, block)
+    else:
+        block, segment_lines = min(3, BLOCK // most), SEGMENT // most  # by fours go whole rows
+    segments = -(-rows * pieces // segment_lines)
+    return pieces, piece, block, segment_lines, segments
 
 
 def rows_of_block(length: int, chain: int) -> int:
