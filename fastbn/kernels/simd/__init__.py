@@ -56,7 +56,8 @@ Memory of any kind (`kinds`); a vector has ``working`` values, and ``count`` of 
                                                        each channel a vector
 ``reads_apart(kind, working)(p, i, apart)``            values that lie ``apart``
 ``reads_one(kind, working)(p, i)``                     one value, in every lane
-``reads_terms(rows, working, count)(p, columns, i)``   vectors of some rows of a table
+``reads_terms(rows, working, count, same)``            ``(p, columns, i)``: vectors of some rows
+                                                       of a table; or ``count`` times the same
 ``writes``, ``writes_turned``, ``writes_apart``        the reverse; ``writes(..., streaming)`` goes
                                                        past the caches, to multiples of a vector
 ``writes_one(kind, working)(p, i, vector)``            the first lane

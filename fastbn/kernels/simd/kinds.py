@@ -29,7 +29,8 @@ def _lanes(working):
 
 
 def _kind(working, count=1):
-    return VectorType(getattr(types, working), _lanes(working) * count)
+    """Three vectors are held as four: LLVM takes what no power of two fits apart, lane by lane."""
+    return VectorType(getattr(types, working), _lanes(working) * (1 << (count - 1).bit_length()))
 
 
 def _element(kind):
@@ -102,22 +103,19 @@ def _store(code, raw, pointer, index, streaming=False):
 
 
 def _joined(code, parts):
-    """Any number of vectors as one."""
+    """Vectors as one; what is beyond them may be anything."""
     parts = list(parts)
-    lanes = len(parts) * parts[0].type.count
     while len(parts) & (len(parts) - 1):
         parts.append(code.undefined(parts[0].type))
-    whole = code.joined(parts)
-    if whole.type.count == lanes:
-        return whole
-    return code.shuffled(whole, code.undefined(whole.type), range(lanes))
+    return code.joined(parts)
 
 
-def _split(code, vector, count):
-    size, undefined = vector.type.count // count, code.undefined(vector.type)
+def _split(code, vector, working, count):
+    """The reverse."""
+    size, undefined = _lanes(working), code.undefined(vector.type)
     return [
-        vector if count == 1 else code.shuffled(vector, undefined, range(k, k + size))
-        for k in range(0, vector.type.count, size)
+        vector if count == 1 else code.shuffled(vector, undefined, range(k * size, k * size + size))
+        for k in range(count)
     ]
 
 
@@ -183,17 +181,19 @@ def reads_one(kind, working):
 
 
 @cache
-def reads_terms(rows, working, count=1):
+def reads_terms(rows, working, count=1, same=False):
+    lanes = _lanes(working)
+
     def write(code, table, columns, index):
-        lanes = _lanes(working) * count
-        return [
-            _load(code, table, place, working, lanes) for place in code.steps(index, columns, rows)
-        ]
+        for row in code.steps(index, columns, rows):
+            places = code.steps(row, INT64(lanes), 1 if same else count)
+            each = [_load(code, table, place, working, lanes) for place in places]
+            yield _joined(code, each * count if same else each)
 
     return instruction(
-        f"read_terms_{rows}_{working}_{count}",
+        f"read_terms_{rows}_{working}_{count}_{same}",
         lambda table, columns, index: types.UniTuple(_kind(working, count), rows),
-        write,
+        lambda *arguments: list(write(*arguments)),
     )
 
 
@@ -204,7 +204,7 @@ def reads_terms(rows, working, count=1):
 def writes(kind, working, count=1, streaming=False):
     def write(code, pointer, index, apart, vector):
         places = code.steps(index, apart, count)
-        for place, part in zip(places, _split(code, vector, count), strict=True):
+        for place, part in zip(places, _split(code, vector, working, count), strict=True):
             _store(code, _narrowed(code.builder, part, kind), pointer, place, streaming)
 
     return instruction(
@@ -219,7 +219,7 @@ def writes_turned(kind, working, count):
     lanes = _lanes(working)
 
     def write(code, pointer, index, vector):
-        raws = [_narrowed(code.builder, part, kind) for part in _split(code, vector, count)]
+        raws = [_narrowed(code.builder, part, kind) for part in _split(code, vector, working, count)]
         raw = _joined(code, raws)
         undefined = code.undefined(raw.type)
         order = [c * lanes + k for k in range(lanes) for c in range(count)]

@@ -79,10 +79,11 @@ def reads_one(kind, working):
     return read
 
 
-def reads_terms(rows, working, count=1):
+def reads_terms(rows, working, count=1, same=False):
     def read(table, columns, index):
-        size = _lanes(working) * count
-        return tuple(table[index + k * columns : index + k * columns + size] for k in range(rows))
+        size = _lanes(working) * (1 if same else count)
+        each = (table[index + k * columns : index + k * columns + size] for k in range(rows))
+        return tuple(np.tile(row, count if same else 1) for row in each)
 
     return read
 

@@ -110,6 +110,10 @@ def lines_with(kinds: Kinds, streaming: bool, count: int) -> Callable:
     read, single = reads(kinds.read, kinds.working), single_with(kinds)
     write, last_write = (writes(kinds.written, kinds.working, 1, past) for past in (streaming, 0))
     terms_at, step = reads_terms(3, kinds.working), kinds.lanes
+    # four lines at a time, for which terms are read once
+    four_read = reads(kinds.read, kinds.working, 4)
+    four_write = writes(kinds.written, kinds.working, 4, streaming)
+    four_terms = reads_terms(3, kinds.working, 4, True)
 
     @inlined
     def along(f, x, out, i, k, start, size, channel, table, like):
@@ -122,6 +126,12 @@ def lines_with(kinds: Kinds, streaming: bool, count: int) -> Callable:
         if singles == size:
             return
         first, end = (start + n) % period, size - step
+        while n + 4 * width <= end:
+            for j in range(0, width, step):
+                terms = four_terms(table, columns, first + j)
+                values = four_read(x, i + n + j, width)
+                four_write(out, k + n + j, width, compute((values,), terms))
+            n += 4 * width
         while n + step <= end:
             some, j = min(width, end - n), 0
             while j + step <= some:
