@@ -9,7 +9,6 @@ import numpy as np
 from fastbn._call.plan import PARALLEL_BYTES, STREAM_VALUES, VECTOR_BYTES, Strides
 from fastbn._call.standardize_terms import Affine
 from fastbn._system import processor
-from fastbn.kernels import entries
 from fastbn.kernels.frame import new_frame
 from fastbn.kernels.simd import CONVERTS_FLOAT16
 from fastbn.kernels.standardize import parts
@@ -25,7 +24,6 @@ TURNED = 2, 3, 4
 SHORT = 64
 #: Tables of terms that a plan keeps.
 TABLES = 64
-_WORKING = np.dtype(np.float32)
 
 
 class Dim(NamedTuple):
@@ -134,7 +132,7 @@ class Plan:
                 "(NUMBA_CPU_NAME, NUMBA_CPU_FEATURES); convert it: astype(np.float32)"
             )
         self.walk, self.kinds = walk, kinds
-        self.entry = entries.standardize.of(_WORKING, _WORKING)
+        self.entry = parts.entry()
         self._tables: dict[tuple, tuple[np.ndarray, int]] = {}
         self._cut, values = _cut(walk, kinds)
         self.large = values * sum(sizes) >= PARALLEL_BYTES

@@ -219,7 +219,9 @@ def writes_turned(kind, working, count):
     lanes = _lanes(working)
 
     def write(code, pointer, index, vector):
-        raws = [_narrowed(code.builder, part, kind) for part in _split(code, vector, working, count)]
+        raws = [
+            _narrowed(code.builder, part, kind) for part in _split(code, vector, working, count)
+        ]
         raw = _joined(code, raws)
         undefined = code.undefined(raw.type)
         order = [c * lanes + k for k in range(lanes) for c in range(count)]

@@ -1,15 +1,19 @@
 """Parts of `standardize`: the loop over the rows of a task, for each way along a row."""
 
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
 import numpy as np
 
-from fastbn.kernels.compile import Part, loop_address, part
+from fastbn.kernels import entries
+from fastbn.kernels.compile import Part, Unit, loop_address, loop_unit, part
 from fastbn.kernels.passes import run_tasks
 from fastbn.kernels.simd import fence, frame_at, pointers_of, values_at
 from fastbn.kernels.standardize.runs import RUNS, Kinds, run_of
 
-_ANY = np.dtype(np.float64)
+_ANY, _ENTRY = np.dtype(np.float64), np.dtype(np.float32)
+#: Ways that arrays of a layout go, and for how many channels, if that must be known.
+_USUAL = {"first": (("rows", 1),), "last": (("lines", 1), ("split", 3))}
 
 
 @part("standardize_tasks")
@@ -76,3 +80,22 @@ def addresses(
     if threads:
         found["loop"] = loop_address()
     return found
+
+
+def entry() -> Callable[..., int]:
+    """What Python calls, the same for all kinds."""
+    return entries.standardize.of(_ENTRY, _ENTRY)
+
+
+def units(kinds: Iterable[str], layouts: Iterable[str]) -> Iterator[Unit]:
+    """What usual calls need that read some kinds and write float32."""
+    yield loop_unit()
+    yield all_tasks.unit(_ANY)
+    yield entries.standardize.unit(_ENTRY, _ENTRY)
+    ways = [way for layout in layouts for way in _USUAL[layout]]
+    for read in kinds:
+        working = "float64" if read == "float64" else "float32"
+        for way, channels in ways:
+            for streaming in (False, True):
+                made = part_of(way, Kinds(read, "float32", working), streaming, channels)
+                yield made.unit(np.dtype(working))
