@@ -15,6 +15,7 @@ def parser() -> argparse.ArgumentParser:
         _add_cold,
         _add_sharing,
         _add_around,
+        _add_standardize,
         _add_device,
         _add_record,
         _add_report,
@@ -197,6 +198,24 @@ def _around(arguments) -> int:
     from benchmarks import around
 
     return 0 if around.around(arguments.threads, arguments.to) else 1
+
+
+def _add_standardize(commands) -> None:
+    command = _add_command(
+        commands, "standardize", _standardize, "Time images of bytes to normalized float32",
+        "Beside NumPy, and torchvision and albumentations if they are installed. Exit status 1 if "
+        "a bar is not met.",
+    )  # fmt: skip
+    command.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="of each call (default: all there are)"
+    )
+    command.add_argument("--to", type=Path, metavar="FILE", help="keep the figures as JSON")
+
+
+def _standardize(arguments) -> int:
+    from benchmarks import standardize
+
+    return 0 if standardize.standardize(arguments.threads, arguments.to) else 1
 
 
 def _device(arguments) -> int:

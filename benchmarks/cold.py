@@ -50,6 +50,17 @@ for x in small, large:
     layer = fastbn.GroupNorm(4, x.shape[1])
     layer.backward(layer(x))
 """,
+    "standardize, NHWC to NCHW": """
+image = np.zeros((8, 64, 64, 3), np.uint8)
+fastbn.standardize(image[0, 0], 0.5, 0.2, axis=-1, out_axis=0)
+fastbn.standardize(image, 0.5, 0.2, axis=-1, out_axis=1)
+""",
+    "standardize, each layout": """
+for image in np.zeros((16, 64, 3), np.uint8), np.zeros((8, 64, 64, 3), np.uint8):
+    fastbn.standardize(image, 0.5, 0.2, axis=-1, out_axis=0)
+    fastbn.standardize(image, 0.5, 0.2, axis=-1)
+    fastbn.standardize(np.ascontiguousarray(np.moveaxis(image, -1, 0)), 0.5, 0.2, axis=0)
+""",
     # several processes share it else: they are not listened to, and some functions they all need
     "warmup, one thread": "fastbn.set_num_threads(1); fastbn.warmup(progress=False)",
     "warmup": "fastbn.warmup(progress=False)",

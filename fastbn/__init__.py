@@ -52,6 +52,7 @@ from fastbn.norms import (
     rms_norm_forward,
 )
 from fastbn.recalibrate import recalibrate
+from fastbn.standardize import destandardize, standardize
 from fastbn.stats import ChannelStats
 
 __version__ = "0.1.0"
@@ -80,6 +81,7 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "channel_stats",
+    "destandardize",
     "fold",
     "get_num_threads",
     "get_reuse_limit",
@@ -100,5 +102,6 @@ __all__ = [
     "set_num_threads",
     "set_reuse_limit",
     "small_batch_report",
+    "standardize",
     "warmup",
 ]

@@ -274,3 +274,17 @@ def ghost_backward(dy, x, groups, weight, eps, axis):
     ]
     dx, d_weight, d_bias = zip(*each, strict=True)
     return np.concatenate(dx), sum(d_weight), sum(d_bias)
+
+
+def standardize(x, mean, std, scale, axis):
+    """``(x * scale - mean) / std``, and the size of what the mean is taken from."""
+    x = np.asarray(x).astype(np.longdouble) * np.longdouble(scale)
+    mean, std = (per_channel(v, x.ndim, axis) for v in (mean, std))
+    return (x - mean) / std, np.abs(x / std)
+
+
+def destandardize(y, mean, std, scale, axis):
+    """``(y * std + mean) / scale``, and the larger of the sizes of both summands."""
+    y = np.asarray(y).astype(np.longdouble)
+    mean, std = (per_channel(v, y.ndim, axis) for v in (mean, std))
+    return (y * std + mean) / scale, np.maximum(abs(y * std), abs(mean)) / abs(scale)

@@ -8,7 +8,7 @@ import pytest
 
 import fastbn
 from benchmarks import __main__ as command_line
-from benchmarks import around, cold, compare, results, sharing, trees
+from benchmarks import around, cold, compare, results, sharing, standardize, trees
 from benchmarks.__main__ import main
 from tests.cases import Case
 from tests.test_benchmarks import CELLS
@@ -39,6 +39,20 @@ def test_around_measures_every_call(monkeypatch, capsys, tmp_path):
     assert sum("/ plain" in row for row in rows) >= 8
     assert {"layer norm: 4x8", "group norm of 2, backward: 2x4x3x3"} <= {r["call"] for r in rows}
     assert fastbn.get_num_threads() == threads
+
+
+@pytest.mark.compiled
+def test_standardize_measures_every_layout(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(standardize, "IMAGES", (((5, 7), 0), ((5, 7), 2)))
+    monkeypatch.setattr(standardize, "OTHERS", ("no_such_package",))
+    to = tmp_path / "standardize.json"
+    assert command_line.main(["standardize", "--to", str(to)]) in (0, 1)
+    rows, shown = json.loads(to.read_text(encoding="utf-8")), capsys.readouterr().out
+    assert "no_such_package is not installed" in shown
+    assert len(rows) == 2 * (len(standardize.LAYOUTS) + 1)
+    assert {"NHWC to NCHW: 5x7x3", "NCHW: 2x3x5x7"} <= {row["call"] for row in rows}
+    assert all(row["call"] in shown and row["/ copy"] > 0 for row in rows)
+    assert sum("/ numpy" in row for row in rows) == 2 * len(standardize.LAYOUTS)
 
 
 @pytest.mark.compiled

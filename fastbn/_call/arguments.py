@@ -316,17 +316,18 @@ def check_apart(name: str, array: np.ndarray, others: Mapping[str, np.ndarray | 
 
 
 def check_out(
-    out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Mapping[str, np.ndarray | None]
-) -> np.ndarray:
-    """``out`` as a plain array that may be written, or an error.
+    out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Mapping[str, np.ndarray | None],
+    shape_of: str = "the shape of x", dtype_of: str = "the dtype of x",
+) -> np.ndarray:  # fmt: skip
+    """``out`` as a plain array that may be written, or an error, which says what it should be of.
 
     It may be one of ``inputs`` itself, element for element; any other overlap is refused.
     """
     plain = as_output("out", out)
     if plain.shape != shape:
-        raise ValueError(f"out has shape {plain.shape}, expected the shape of x, {shape}")
+        raise ValueError(f"out has shape {plain.shape}, expected {shape_of}, {shape}")
     if plain.dtype != dtype:
-        raise ValueError(f"out has dtype {plain.dtype}, expected the dtype of x, {dtype}")
+        raise ValueError(f"out has dtype {plain.dtype}, expected {dtype_of}, {dtype}")
     if not plain.flags.writeable:
         raise ValueError("out is read-only, expected a writable array")
     if overlap.overlaps_itself(plain):

@@ -25,6 +25,7 @@ from fastbn.kernels.compile import Unit
 from fastbn.kernels.held import BFLOAT16, FLOAT16, held
 from fastbn.kernels.processors import features_of
 from fastbn.kernels.simd import CONVERTS_FLOAT16
+from fastbn.kernels.standardize import parts as standardize_parts
 
 __all__ = ["warmup"]
 
@@ -32,12 +33,14 @@ _Name = TypeVar("_Name", bound=str)
 _T = TypeVar("_T")
 
 Layout = Literal["channels_first", "channels_last"]
-Mode = Literal["evaluation", "training", "statistics", "norms"]
+Mode = Literal["evaluation", "training", "statistics", "norms", "standardize"]
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 #: Those that are meant if none are named.
 _USUAL = _DTYPES[:2]
 _LAYOUTS: dict[Layout, str] = {"channels_first": "first", "channels_last": "last"}
+#: An operation by name alone: its kernels are those of `kernels.standardize`.
+STANDARDIZE = "standardize"
 #: By mode, the operations of `kernels.parts`. A training call whose ``out`` lies otherwise than x
 #: takes its statistics and then normalizes.
 _MODES: dict[Mode, tuple[str, ...]] = {
@@ -54,7 +57,9 @@ _MODES: dict[Mode, tuple[str, ...]] = {
         "row_forward",
         "row_gradient",
     ),
+    "standardize": (STANDARDIZE,),
 }
+_KINDS = {FLOAT16: "float16", BFLOAT16: "bfloat16"}
 #: Of "norms", what is walked as the arrays lie: an instance norm's evaluation. For all else the
 #: channels come first: those of other arrays are copied so.
 _AS_THEY_LIE = ("normalize",)
@@ -100,11 +105,12 @@ def warmup(
         Of the arrays to come; by default the first two.
     layouts : iterable of "channels_first", "channels_last"
         Tables ``(N, C)`` count as channels last.
-    modes : iterable of "evaluation", "training", "statistics", "norms"
+    modes : iterable of "evaluation", "training", "statistics", "norms", "standardize"
         What will be called: layers in evaluation mode, which is all that a server needs; layers in
         training mode and their gradients, and layers without running statistics in either mode;
-        `channel_stats`; group, layer, instance and RMS norm. Training includes evaluation and
-        statistics. The default is all of batch normalization.
+        `channel_stats`; group, layer, instance and RMS norm; `standardize` of uint8 and of these
+        dtypes into float32. Training includes evaluation and statistics. The default is all of
+        batch normalization.
     into : path, optional
         A folder to be filled with all of it, whatever other folders hold: to be copied into an
         image, and named there by the environment variable ``FASTBN_CACHE_DIR``. It is made if
@@ -202,7 +208,15 @@ def _units_of_modes(
             if operation in names:
                 fixed = names is _MODES["norms"] and operation not in _AS_THEY_LIE
                 units |= _units(dtypes, ["first"] if fixed else layouts, [operation])
+        if STANDARDIZE in names:
+            units |= _standardize_units(dtypes, layouts)
     return units
+
+
+def _standardize_units(dtypes: Iterable[np.dtype], layouts: Iterable[str]) -> dict[str, Unit]:
+    kinds = ["uint8", *(_KINDS.get(dtype, dtype.name) for dtype in dtypes)]
+    found = standardize_parts.units(kinds, layouts)
+    return {unit.name: unit for unit in found}
 
 
 def _units(
@@ -343,11 +357,11 @@ def compile_as_told() -> None:
         targets.take_ours_alone()
         if folder != _USUAL_FOLDERS:
             disk_cache.use_alone(Path(folder))
-    every = {name: None for names in _MODES.values() for name in names}
     dtypes = [
         dtype for dtype in map(_checked_dtype, _DTYPES) if dtype != FLOAT16 or CONVERTS_FLOAT16
     ]
-    units = _units(dtypes, _LAYOUTS.values(), every)
+    units = _units(dtypes, _LAYOUTS.values(), parts.OPERATIONS)
+    units |= _standardize_units(dtypes, _LAYOUTS.values())
     for line in sys.stdin:
         unit = units[line.strip()]
         if not unit.stored():  # another program may warm the same cache up

@@ -94,12 +94,13 @@ def set_reuse_limit(nbytes: int) -> None:
     _forget_oldest()
 
 
-def new_output(like: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def new_output(like: np.ndarray, dtype: np.dtype, smallest: int | None = None) -> np.ndarray:
     """``np.empty_like(like, dtype, subok=False)``, where large in the memory of a dropped one.
 
-    ``dtype`` is one of numbers. A large output does not own its memory, as its flags say.
+    ``dtype`` is one of numbers. A large output does not own its memory, as its flags say;
+    ``smallest`` bytes are large, by default `SMALLEST`.
     """
-    if like.size * dtype.itemsize < SMALLEST:
+    if like.size * dtype.itemsize < (SMALLEST if smallest is None else smallest):
         return np.empty_like(like, dtype, subok=False)
     nbytes = like.size * dtype.itemsize
     madvise = _madvise()

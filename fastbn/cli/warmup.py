@@ -24,7 +24,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument(
         "--into", metavar="DIR", help="fill this folder; it is made if it is not there"
     )
-    _several(parser, "--mode", "evaluation", "training", "statistics", "norms")
+    _several(parser, "--mode", "evaluation", "training", "statistics", "norms", "standardize")
     _several(parser, "--dtype", "float32", "float64", "float16", "bfloat16")
     _several(parser, "--layout", "channels_first", "channels_last")
     parser.add_argument(

@@ -15,6 +15,7 @@ from fastbn.kernels.simd import (
     allocate,
     call,
     compiled_formula,
+    copy_of,
     frame_at,
     free,
     words_at,
@@ -236,3 +237,13 @@ def update_running(
         running_mean[c] = running_update(running_mean[c], statistics[c], weight)
         batch_var = statistics[channels + c] * correction
         running_var[c] = running_update(running_var[c], batch_var, weight)
+
+
+@entry(lambda x, parameter, running: (_INT64, int, int, int))
+def standardize(template, x, out, table):
+    """One elementwise pass from x to out; the caller keeps all three alive, wherever they lie."""
+    address = copy_of(address_of(template))
+    f = frame_at(address)
+    f.first, f.out, f.table = x, out, table
+    call(f.run, address, 0)
+    return f.outcome

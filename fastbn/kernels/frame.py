@@ -33,6 +33,10 @@ FIELDS = (
     "rows",  # samples, or whatever lies outside of a channel's contiguous values
     "length",  # contiguous values of a row of one channel
     "channels", "all_channels",  # of the tile at hand; of the arrays of parameters and results
+    # of samples whose rows need not follow each other (`standardize`)
+    "sample_rows",  # rows of a sample
+    "first_sample", "out_sample",  # distances of samples
+    "first_position", "out_position",  # and of a row's values
     "pieces", "piece",  # lines that a long row is cut into, and values of each but the last
     "fold",  # rows that make a line of sums (channels last)
     "width", "line_rows", "aligned",  # of an elementwise line: columns, rows; is it aligned?

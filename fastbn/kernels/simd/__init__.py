@@ -46,6 +46,22 @@ Pointers and addresses keep no memory alive: an entry does that for the whole ca
 ``fetch(p, i)``                                        into the caches (prefetch); any address
 ``fence()``                                            wait for streaming stores
 =====================================================  ========================================
+
+Memory of any kind (`kinds`); a vector has ``working`` values, and ``count`` of them can be one:
+
+=====================================================  ========================================
+``pointers_of(kind)(address)``                         pointer to values of a kind
+``reads(kind, working, count)(p, i, apart)``           ``count`` vectors that begin ``apart``
+``reads_turned(kind, working, count)(p, i)``           values of ``count`` channels in turn; of
+                                                       each channel a vector
+``reads_apart(kind, working)(p, i, apart)``            values that lie ``apart``
+``reads_one(kind, working)(p, i)``                     one value, in every lane
+``reads_terms(rows, working, count, same)``            ``(p, columns, i)``: vectors of some rows
+                                                       of a table; or ``count`` times the same
+``writes``, ``writes_turned``, ``writes_apart``        the reverse; ``writes(..., streaming)`` goes
+                                                       past the caches, to multiples of a vector
+``writes_one(kind, working)(p, i, vector)``            the first lane
+=====================================================  ========================================
 """
 
 from typing import Any
@@ -53,10 +69,12 @@ from typing import Any
 from numba import config
 
 if config.DISABLE_JIT:
+    from fastbn.kernels.simd import kinds_python as _kinds
     from fastbn.kernels.simd import python as _simd
 else:
+    from fastbn.kernels.simd import kinds as _kinds  # type: ignore[no-redef]
     from fastbn.kernels.simd import llvm as _simd  # type: ignore[no-redef]
 
 
 def __getattr__(name: str) -> Any:
-    return getattr(_simd, name)
+    return getattr(_kinds if name.startswith(("reads", "writes", "pointers_of")) else _simd, name)
