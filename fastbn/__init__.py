@@ -52,6 +52,7 @@ from fastbn.norms import (
     rms_norm_forward,
 )
 from fastbn.recalibrate import recalibrate
+from fastbn.scaler import StandardScaler
 from fastbn.stats import ChannelStats
 
 __version__ = "0.1.0"
@@ -76,6 +77,7 @@ __all__ = [
     "RMSNorm",
     "Ramp",
     "SmallBatchReport",
+    "StandardScaler",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",
