@@ -56,7 +56,7 @@ def check_names(came: np.ndarray | None, fitted: np.ndarray | None, of: str) -> 
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=5)
+    warnings.warn(message, UserWarning, stacklevel=6)  # of who calls the method
 
 
 def names_out(given: Any, fitted: np.ndarray | None, number: int) -> np.ndarray:

@@ -63,18 +63,21 @@ def _weighted(x: np.ndarray, axis: int, weights: np.ndarray) -> ChannelStats:
         rows = np.moveaxis(x[start : start + step], axis, -1)
         block = rows.astype(np.float64).reshape(-1, channels)
         each = np.repeat(weights[start : start + step], len(block) // len(rows))
+        shift = np.nan_to_num(block[0])  # a constant feature then has deviations of exactly 0
+        block -= shift
         there = ~np.isnan(block)
         if there.all():
             count = np.full(channels, each.sum())
         else:
             count, block = each @ there, np.where(there, block, 0.0)
+        safe = np.where(count > 0, count, 1.0)
         with np.errstate(over="ignore", invalid="ignore"):
-            safe = np.where(count > 0, count, 1.0)
             mean = each @ block / safe
             block -= mean
             block *= there
             rest = each @ block
             m2 = each @ np.square(block, out=block) - rest * rest / safe
+        mean = np.where(count > 0, mean + shift, 0.0)
         found = ChannelStats(
             *pieces.merged((found.count, found.mean, found.m2), (count, mean, np.maximum(m2, 0)))
         )

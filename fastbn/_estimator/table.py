@@ -40,7 +40,8 @@ def as_table(x: Any, axis: Any, of: str) -> Table:
             "X is a masked array; X.filled(np.nan) makes what is masked NaN, which fit leaves out"
         )
     given = x
-    x = x.view(np.ndarray) if isinstance(x, np.ndarray) else np.asarray(x)
+    if type(x) is not np.ndarray:
+        x = x.view(np.ndarray) if isinstance(x, np.ndarray) else np.asarray(x)
     converted = not (x.dtype.type in _KEPT or x.dtype.name == "bfloat16")
     if converted:
         x = _float64(given, x)
@@ -60,10 +61,9 @@ def _float64(given: Any, x: np.ndarray) -> np.ndarray:
         raise ValueError("Complex data not supported: scale X.real and X.imag, or np.abs(X)")
     if kind == "O" and hasattr(given, "to_numpy"):  # pandas: its missing values become NaN
         return given.to_numpy(dtype=np.float64, na_value=np.nan)
-    if kind not in "biufO":
+    if kind not in "biufOUS":
         raise ValueError(
-            f"X must hold numbers, got dtype {x.dtype}; X.astype(np.float64) reads numbers "
-            "from strings"
+            f"X must hold numbers, got dtype {x.dtype}; convert it first: X.astype(np.float64)"
         )
     return x.astype(np.float64)
 
