@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import sys
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pandas
@@ -423,7 +425,11 @@ def test_data_frames_come_out_where_they_are_wished(rng, monkeypatch):
     images = StandardScaler(axis=1).set_output(transform="pandas").fit(np.ones((2, 3, 4)))
     with pytest.raises(ValueError, match="a DataFrame has two dimensions"):
         images.transform(np.ones((2, 3, 4)))
-    monkeypatch.setitem(__import__("sys").modules, "polars", None)
+    polars = SimpleNamespace(DataFrame=lambda y, **how: how)  # what it would be called with
+    monkeypatch.setitem(sys.modules, "polars", polars)
+    how = scaler.set_output(transform="polars").transform(frame)
+    assert how == {"schema": ["a", "b"], "orient": "row"}
+    monkeypatch.setitem(sys.modules, "polars", None)
     with pytest.raises(ImportError, match="pip install polars"):
         scaler.set_output(transform="polars").transform(frame)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import arguments, pieces, work
+from fastbn._call import arguments, work
 from fastbn.kernels.held import computed
 from fastbn.stats import ChannelStats
 
@@ -78,9 +78,7 @@ def _weighted(x: np.ndarray, axis: int, weights: np.ndarray) -> ChannelStats:
             rest = each @ block
             m2 = each @ np.square(block, out=block) - rest * rest / safe
         mean = np.where(count > 0, mean + shift, 0.0)
-        found = ChannelStats(
-            *pieces.merged((found.count, found.mean, found.m2), (count, mean, np.maximum(m2, 0)))
-        )
+        found = found.merge(ChannelStats(count, mean, np.maximum(m2, 0)))
     return found
 
 
