@@ -16,6 +16,7 @@ def parser() -> argparse.ArgumentParser:
         _add_sharing,
         _add_around,
         _add_standardize,
+        _add_scaler,
         _add_device,
         _add_record,
         _add_report,
@@ -216,6 +217,27 @@ def _standardize(arguments) -> int:
     from benchmarks import standardize
 
     return 0 if standardize.standardize(arguments.threads, arguments.to) else 1
+
+
+def _add_scaler(commands) -> None:
+    command = _add_command(
+        commands, "scaler", _scaler, "Time StandardScaler beside scikit-learn's",
+        "fit, transform and fit_transform of float32 and float64, and how far results are from "
+        "those of extended precision. Exit status 1 if a bar is not met.",
+    )  # fmt: skip
+    command.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="of each call (default: all there are)"
+    )
+    command.add_argument(
+        "--rounds", type=int, default=0, metavar="N", help="of each row (default: 7 or more)"
+    )
+    command.add_argument("--to", type=Path, metavar="FILE", help="keep the figures as JSON")
+
+
+def _scaler(arguments) -> int:
+    from benchmarks import scaler
+
+    return 0 if scaler.scaler(arguments.threads, arguments.rounds, arguments.to) else 1
 
 
 def _device(arguments) -> int:

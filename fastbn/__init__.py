@@ -4,8 +4,8 @@ Layers with state are `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`; functions 
 `batch_norm`, and `batch_norm_forward` with `batch_norm_backward` for gradients. `channel_stats`
 takes statistics of any array. For small batches there are `GroupNorm`, `LayerNorm`, `RMSNorm`,
 `InstanceNorm2d` and `BatchRenorm2d`, and `small_batch_report`. `load_batch_norms` makes layers of
-the checkpoint of a trained network. `warmup` compiles ahead. Begin with
-``help(fastbn.BatchNorm2d)``.
+the checkpoint of a trained network. `StandardScaler` is an estimator for scikit-learn's pipelines.
+`warmup` compiles ahead. Begin with ``help(fastbn.BatchNorm2d)``.
 """
 
 from fastbn import fold
@@ -52,6 +52,7 @@ from fastbn.norms import (
     rms_norm_forward,
 )
 from fastbn.recalibrate import recalibrate
+from fastbn.scaler import StandardScaler
 from fastbn.standardize import destandardize, standardize
 from fastbn.stats import ChannelStats
 
@@ -77,6 +78,7 @@ __all__ = [
     "RMSNorm",
     "Ramp",
     "SmallBatchReport",
+    "StandardScaler",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",

@@ -8,7 +8,7 @@ import pytest
 
 import fastbn
 from benchmarks import __main__ as command_line
-from benchmarks import around, cold, compare, results, sharing, standardize, trees
+from benchmarks import around, cold, compare, results, scaler, sharing, standardize, trees
 from benchmarks.__main__ import main
 from tests.cases import Case
 from tests.test_benchmarks import CELLS
@@ -53,6 +53,23 @@ def test_standardize_measures_every_layout(monkeypatch, capsys, tmp_path):
     assert {"NHWC to NCHW: 5x7x3", "NCHW: 2x3x5x7"} <= {row["call"] for row in rows}
     assert all(row["call"] in shown and row["/ copy"] > 0 for row in rows)
     assert sum("/ numpy" in row for row in rows) == 2 * len(standardize.LAYOUTS)
+
+
+@pytest.mark.compiled
+def test_scaler_measures_every_call(monkeypatch, capsys, tmp_path, tables):
+    monkeypatch.setattr(scaler, "SHAPES", ((50, 4),))
+    monkeypatch.setattr(scaler, "SMALL", (20, 3))
+    monkeypatch.setattr(scaler, "ERROR_ROWS", 100)
+    file = tmp_path / "scaler.json"
+    assert command_line.main(["scaler", "--rounds", "1", "--to", str(file)]) in (0, 1)
+    found, shown = json.loads(file.read_text(encoding="utf-8")), capsys.readouterr().out
+    assert len(found["rows"]) == 2 * 2 * 6
+    for row in found["rows"]:
+        assert row["call"] in shown
+        assert min(row["fastbn, ms"], row["sklearn, ms"], row["times"]) > 0
+    assert {row["bar"] for row in found["rows"]} == {None, 4.0, 3.0}
+    assert 0 < found["errors"]["float32"]["fastbn"] < 2e-6
+    assert "Slower than scikit-learn" in shown
 
 
 @pytest.mark.compiled

@@ -158,6 +158,18 @@ def serving(layers: list[BatchNorm2d], batches: list[Array], weight: Array) -> N
     fastbn.save({"bn": layers[0], "w": new_weight}, "norms.npz")
     loaded = fastbn.load_batch_norms("norms.npz", prefix="", eps=1e-5, dimensions=2)
     print(loaded["bn"](new_weight), fastbn.load_tensors("norms.npz", ["w"])["w"].sum())
+
+
+def scaling(x: Array, table: list[list[int]]) -> NDArray[Any]:
+    scaler: fastbn.StandardScaler = fastbn.StandardScaler(copy=False, with_std=True, axis=1)
+    scaler = scaler.fit(table).partial_fit(x, None, x[:, 0]).set_params(copy=True)
+    same: fastbn.StandardScaler = scaler.set_output(transform="pandas").set_output()
+    y: NDArray[Any] = same.fit_transform(x) + scaler.transform(x, copy=False)
+    print(scaler.get_params()["axis"], scaler.n_features_in_ + 1, scaler.feature_names_in_.size)
+    if scaler.mean_ is not None and scaler.scale_ is not None:
+        y = (x - scaler.mean_) / scaler.scale_ + scaler.get_feature_names_out().size
+    y += scaler.inverse_transform(y)
+    return y
 """
 
 #: Typical mistakes, each of them an error at run time too.
@@ -179,6 +191,7 @@ WRONG = {
     "batches": "fastbn.recalibrate(fastbn.BatchNorm2d(3), 3)",
     "folded": "fastbn.fold.fold_conv_bn(x, None, fastbn.GroupNorm(2, 4))",
     "argument": "fastbn.BatchNorm2d(3)(x, training=True)",
+    "position": "fastbn.StandardScaler(True)",
 }
 HEAD = "import numpy as np\nimport fastbn\nx = np.ones((4, 3), np.float32)\n"
 

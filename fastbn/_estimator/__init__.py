@@ -1,0 +1,11 @@
+"""What scikit-learn asks of an estimator, without scikit-learn.
+
+``base``        parameters, repr, tags: what makes an estimator
+``table``       what is given as X becomes an array
+``features``    names and number of features
+``containers``  results become DataFrames, where that is wished
+``standardize`` statistics and the passes over memory
+
+scikit-learn is imported only where scikit-learn itself asks (for tags), and looked at only if it is
+loaded: its ``NotFittedError`` is raised then, and its configuration holds.
+"""
