@@ -197,7 +197,8 @@ class MpiExchange:
         counts = headers[:, _COUNT]
         own = join(counts, received[:, _HEADER:].reshape(self.ranks, 2, width))
         slices = self._allgather(own.reshape(-1)).reshape(self.ranks, 2, width)
-        return counts, slices.swapaxes(0, 1).reshape(2, -1)[:, : self.channels]
+        rows = slices.swapaxes(0, 1).reshape(2, -1)[:, : self.channels]
+        return counts, np.ascontiguousarray(rows)  # as kernels take it
 
     def _allgather(self, sent: np.ndarray) -> np.ndarray:
         """What every rank has sent, by rank."""
