@@ -15,7 +15,7 @@ from tests import reference
 from tests.fake_comm import on_ranks, values
 
 #: Where the batch is cut: evenly, unevenly, with a rank of one sample, and with empty ones.
-CUTS = [(0, 12), (0, 3, 6, 9, 12), (0, 7, 8, 12), (0, 0, 5, 5, 12), (0, 12, 12, 12, 12, 12)]
+CUTS = [(0, 12), (0, 3, 6, 9, 12), (0, 7, 8, 12), (0, 0, 5, 5, 12), (0, 1, 2, 5, 6, 6, 9, 12)]
 SHAPES = [((12, 6), 1), ((12, 6, 5), 1), ((12, 4, 3, 6), -1), ((12, 6, 2, 3, 2), 1)]
 EPS = 1e-5
 
@@ -153,21 +153,6 @@ def test_parameter_gradients_of_the_whole_batch():
     assert [bits(g.x) for _, g, _ in local] == [bits(g.x) for _, g, _ in everybody]
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 5, 8])
-def test_the_tree_joins_every_rank_once(ranks):
-    rng = np.random.default_rng(0)
-    samples = [rng.normal(k, 1 + k, (int(rng.integers(0, 9)), 4)) for k in range(ranks)]
-    stats = [
-        fastbn.ChannelStats.from_array(x) if len(x) else fastbn.ChannelStats.empty(4)
-        for x in samples
-    ]
-    counts = np.array([len(x) for x in samples], float)
-    mean, m2 = exchange._merged(counts, np.array([[s.mean, s.m2] for s in stats]))
-    whole = np.concatenate(samples)
-    np.testing.assert_allclose(mean, whole.mean(0), rtol=1e-13)
-    np.testing.assert_allclose(m2, whole.var(0) * len(whole), rtol=1e-12)
-
-
 # --- bits -----------------------------------------------------------------------------------------
 
 
@@ -185,12 +170,21 @@ def test_slices_have_the_same_bits(monkeypatch, ranks, channels):
         assert all(bits(state[name]) == bits(state2[name]) for name in state)
 
 
-def test_which_messages_go_in_slices():
+@pytest.mark.parametrize(
+    ("ranks", "channels", "collectives", "nbytes"),
+    [(2, 2048, 1, 48 + 16 * 2048), (2, 4096, 2, 2 * 48 + 48 * 2048), (4, 8, 1, 48 + 16 * 8)],
+)
+def test_large_messages_go_in_slices(ranks, channels, collectives, nbytes):
     def program(comm):
-        return [SyncBatchNorm(c, comm=comm)._exchange.in_slices for c in (64, 2048, 4096)]
+        layer, threads = SyncBatchNorm(channels, comm=comm), comm.threads
+        comm.meet()
+        before = threads.collectives, threads.nbytes
+        comm.meet()
+        layer(np.ones((2, channels), np.float32))
+        comm.meet()
+        return threads.collectives - before[0], threads.nbytes - before[1]
 
-    assert values(on_ranks(2, program)) == [[False, False, True]] * 2
-    assert values(on_ranks(4, program)) == [[False, True, True]] * 4
+    assert values(on_ranks(ranks, program)) == [(collectives, nbytes)] * ranks
 
 
 def test_the_same_bits_on_all_ranks_whoever_is_late():

@@ -177,6 +177,20 @@ def test_ranks_that_do_different_things(call, kind, match):
     raised(on_ranks(RANKS, program)[0], kind, match)
 
 
+def test_layers_of_different_sizes(monkeypatch):
+    """Found by headers that go ahead."""
+    monkeypatch.setenv("FASTBN_CHECK_CALLS", "1")
+
+    def program(comm):
+        layers = [SyncBatchNorm(channels, comm=comm) for channels in (6, 7)]
+        try:
+            return different(comm, *layers)(GOOD if comm.rank < 2 else np.ones((4, 7), "f4"))
+        finally:
+            layers[0](GOOD)
+
+    raised(on_ranks(RANKS, program)[0], RuntimeError, "rank 2 calls another layer than rank 0")
+
+
 @pytest.mark.parametrize("policy", ["skip", "raise"])
 def test_statistics_that_overflow(policy):
     """Finite on every rank, and not together."""

@@ -45,7 +45,9 @@ class SyncBatchNorm(BatchNorm):
     exchanges one message of ``16 * C + 48`` bytes per rank. If a check fails on one rank, all ranks
     raise, and nothing has changed on any. An evaluation call exchanges nothing. A rank that
     ends, or goes to evaluation alone, lets the others wait: start programs by
-    ``mpiexec -n 4 python -m mpi4py program.py``, which ends all ranks if one fails.
+    ``mpiexec -n 4 python -m mpi4py program.py``, which ends all ranks if one fails. Where ranks
+    wait for each other and nobody knows why, ``FASTBN_CHECK_CALLS=1`` in the environment has each
+    exchange say first which layer and call it is of.
 
     Parameters
     ----------
