@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import scaling
+from benchmarks.__main__ import main
 from tests.subprocess_tools import PACKAGE, ROOT
 
 PROGRAMS = Path(__file__).parent / "mpi"
@@ -80,6 +82,20 @@ def test_a_lost_rank_ends_all(loss):
     assert said.count("started") == 3
     assert "went on" not in said
     assert loss == "killed" or "the data of rank 1 is gone" in said
+
+
+@pytest.mark.compiled
+def test_scaling_is_measured_and_written(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(scaling, "MEASURED", (1, 2))
+    page = tmp_path / "page.md"
+    assert main(["scaling", "--batch", "1", "--rounds", "1", "--to", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text in capsys.readouterr().out
+    first, model, _ = text.split("## ")[1:]
+    for part, ranks in ((first, scaling.MEASURED), (model, scaling.MODELLED)):
+        rows = re.findall(r"^\| +(\d+) \|((?: +[\de.+ %-]+ \|)+)$", part, re.MULTILINE)
+        assert {int(row[0]) for row in rows} == set(ranks)
+        assert all(float(cell.strip(" %")) >= 0 for row in rows for cell in row[1].split("|")[:-1])
 
 
 @pytest.mark.compiled
