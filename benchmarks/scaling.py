@@ -6,8 +6,9 @@ with statistics of that batch alone (``plain``) and of all (``sync``); and ``MPI
 The model of P ranks has three parts:
 
 - compute: what a rank does without any exchange, measured here;
-- joins: messages made, compared and joined, measured here with a communicator that copies and has
-  no network, as if it had P ranks;
+- joins: what a rank does besides, measured here with a communicator that copies and has no network,
+  as if it had P ranks: messages are made, compared and joined, and what batch norm does in one call
+  of native code takes two;
 - network: each collective takes ``ceil(log2(P)) * latency`` and the time of its bytes. Of an
   allgather of m bytes a rank these are ``(P - 1) * m``, of an alltoall ``P * m / 2`` in each of
   log2(P) steps, or ``(P - 1) * m`` in P - 1 steps where that takes less (Thakur, Rabenseifner &

@@ -83,15 +83,17 @@ def test_parts_are_as_the_whole(cuts, shape, axis):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_other_dtypes(dtype):
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="NumPy has no bfloat16 without ml_dtypes")
     x, dy, weight, bias = problem((64, 6, 5), dtype=dtype)
     answers = step_on_ranks((0, 20, 20, 64), x, dy, weight, bias)
     y, dx = joined(answers)
     assert y.dtype == dx.dtype == dtype
     expected, mean, var = reference.forward(x, weight, bias, EPS, 1)
     gradient = reference.backward(dy, x, mean, var, weight, EPS, 1, True)[0]
-    tolerance = 4 * float(np.finfo(dtype).eps)
+    tolerance = 4 * float(ml_dtypes.finfo(dtype).eps)
+    y, dx = y.astype(float), dx.astype(float)
     np.testing.assert_allclose(y, expected.astype(float), rtol=tolerance, atol=4 * tolerance)
     np.testing.assert_allclose(dx, gradient.astype(float), rtol=tolerance, atol=4 * tolerance)
     assert answers[0][1].weight.dtype == np.float32

@@ -191,6 +191,32 @@ def test_layers_of_different_sizes(monkeypatch):
     raised(on_ranks(RANKS, program)[0], RuntimeError, "rank 2 calls another layer than rank 0")
 
 
+def test_a_layer_made_while_others_call_one(way):
+    """Messages of 29 channels are as long as those of a constructor."""
+    x = np.ones((4, 29), np.float32)
+
+    def program(comm):
+        layer = SyncBatchNorm(29, comm=comm)
+        return SyncBatchNorm(29, comm=comm) if comm.rank == 1 else layer(x)
+
+    if exchange.LARGEST:
+        answers, _ = on_ranks(RANKS, program)
+        raised(answers, RuntimeError, "rank 1 calls another layer than rank 0", [0, 2])
+        raised(answers, RuntimeError, "rank 0 does not make a layer, as rank 1 does", [1])
+
+
+def test_a_message_too_short_is_no_header():
+    """What two ranks of three see where MPI lets a short message pass."""
+
+    def program(comm):
+        layers = [SyncBatchNorm(channels, comm=comm) for channels in (6, 2)]
+        return different(comm, *layers)(GOOD if comm.rank < 2 else np.ones((4, 2), "f4"))
+
+    answers, _ = on_ranks(RANKS, program)
+    raised(answers, RuntimeError, "rank 2 calls another layer than rank 0", [0, 1])
+    raised(answers, AssertionError, "message truncated", [2])
+
+
 @pytest.mark.parametrize("policy", ["skip", "raise"])
 def test_statistics_that_overflow(policy):
     """Finite on every rank, and not together."""

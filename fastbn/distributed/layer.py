@@ -47,7 +47,8 @@ class SyncBatchNorm(BatchNorm):
     ends, or goes to evaluation alone, lets the others wait: start programs by
     ``mpiexec -n 4 python -m mpi4py program.py``, which ends all ranks if one fails. Where ranks
     wait for each other and nobody knows why, ``FASTBN_CHECK_CALLS=1`` in the environment has each
-    exchange say first which layer and call it is of.
+    exchange say first which layer and call it is of. `fastbn.recalibrate` sees the batches of its
+    own rank alone: do it on one rank, and load its state dict on the others.
 
     Parameters
     ----------
@@ -61,6 +62,7 @@ class SyncBatchNorm(BatchNorm):
         ``MPI.COMM_WORLD``, or a part of it (``comm.Split``), which is what torch calls a process
         group. Any object with ``Get_rank``, ``Get_size`` and ``Allgather`` of arrays does.
         Pickles leave it out: set ``layer.comm`` on all ranks after loading. A copy shares it.
+        Where other threads use the communicator, give layers their own: ``comm.Dup()``.
     axis : int
         Channel axis; -1 for channels last. Of an ``x`` of two dimensions it is always 1.
     activation, negative_slope
