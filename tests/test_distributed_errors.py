@@ -364,3 +364,10 @@ def test_attributes_that_a_layer_has_not():
         return layer.to("cpu") is layer
 
     assert on_ranks(1, program)[0] == [True]
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan"])
+def test_a_limit_that_is_none(monkeypatch, text):
+    monkeypatch.setenv("FASTBN_RANKS_TIMEOUT", text)
+    answers, _ = on_ranks(1, lambda comm: SyncBatchNorm(6, comm=comm))
+    raised(answers, ValueError, f"positive number of seconds, got '{text}'", [0])

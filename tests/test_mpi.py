@@ -35,12 +35,13 @@ pytestmark = [
 ]
 
 
-def mpiexec(ranks, *program, timeout=WORKS, cwd=None):
+def mpiexec(ranks, *program, timeout=WORKS, cwd=None, env=()):
     """Exit status and output; a failed test if it does not end in time."""
     variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, (PACKAGE.parent, ROOT))),
         "FASTBN_NUM_THREADS": "1",  # of each rank
+        **dict(env),
     }
     process = subprocess.Popen(
         [_mpiexec(), "-n", str(ranks), sys.executable, "-W", "error", *map(str, program)],
@@ -71,8 +72,9 @@ def test_ranks_train_as_one_process(ranks):
 
 
 @pytest.mark.parametrize("way", ["allgather", "slices"])
-def test_an_error_of_one_rank_is_one_of_all(way):
-    assert "fine on 3" in fine(3, PROGRAMS / "errors.py", way)
+@pytest.mark.parametrize("limit", [{}, {"FASTBN_RANKS_TIMEOUT": "500"}], ids=["", "limit"])
+def test_an_error_of_one_rank_is_one_of_all(way, limit):
+    assert "fine on 3" in fine(3, PROGRAMS / "errors.py", way, env=limit)
 
 
 @pytest.mark.parametrize("loss", ["killed", "raises"])
@@ -82,6 +84,17 @@ def test_a_lost_rank_ends_all(loss):
     assert said.count("started") == 3
     assert "went on" not in said
     assert loss == "killed" or "the data of rank 1 is gone" in said
+
+
+def test_ranks_wait_no_longer_than_they_are_told():
+    """For one in evaluation, which exchanges nothing."""
+    limit = {"FASTBN_RANKS_TIMEOUT": "3"}
+    program = "-m", "mpi4py", PROGRAMS / "lost.py", "evaluates"
+    process, said = mpiexec(2, *program, timeout=LOSES, env=limit)
+    assert process.returncode != 0
+    assert "went on" not in said
+    # a busy machine may take as long to start the ranks
+    assert "TimeoutError: not all ranks of comm have come within 3 s" in said
 
 
 @pytest.mark.compiled

@@ -5,8 +5,8 @@ nothing here imports mpi4py. `convert_sync_batchnorm` makes such layers of other
 does not import this package; ``import fastbn.distributed`` does.
 """
 
+from fastbn.distributed.collectives import Communicator
 from fastbn.distributed.convert import convert_sync_batchnorm
-from fastbn.distributed.exchange import Communicator
 from fastbn.distributed.layer import SyncBatchNorm
 
 __all__ = ["Communicator", "SyncBatchNorm", "convert_sync_batchnorm"]

@@ -3,7 +3,8 @@
 import zlib
 from typing import Any
 
-from fastbn.distributed.exchange import Communicator, agree, check_comm
+from fastbn.distributed.collectives import Communicator, check_comm
+from fastbn.distributed.exchange import agree
 from fastbn.distributed.layer import Sums, SyncBatchNorm
 from fastbn.layers.base import BatchNorm
 from fastbn.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d

@@ -34,11 +34,12 @@ import operator
 import os
 import zlib
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn
 
 import numpy as np
 
 from fastbn._call.sync import Part, Whole
+from fastbn.distributed.collectives import Communicator, allgather, alltoall
 from fastbn.stats import ChannelStats
 
 #: Bytes that a rank may receive by one ``Allgather``; above, messages go in slices.
@@ -55,44 +56,6 @@ _ALIKE = "; all ranks of comm must make the same calls in the same order"
 _last = 0
 
 
-@runtime_checkable
-class Communicator(Protocol):
-    """What is needed of a communicator of mpi4py, such as ``MPI.COMM_WORLD``.
-
-    ``Alltoall(send, receive)`` is used where there is one.
-    """
-
-    def Get_rank(self) -> int:
-        """Which rank this process is, from 0."""
-
-    def Get_size(self) -> int:
-        """How many ranks there are."""
-
-    def Allgather(self, sendbuf: Any, recvbuf: Any, /) -> None:
-        """Every rank's buffer to all ranks."""
-
-
-def check_comm(comm: Any) -> Any:
-    """``comm`` itself, or an error that says what is one."""
-    expected = "expected a communicator of mpi4py, such as MPI.COMM_WORLD"
-    if comm is None:
-        raise TypeError(
-            f"comm is None, {expected}; on one process alone, take BatchNorm1d, 2d or 3d"
-        )
-    if isinstance(comm, type) or not isinstance(comm, Communicator):
-        kind = comm.__name__ if isinstance(comm, type) else type(comm).__name__
-        raise TypeError(f"comm must have Get_rank, Get_size and Allgather, got {kind}; {expected}")
-    if not comm:  # mpi4py's COMM_NULL
-        raise ValueError(
-            "comm is a null communicator: this process is not one of its ranks; make layers only "
-            "where Split or Create has given a communicator"
-        )
-    is_inter = getattr(comm, "Is_inter", None)
-    if is_inter is not None and is_inter():
-        raise ValueError(f"comm connects two groups of ranks, {expected}; comm.Merge() makes one")
-    return comm
-
-
 def _text_of(received: np.ndarray) -> str:
     return bytes(received).rstrip(b"\0").decode(errors="ignore")
 
@@ -103,7 +66,7 @@ def _all_texts(comm: Communicator, text: str) -> list[str]:
     kept = text.encode()[:_TEXT]
     sent[: len(kept)] = np.frombuffer(kept, np.uint8)
     received = np.zeros((comm.Get_size(), _TEXT), np.uint8)
-    comm.Allgather(sent, received)
+    allgather(comm, sent, received)
     return [_text_of(row) for row in received]
 
 
@@ -213,7 +176,7 @@ class MpiExchange:
         slices = padded.reshape(2, self.ranks, width).swapaxes(0, 1)
         sent[:, _HEADER:] = slices.reshape(self.ranks, -1)
         received = np.full_like(sent, np.nan)
-        self.comm.Alltoall(sent, received)
+        alltoall(self.comm, sent, received)
         headers = received[:, :_HEADER]
         self._check(headers, error)
         counts = headers[:, _COUNT]
@@ -228,7 +191,7 @@ class MpiExchange:
             return sent[None]
         # NaN, so that what a message too short has left empty is no header
         received = np.full((self.ranks, sent.size), np.nan)
-        self.comm.Allgather(sent, received)
+        allgather(self.comm, sent, received)
         return received
 
     def _check(self, headers: np.ndarray, error: Exception | None) -> None:

@@ -14,7 +14,8 @@ from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import Forward, ForwardCache
 from fastbn._call.settings import Device, OnNonfinite
 from fastbn._call.sync import Sync
-from fastbn.distributed.exchange import Communicator, MpiExchange, agree, check_comm
+from fastbn.distributed.collectives import Communicator, check_comm
+from fastbn.distributed.exchange import MpiExchange, agree
 from fastbn.functional import Gradients
 from fastbn.layers.base import BatchNorm
 
@@ -43,12 +44,14 @@ class SyncBatchNorm(BatchNorm):
     A training call, its ``backward``, the constructor and ``layer.comm = comm`` are collective: all
     ranks make them, in the same order, from one thread. Each training call and each ``backward``
     exchanges one message of ``16 * C + 48`` bytes per rank. If a check fails on one rank, all ranks
-    raise, and nothing has changed on any. An evaluation call exchanges nothing. A rank that
-    ends, or goes to evaluation alone, lets the others wait: start programs by
-    ``mpiexec -n 4 python -m mpi4py program.py``, which ends all ranks if one fails. Where ranks
-    wait for each other and nobody knows why, ``FASTBN_CHECK_CALLS=1`` in the environment has each
-    exchange say first which layer and call it is of. `fastbn.recalibrate` sees the batches of its
-    own rank alone: do it on one rank, and load its state dict on the others.
+    raise, and nothing has changed on any. An evaluation call exchanges nothing. A rank that ends,
+    or goes to evaluation alone, lets the others wait: start programs by ``mpiexec -n 4 python -m
+    mpi4py program.py``, which ends all ranks if one fails. In the environment of all ranks,
+    ``FASTBN_RANKS_TIMEOUT=60`` makes a wait of more than 60 seconds a TimeoutError, and
+    ``FASTBN_CHECK_CALLS=1`` has each exchange say first which layer and call it is of.
+
+    `fastbn.recalibrate` sees the batches of its own rank alone: do it on one rank, and load its
+    state dict on the others.
 
     Parameters
     ----------

@@ -1,8 +1,12 @@
-"""A rank is lost while the others wait for it: ``killed``, or by an error outside of a layer."""
+"""A rank is lost while the others wait for it.
+
+It is ``killed``, ``raises`` outside of a layer, or ``evaluates`` alone while the others train.
+"""
 
 import os
 import signal
 import sys
+import time
 
 import numpy as np
 from mpi4py import MPI
@@ -17,6 +21,9 @@ print("started", flush=True)
 if COMM.Get_rank() == 1:
     if sys.argv[1] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    raise OSError("the data of rank 1 is gone")
+    if sys.argv[1] == "raises":
+        raise OSError("the data of rank 1 is gone")
+    layer.eval()(x)
+    time.sleep(1000)
 layer(x)
 print("went on without rank 1", flush=True)
