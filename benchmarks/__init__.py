@@ -4,6 +4,7 @@
 ``python -m benchmarks compare REF``       is the working tree slower than the commit REF?
 ``python -m benchmarks cold [REF]``        what do the first calls cost, which compile?
 ``python -m benchmarks sharing``           how do several processes share the processors?
+``python -m benchmarks scaling``           what does batch norm over MPI ranks cost?
 ``python -m benchmarks around``            fused passes, 16 bits, norms of samples: how fast?
 ``python -m benchmarks scaler``            StandardScaler beside scikit-learn's: how fast?
 ``python -m benchmarks device``            is the CUDA path right and fast on this GPU?
@@ -19,6 +20,7 @@
 - ``compare.py``, ``worker.py``, ``cold.py``, ``trees.py``: two commits side by side, and the rule.
 - ``sharing.py``: processes that work at the same time. ``around.py``: what is around the layer.
   ``scaler.py``: StandardScaler beside scikit-learn's.
+- ``scaling.py`` (the command and a model), ``scaling_ranks.py`` (what a rank measures).
 - ``test_speed.py``, ``test_start.py``: what pytest measures, made of ``problem.py`` (operation,
   shape, dtype), ``providers.py`` (who computes it), ``copies.py`` (copies of the same bytes) and
   ``measure.py`` (calls timed in turn).

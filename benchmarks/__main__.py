@@ -14,6 +14,7 @@ def parser() -> argparse.ArgumentParser:
         _add_compare,
         _add_cold,
         _add_sharing,
+        _add_scaling,
         _add_around,
         _add_standardize,
         _add_scaler,
@@ -92,6 +93,36 @@ def _add_sharing(commands) -> None:
     command.add_argument(
         "--seconds", type=float, default=sharing.SECONDS, metavar="S",
         help=f"how long they run each time (default: {sharing.SECONDS})",
+    )  # fmt: skip
+
+
+def _add_scaling(commands) -> None:
+    from benchmarks import scaling
+
+    command = _add_command(
+        commands, "scaling", _scaling, "See what batch norm over MPI ranks costs",
+        "Measures 1, 2 and 4 ranks here, works out more by a model of latency and bandwidth, and "
+        "writes SCALING.md. Needs pip install '.[mpi-test]'.",
+    )  # fmt: skip
+    command.add_argument(
+        "--batch", type=int, default=scaling.BATCH, metavar="N",
+        help=f"samples of a rank (default: {scaling.BATCH})",
+    )  # fmt: skip
+    command.add_argument(
+        "--rounds", type=int, default=scaling.ROUNDS, metavar="N",
+        help=f"steps that are timed (default: {scaling.ROUNDS})",
+    )  # fmt: skip
+    command.add_argument(
+        "--latency", type=float, default=scaling.LATENCY, metavar="US",
+        help=f"of the model's network, in microseconds (default: {scaling.LATENCY:g})",
+    )  # fmt: skip
+    command.add_argument(
+        "--bandwidth", type=float, default=scaling.BANDWIDTH, metavar="GBIT",
+        help=f"of the model's network, in Gbit/s (default: {scaling.BANDWIDTH:g})",
+    )  # fmt: skip
+    command.add_argument(
+        "--to", type=Path, default=scaling.PAGE, metavar="FILE",
+        help="write this page (default: benchmarks/SCALING.md)",
     )  # fmt: skip
 
 
@@ -180,6 +211,14 @@ def _sharing(arguments) -> int:
     from benchmarks import sharing
 
     sharing.sharing(arguments.seconds)
+    return 0
+
+
+def _scaling(arguments) -> int:
+    from benchmarks import scaling
+
+    network = arguments.latency, arguments.bandwidth
+    scaling.scaling(arguments.batch, arguments.rounds, *network, arguments.to)
     return 0
 
 
@@ -278,7 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = parser().parse_args(arguments)
         return chosen.run(chosen)
     except ModuleNotFoundError as missing:
-        extra = "track" if missing.name == "tabulate" else "bench"
+        extra = {"tabulate": "track", "mpi4py": "mpi-test"}.get(missing.name or "", "bench")
         print(f"benchmarks: no {missing.name}; pip install '.[{extra}]'", file=sys.stderr)
         return 2
     except Unusable as problem:

@@ -5,7 +5,8 @@ Layers with state are `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`; functions 
 takes statistics of any array. For small batches there are `GroupNorm`, `LayerNorm`, `RMSNorm`,
 `InstanceNorm2d` and `BatchRenorm2d`, and `small_batch_report`. `load_batch_norms` makes layers of
 the checkpoint of a trained network. `StandardScaler` is an estimator for scikit-learn's pipelines.
-`warmup` compiles ahead. Begin with ``help(fastbn.BatchNorm2d)``.
+`warmup` compiles ahead. ``import fastbn.distributed`` is for batches that are spread over MPI ranks.
+Begin with ``help(fastbn.BatchNorm2d)``.
 """
 
 from fastbn import fold

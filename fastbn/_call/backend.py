@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import ghost, groups, operations, renorm, rows, settings, views
+from fastbn._call import ghost, groups, operations, renorm, rows, settings, sync, views
 from fastbn._call.ghost import GhostCache
 from fastbn._call.groups import GroupCache
 from fastbn._call.operations import ForwardCache
 from fastbn._call.places import on_device
 from fastbn._call.renorm import RenormCache
 from fastbn._call.rows import RowCache
+from fastbn._call.sync import SyncCache
 
 _EXTRA = (
     "arrays on a GPU need the extra cuda (pip install 'fastbn[cuda]') and NVIDIA's driver; or copy "
@@ -64,6 +65,8 @@ def backward(dy: Any, cache: Any, out: Any) -> tuple[Any, Any, Any]:
         return renorm.backward(dy, cache, out)
     if isinstance(cache, GhostCache):
         return ghost.backward(dy, cache, out)
+    if isinstance(cache, SyncCache):
+        return sync.backward(dy, cache, out)
     return operations.backward(dy, cache, out)
 
 

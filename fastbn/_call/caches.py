@@ -7,6 +7,7 @@ from fastbn._call.groups import GroupCache
 from fastbn._call.operations import ForwardCache
 from fastbn._call.renorm import RenormCache
 from fastbn._call.rows import RowCache
+from fastbn._call.sync import SyncCache
 
 #: What a forward gives to its backward, whatever it normalizes over.
 NormCache = ForwardCache | GroupCache | RowCache
@@ -25,5 +26,5 @@ def _shown(self: Any) -> str:
 
 
 # A dataclass without a repr of its own inherits this; those here would show whole batches.
-for _kind in (ForwardCache, GhostCache, GroupCache, RenormCache, RowCache):
+for _kind in (ForwardCache, GhostCache, GroupCache, RenormCache, RowCache, SyncCache):
     type.__setattr__(_kind, "__repr__", _shown)

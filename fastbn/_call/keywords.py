@@ -49,6 +49,7 @@ _ELSEWHERE: dict[str, tuple[tuple[str, str], ...]] = {
     "inputs": (("x", ""),),
     "moving_mean": (("running_mean", ""),),
     "moving_variance": (("running_var", ""),),
+    "process_group": (("comm", "comm has the ranks: a communicator of mpi4py"),),
     "renorm": (_LIMITS, ("momentum", "BatchRenorm1d, 2d and 3d are layers of their own")),
     "renorm_clipping": (_LIMITS, ("momentum", "BatchRenorm1d, 2d and 3d have r_max and d_max")),
     "renorm_momentum": (("momentum", ""),),

@@ -119,23 +119,35 @@ def backward(dy, x, dx, axis, statistics, weight, kept, count) -> tuple[np.ndarr
     Values that are left out are normalized with the statistics and did not go into them, so their
     gradient is ``dy * scale`` alone.
     """
+    dy, x, target = lying_alike(dy, x, dx, axis)
+    d_weight, d_bias = work.products(dy, x, axis, statistics)
+    terms = gradient_terms(statistics, weight, count, d_weight, d_bias)
+    with np.errstate(all="ignore"):
+        for some in _samples(x, axis):
+            _given_gradient(dy[some], x[some], target[some], axis, terms, ~kept[some])
+        if target is not dx:
+            np.copyto(dx, target)
+        dtype = computed(arguments.native(x.dtype))
+        return d_weight.astype(dtype), d_bias.astype(dtype)
+
+
+def lying_alike(dy, x, dx, axis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``dy``, ``x`` and ``dx`` themselves, or arrays in their place, that are walked together."""
     alike = [a if work.walked(axis, a, dx) else _copy_as(dx, a) for a in (dy, x)]
     target = dx if work.walked(axis, *alike, dx) else outputs.new_output(x, dx.dtype)
     dy, x = (a if work.walked(axis, a, target) else _copy_as(target, a) for a in alike)
-    d_weight, d_bias = work.products(dy, x, axis, statistics)
+    return dy, x, target
+
+
+def gradient_terms(statistics, weight, count, d_weight, d_bias) -> np.ndarray:
+    """What `work.given_gradient` takes: mean, scale, slope and offset of each channel."""
     mean, _, rstd = statistics.reshape(3, -1)
     factor = 1.0 if weight is None else weight.astype(np.float64)
     with np.errstate(all="ignore"):
         scale, slope, offset = formulas.input_gradient_terms(
             count, d_bias, d_weight / rstd, 0.0, rstd, factor
         )
-        terms = np.concatenate(np.broadcast_arrays(mean, scale, slope, offset))
-        for some in _samples(x, axis):
-            _given_gradient(dy[some], x[some], target[some], axis, terms, scale, ~kept[some])
-        if target is not dx:
-            np.copyto(dx, target)
-        dtype = computed(arguments.native(x.dtype))
-        return d_weight.astype(dtype), d_bias.astype(dtype)
+        return np.concatenate(np.broadcast_arrays(mean, scale, slope, offset))
 
 
 def _samples(x: np.ndarray, axis: int) -> Iterator[slice]:
@@ -146,9 +158,10 @@ def _samples(x: np.ndarray, axis: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(x), step))
 
 
-def _given_gradient(dy, x, dx, axis, terms, scale, left_out) -> None:
+def _given_gradient(dy, x, dx, axis, terms, left_out) -> None:
     """`work.given_gradient`; where a value is left out, ``dy * scale``. In place, if need be."""
     along = [-1 if k == axis else 1 for k in range(x.ndim)]
+    scale = terms.reshape(4, -1)[1]
     through = dy[left_out] * np.broadcast_to(scale.reshape(along), x.shape)[left_out]
     work.given_gradient(dy, x, dx, axis, terms)
     dx[left_out] = through

@@ -93,7 +93,7 @@ class Forward:
         self.given_mask, kept = mask, masked.kept_of(mask, x.shape)
         self.kept = None  # with what it keeps of each channel, where that is not everything
         if self.batch_statistics and x.size:
-            arguments.check_batch_count(x.shape, self.count)
+            self._check_count()
             if kept is not None:
                 self.kept, self.moments = kept, masked.moments(x, self.axis, kept)
                 masked.check_counts(self.moments[0], x.shape)
@@ -101,6 +101,9 @@ class Forward:
         self.out = self._output(out)
         if self.update and x.size and self.on_nonfinite == "raise":
             self._refuse_nonfinite()
+
+    def _check_count(self):
+        arguments.check_batch_count(self.x.shape, self.count)
 
     def _vector(self, name, value):
         if value is None:
@@ -220,7 +223,7 @@ class Forward:
 
 def backward(dy: Any, cache: Any, out: Any) -> tuple[Any, ...]:
     """Gradients in x, weight and bias, and in the residual if there was one."""
-    dy = _checked_gradient(dy, cache)
+    dy = checked_gradient(dy, cache)
     x = cache.x
     dtype, inputs = arguments.native(x.dtype), {"dy": dy, "x": x}
     if out is None:
@@ -235,7 +238,7 @@ def backward(dy: Any, cache: Any, out: Any) -> tuple[Any, ...]:
     if cache.kept is not None:
         x = masked.finite_where_left_out(x, cache.axis, cache.statistics, cache.kept[0])
     if cache.epilogue is not None:
-        dy = _through_epilogue(dy, x, cache, *(residual or (dx,)))
+        dy = through_epilogue(dy, x, cache, *(residual or (dx,)))
     if cache.kept is not None:
         gradients = masked.backward(
             dy, x, dx, cache.axis, cache.statistics, cache.weight, *cache.kept
@@ -248,7 +251,7 @@ def backward(dy: Any, cache: Any, out: Any) -> tuple[Any, ...]:
     return returned, d_weight, d_bias, *residual
 
 
-def _through_epilogue(dy, x, cache, target):
+def through_epilogue(dy, x, cache, target):
     """The gradient in the normalized values, which is also that in the residual: ``target``."""
     epilogue, bias, eps = cache.epilogue
     if epilogue.activation is None:
@@ -264,7 +267,8 @@ def _through_epilogue(dy, x, cache, target):
     return target
 
 
-def _checked_gradient(dy: Any, cache: Any) -> np.ndarray:
+def check_cache(cache: Any) -> None:
+    """Refuse what no forward has given."""
     if cache is None:
         raise RuntimeError(
             "there is no cache to differentiate with; y, cache = batch_norm_forward(x, ...)"
@@ -274,6 +278,11 @@ def _checked_gradient(dy: Any, cache: Any) -> np.ndarray:
             f"cache must come from batch_norm_forward, got {type(cache).__name__}; "
             "y, cache = batch_norm_forward(x, ...)"
         )
+
+
+def checked_gradient(dy: Any, cache: Any) -> np.ndarray:
+    """``dy`` as an array that fits the forward of ``cache``."""
+    check_cache(cache)
     if cache.x.dtype.kind not in "fV":
         raise RuntimeError(f"x has been given another dtype since the forward, {cache.x.dtype}")
     dy = arguments.as_array("dy", dy)
