@@ -14,6 +14,7 @@ from fastbn._system.outputs import get_reuse_limit, set_reuse_limit
 from fastbn._system.threads import get_num_threads, set_num_threads
 from fastbn.checkpoint import load_batch_norms, load_tensors, save
 from fastbn.checkpoint.health import Health, inspect_batch_norms
+from fastbn.dataset import DatasetStats, dataset_stats, normalize_dataset
 from fastbn.functional import (
     ForwardCache,
     Gradients,
@@ -64,6 +65,7 @@ __all__ = [
     "BatchRenorm2d",
     "BatchRenorm3d",
     "ChannelStats",
+    "DatasetStats",
     "ForwardCache",
     "Gradients",
     "GroupNorm",
@@ -80,6 +82,7 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "channel_stats",
+    "dataset_stats",
     "fold",
     "get_num_threads",
     "get_reuse_limit",
@@ -93,6 +96,7 @@ __all__ = [
     "load_batch_norms",
     "load_tensors",
     "norm_backward",
+    "normalize_dataset",
     "recalibrate",
     "rms_norm",
     "rms_norm_forward",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fastbn import __version__
-from fastbn.cli import bench, demo, fold, info, inspect, warmup
+from fastbn.cli import bench, demo, fold, info, inspect, normalize, stats, warmup
 
 __all__ = ["main"]
 
@@ -75,6 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastbn {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    for command in (demo, inspect, fold, bench, warmup, info):
+    for command in (demo, inspect, fold, stats, normalize, bench, warmup, info):
         command.add(commands)
     return parser
