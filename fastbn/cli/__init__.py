@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from fastbn import __version__
 from fastbn.cli import bench, demo, fold, info, inspect, normalize, stats, warmup
@@ -12,7 +14,7 @@ from fastbn.cli import bench, demo, fold, info, inspect, normalize, stats, warmu
 __all__ = ["main"]
 
 # Exit codes of a program that a signal ended, as shells report them: 128 + its number.
-_INTERRUPTED, _BROKEN_PIPE = 130, 141
+_INTERRUPTED, _BROKEN_PIPE, _TERMINATED = 130, 141, 143
 _ERROR = 2  # as argparse has it
 
 
@@ -28,11 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         Exit code: 0, or 2 after an error, 130 if interrupted, 141 if nobody reads
-        the output any more.
+        the output any more, 143 if terminated.
     """
     try:
-        code = _run(argv)
-        sys.stdout.flush()
+        with _ending_in_order():
+            code = _run(argv)
+            sys.stdout.flush()
+    except _Terminated:
+        print("fastbn: terminated", file=sys.stderr)
+        return _TERMINATED
     except KeyboardInterrupt:
         print("fastbn: interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -47,6 +53,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fastbn: error: {str(error) or 'out of memory'}", file=sys.stderr)
         return _ERROR
     return code
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process is asked to end: as with Ctrl-C, nothing half-written may stay."""
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let SIGTERM raise an exception, unless somebody else answers it."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _drop_stdout() -> None:

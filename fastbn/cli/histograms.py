@@ -12,7 +12,6 @@ __all__ = ["draw"]
 
 #: Red, green and blue that colour-blind people can tell apart by brightness.
 RGB = "#D62728", "#2CA02C", "#1F4FD8"
-GREY = "#444444"
 #: Panels of a picture.
 DRAWN = 16
 
@@ -37,12 +36,15 @@ def draw(found: "DatasetStats", file: Path) -> None:
             figsize=(8.0 if columns == 1 else 4.5 * columns, 1.0 + 2.1 * rows),
         )  # fmt: skip
         some = f", the first {drawn} of {channels} channels" if channels > drawn else ""
-        figure.suptitle(f"{found.files:,} file{'s' * (found.files != 1)} of {found.dtype}{some}")
+        figure.suptitle(f"{found.files:,} file{'s' * (found.files != 1)}, {found.dtype}{some}")
         for c, panel in enumerate(panels.flat):
             if c < drawn:
                 _panel(panel, found, c, *colors[c])
             else:
                 panel.set_visible(False)
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
         unit = f"value, {found.dtype}" if of_integers else "value"
         for column in range(columns):
             panels[(drawn - 1 - column) // columns, column].set_xlabel(unit)
@@ -52,14 +54,11 @@ def draw(found: "DatasetStats", file: Path) -> None:
 
 
 def _colors(found: "DatasetStats") -> list[tuple[str, str]]:
-    """Colour and name of each channel; three or four of images are most likely red, green, blue."""
+    """Colour and name of each channel; three of unsigned integers are most likely of images."""
     channels = found.stats.mean.size
-    if channels in (3, 4) and found.dtype.startswith("uint"):
-        names = "red", "green", "blue", "alpha"
-        return [
-            (color, f"channel {c}, {name}")
-            for c, (color, name) in enumerate(zip((*RGB, GREY), names, strict=True))
-        ]
+    if channels == 3 and found.dtype.startswith("uint"):
+        names = zip(RGB, ("red", "green", "blue"), strict=True)
+        return [(color, f"channel {c}, {name}") for c, (color, name) in enumerate(names)]
     return [("#0072B2", f"channel {c}") for c in range(channels)]
 
 
@@ -76,8 +75,8 @@ def _panel(panel: Any, found: "DatasetStats", c: int, color: str, name: str) -> 
     panel.stairs(share, edges - shift, fill=True, color=color, alpha=0.55, linewidth=0)
     panel.stairs(share, edges - shift, color=color, linewidth=0.8)
     if np.isfinite(mean) and np.isfinite(std):
-        panel.axvspan(mean - std, mean + std, color="black", alpha=0.08, linewidth=0)
-        panel.axvline(mean, color="black", linewidth=1.4)
+        panel.axvspan(mean - std, mean + std, color="#EEEEEE", zorder=0, label="mean ± std")
+        panel.axvline(mean, color="black", linewidth=1.4, label="mean")
         for end in (mean - std, mean + std):
             panel.axvline(end, color="black", linewidth=0.9, linestyle=(0, (4, 3)))
     seen = np.flatnonzero(counts)
@@ -92,7 +91,7 @@ def _panel(panel: Any, found: "DatasetStats", c: int, color: str, name: str) -> 
     panel.set_title(
         f"{name}: mean {mean:.5g}, std {std:.5g}{beyond}", loc="left", fontsize=10, color="black"
     )
-    panel.set_ylabel("share (%)" if one else "share of a bin (%)")
+    panel.set_ylabel("share of values (%)" if one else "share per bin (%)")
     panel.grid(axis="y", color="#dddddd", linewidth=0.8)
     panel.set_axisbelow(True)
 

@@ -124,8 +124,8 @@ def _print(found: "DatasetStats", output: Path | None) -> None:
     if found.nan_count.any():
         columns.append(("NaN", [str(n) for n in found.nan_count]))
     titles, cells = zip(*columns, strict=True)
-    print_table(titles, list(zip(*cells, strict=True)), right=" rrrrrr")
-    print(f"\n{found.files} file{'s' * (found.files != 1)} of {found.dtype}.", end="")
+    print_table(titles, list(zip(*cells, strict=True)), right=" ".ljust(len(titles), "r"))
+    print(f"\n{found.files} file{'s' * (found.files != 1)}, {found.dtype}.", end="")
     print(f" Statistics are in {output}." if output is not None else "")
     if greatest is not None and stats.mean.size <= 16:
         mean, std = (_pasted(v / greatest) for v in (stats.mean, stats.std()))

@@ -47,9 +47,13 @@ class Bins(NamedTuple):
                 found = np.bincount((values.astype(np.int16) - int(low)), minlength=BINS)
                 counts[c] = np.concatenate([[0], found, [0]])
                 continue
-            place = (values.astype(np.float64) - low) / width
-            place = np.clip(np.floor(place[~np.isnan(place)]), -1, BINS) + 1
-            counts[c] = np.bincount(place.astype(np.int64), minlength=BINS + 2)
+            wide = values.astype(np.float64)
+            wide = wide[~np.isnan(wide)]
+            place = np.clip(np.floor((wide - low) / width), -1, BINS).astype(np.int64)
+            edges = np.concatenate([[-np.inf], low + width * np.arange(BINS + 1), [np.inf]])
+            place += wide >= edges[np.minimum(place + 2, BINS + 1)]  # the quotient was rounded
+            place -= wide < edges[place + 1]
+            counts[c] = np.bincount(np.minimum(place, BINS) + 1, minlength=BINS + 2)
         return counts
 
     def of(self, first: int, channels: int) -> Bins:

@@ -23,7 +23,7 @@ from fastbn.dataset.measure import (
     arrays_of,
     measure,
 )  # fmt: skip
-from fastbn.dataset.pool import in_order
+from fastbn.dataset.pool import Workers, in_order
 from fastbn.dataset.sources import Identity, Sources
 
 __all__ = ["bins_of", "scan"]
@@ -39,7 +39,7 @@ class _Job(NamedTuple):
 
 
 def scan(
-    sources: Sources, axis: int, options: Options, executor: Executor | None, at_once: int,
+    sources: Sources, axis: int, options: Options, where: Executor | Workers | None,
     journal: Journal, progress: Progress,
 ) -> Measured:  # fmt: skip
     """Measure everything that no journal knows, and merge it in the order of the sources.
@@ -55,7 +55,7 @@ def scan(
     def given(job: _Job) -> tuple[Block, Options] | None:
         return None if job.number in journal else (job.block, options)
 
-    for job, fresh in in_order(_jobs(sources, axis), measure, given, executor, at_once):
+    for job, fresh in in_order(_jobs(sources, axis), measure, given, where):
         amount = sources.size_of(job.block, job.identity)
         if fresh is None:
             measured = journal.recall(job.number, job.identity)

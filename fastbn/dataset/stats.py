@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # so that `help` shows types as they are written here
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -22,7 +23,7 @@ from fastbn.dataset.arrays import checked_path
 from fastbn.dataset.histogram import MOST_CHANNELS, Histograms
 from fastbn.dataset.journal import Journal
 from fastbn.dataset.measure import Found, Measured, Options
-from fastbn.dataset.pool import AHEAD, processes
+from fastbn.dataset.pool import Workers
 from fastbn.dataset.scan import bins_of, scan, settings_of
 from fastbn.dataset.sources import BLOCK_FILES, Sources, find
 from fastbn.dataset.whole_file import replacing
@@ -185,9 +186,9 @@ def _scan(
     unit = "images" if sources.only_images else "bytes"
     bar = Progress(amount, "reading", None if progress else io.StringIO(), unit=unit)
     number = _workers(workers, sources, amount) if executor is None else 1
-    with processes(number) as own, bar:
-        at_once = AHEAD * (getattr(executor, "_max_workers", 16) if executor else number)
-        return scan(sources, axis, options, executor or own, at_once, journal, bar)
+    own = contextlib.nullcontext() if number == 1 else Workers(number)
+    with own as pool, bar:
+        return scan(sources, axis, options, executor or pool, journal, bar)
 
 
 def _listed(paths: Any) -> Iterable[Any]:
@@ -200,9 +201,11 @@ def _listed(paths: Any) -> Iterable[Any]:
 
 def _workers(asked: int | None, sources: Sources, amount: int) -> int:
     if asked is not None:
-        if isinstance(asked, bool) or (number := operator.index(asked)) < 1:
-            raise ValueError(f"workers must be 1 or more, got {asked!r}")
-        return number
+        if isinstance(asked, bool) or not isinstance(asked, (int, np.integer)):
+            raise TypeError(f"workers must be an integer, got {asked!r}")
+        if asked < 1:
+            raise ValueError(f"workers must be 1 or more, got {asked}")
+        return int(asked)
     pictures = sum(len(part) for part in sources.parts if isinstance(part, list))
     if amount < _WORTH_A_WORKER and pictures < 8 * BLOCK_FILES:
         return 1
