@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastbn.cli.options import at_least_one, picture_file, print_json, print_table
 
 if TYPE_CHECKING:
@@ -127,6 +129,8 @@ def _print(found: "DatasetStats", output: Path | None) -> None:
     print_table(titles, list(zip(*cells, strict=True)), right=" ".ljust(len(titles), "r"))
     print(f"\n{found.files} file{'s' * (found.files != 1)}, {found.dtype}.", end="")
     print(f" Statistics are in {output}." if output is not None else "")
+    if np.isnan(stats.mean).any() and found.nan_count.any():
+        print("There is NaN, which makes NaN of its channel's statistics; --skipna leaves it out.")
     if greatest is not None and stats.mean.size <= 16:
         mean, std = (_pasted(v / greatest) for v in (stats.mean, stats.std()))
         print(f"For values scaled to 0..1: mean={mean}, std={std}")

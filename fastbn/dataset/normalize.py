@@ -8,6 +8,8 @@ import math
 import operator
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -130,7 +132,7 @@ def normalize_dataset(
         try:
             for done in steps:
                 bar.advance(done)
-        except EOFError as error:
+        except (EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{stored.name}: {error}") from error
         if file.seek(0, os.SEEK_END) != len(header) + values * kind.itemsize:
             raise AssertionError("a part of the array was not written")
