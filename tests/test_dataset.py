@@ -168,6 +168,21 @@ def test_links_that_lead_back_are_not_followed(rng, tmp_path):
     assert fastbn.dataset_stats(tmp_path).files == 1
 
 
+def test_what_a_run_writes_is_not_of_the_data(rng, tmp_path):
+    x = rng.normal(size=(9, 2))
+    np.save(tmp_path / "x.npy", x)
+    for _ in range(2):
+        found = fastbn.dataset_stats(tmp_path, save=tmp_path / "s.npz", resume=tmp_path / "j.npz")
+        check(found.stats, x)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.npy")
+    with pytest.raises(ValueError, match="is no regular file"):
+        fastbn.dataset_stats(tmp_path)
+
+
 def test_nan(rng, tmp_path, small_blocks):
     x = rng.normal(size=(400, 3))
     x[5, 0] = x[399, 0] = x[7, 2] = np.nan

@@ -161,6 +161,13 @@ def test_more_pixels_than_pillow_takes(rng, tmp_path, monkeypatch):
     assert fastbn.dataset_stats(tmp_path).files == 1
 
 
+def test_other_formats_under_a_known_name(rng, tmp_path):
+    Image.fromarray(picture(rng)).save(tmp_path / "x.gif")
+    (tmp_path / "x.gif").rename(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="cannot identify image file"):
+        fastbn.dataset_stats(tmp_path)
+
+
 def test_without_pillow(rng, tmp_path, monkeypatch):
     Image.fromarray(picture(rng)).save(tmp_path / "x.png")
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)

@@ -314,7 +314,7 @@ sys.exit(main(["stats", {str(tmp_path / "x.npy")!r}, "-o", {str(tmp_path / "s.np
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 2
-    assert "File too large" in done.stderr
+    assert "s.npz.partial cannot be written: File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "s.npz").exists()
     sources.BLOCK_VALUES, before = 1000, sources.BLOCK_VALUES

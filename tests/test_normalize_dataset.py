@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -174,6 +173,8 @@ class TestErrors:
     @pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
     def test_a_disk_that_fills_up(self, folder):
         np.save(folder / "x.npy", np.ones((4000, 30), np.float32))
+        import resource
+
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
         try:

@@ -131,6 +131,8 @@ def _print(found: "DatasetStats", output: Path | None) -> None:
     print(f" Statistics are in {output}." if output is not None else "")
     if np.isnan(stats.mean).any() and found.nan_count.any():
         print("There is NaN, which makes NaN of its channel's statistics; --skipna leaves it out.")
+    elif not np.isfinite(stats.mean).all():
+        print("There are infinite values, which leave no mean of their channel.")
     if greatest is not None and stats.mean.size <= 16:
         mean, std = (_pasted(v / greatest) for v in (stats.mean, stats.std()))
         print(f"For values scaled to 0..1: mean={mean}, std={std}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 __all__ = ["MODES", "SUFFIXES", "library", "pictures"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+#: Other formats are not tried, whatever a file's name: some are read by other programs.
+_FORMATS = "PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP"
 #: Of ``--mode``.
 MODES = ("L", "RGB", "RGBA")
 #: Modes whose numbers are no colours, or too few bits for NumPy, and what they become.
@@ -39,7 +42,7 @@ def pictures(path: str, mode: str | None, max_pixels: int | None) -> Iterator[np
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata, or large but within the limit
         try:
-            with image_module.open(path) as image:
+            with image_module.open(path, formats=_formats()) as image:
                 for page in range(getattr(image, "n_frames", 1) if image.format == "TIFF" else 1):
                     if page:
                         image.seek(page)
@@ -51,6 +54,14 @@ def pictures(path: str, mode: str | None, max_pixels: int | None) -> Iterator[np
                 f"has more pixels than Pillow takes, {2 * (max_pixels or 0)}; if it is yours, set "
                 "PIL.Image.MAX_IMAGE_PIXELS in Python, or save it as .npy"
             ) from error
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Those that this Pillow has."""
+    image_module = library()
+    image_module.init()
+    return [name for name in _FORMATS if name in image_module.OPEN]
 
 
 def _array(image: Any, mode: str | None) -> np.ndarray:

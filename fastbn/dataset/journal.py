@@ -118,8 +118,15 @@ class Journal:
     def _write(self, record: dict[str, Any]) -> None:
         assert self._file is not None
         text = json.dumps(record).encode()
-        self._file.write(b"%08x %s\n" % (zlib.crc32(text), text))
-        self._file.flush()
+        try:
+            self._file.write(b"%08x %s\n" % (zlib.crc32(text), text))
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"the journal {self.path} cannot be written: {error.strerror}; with room, the same "
+                "call goes on from it, and resume (--resume) names another place",
+            ) from error
 
     def close(self) -> None:
         """Keep the file, for another run."""

@@ -98,7 +98,7 @@ def _parts(
         for path in block.paths:
             yield path, lambda path=path: _of_image(path, options)  # type: ignore[misc]
     else:
-        yield block.stored.path, lambda: _of_array(block, options)
+        yield block.stored.name, lambda: _of_array(block, options)
 
 
 def _of_image(path: str, options: Options) -> Iterator[tuple[tuple[int, str], Found]]:

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
@@ -29,7 +29,7 @@ AHEAD = 4
 def in_order(
     jobs: Iterable[_J], call: Callable[..., _R], arguments: Callable[[_J], tuple[Any, ...] | None],
     where: Executor | Workers | None,
-) -> Iterator[tuple[_J, _R | None]]:  # fmt: skip
+) -> Generator[tuple[_J, _R | None], None, None]:  # fmt: skip
     """Yield each job and ``call(*arguments(job))``; where arguments is None, None.
 
     In the order of jobs whoever is done first, and with a bounded number of them under way.

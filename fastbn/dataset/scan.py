@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,22 +55,23 @@ def scan(
     def given(job: _Job) -> tuple[Block, Options] | None:
         return None if job.number in journal else (job.block, options)
 
-    for job, fresh in in_order(_jobs(sources, axis), measure, given, where):
-        amount = sources.size_of(job.block, job.identity)
-        if fresh is None:
-            measured = journal.recall(job.number, job.identity)
-            progress.advance(amount, worked=False)
-        else:
-            measured = fresh
-            journal.keep(job.number, job.identity, measured)
-            progress.advance(amount)
-        faults |= measured.unreadable
-        _add(part, measured.found)
-        if job.last:
-            if not (isinstance(job.block, ArrayBlock) and faults):
-                _add(total, part)
-            unreadable |= faults
-            part, faults = {}, {}
+    with closing(in_order(_jobs(sources, axis), measure, given, where)) as answers:
+        for job, fresh in answers:
+            amount = sources.size_of(job.block, job.identity)
+            if fresh is None:
+                measured = journal.recall(job.number, job.identity)
+                progress.advance(amount, worked=False)
+            else:
+                measured = fresh
+                journal.keep(job.number, job.identity, measured)
+                progress.advance(amount)
+            faults |= measured.unreadable
+            _add(part, measured.found)
+            if job.last:
+                if not (isinstance(job.block, ArrayBlock) and faults):
+                    _add(total, part)
+                unreadable |= faults
+                part, faults = {}, {}
     return Measured(total, unreadable)
 
 

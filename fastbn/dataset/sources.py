@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import stat
 import zipfile
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -90,8 +92,10 @@ def _values(stored: arrays.Stored) -> int:
     return values
 
 
-def find(paths: Iterable[Any], axis: int) -> Sources:
+def find(paths: Iterable[Any], axis: int, without: Iterable[Any] = ()) -> Sources:
     """Look at all paths; folders are searched, in the order of names.
+
+    ``without`` are files in these folders that are not of the data: what the scan writes.
 
     Raises
     ------
@@ -102,12 +106,15 @@ def find(paths: Iterable[Any], axis: int) -> Sources:
     parts: list[list[_File] | tuple[_File, arrays.Stored]] = []
     unreadable: dict[str, str] = {}
     seen: set[tuple[str, str | None]] = set()
-    for path, member in _files(paths):
+    others = {os.path.abspath(path) for path in without}
+    for path, member in _files(paths, others):
         if (path, member) in seen:
             raise ValueError(f"{path} is named twice, and would be counted twice")
         seen.add((path, member))
         try:
             status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("is no regular file")
             file = _File(path, status.st_size, status.st_mtime_ns)
             if not path.lower().endswith(ARRAY_SUFFIXES):
                 if not (parts and isinstance(parts[-1], list) and len(parts[-1]) < BLOCK_FILES):
@@ -136,11 +143,11 @@ def _members(path: str, member: str | None) -> list[str | None]:
     return [member]
 
 
-def _files(paths: Iterable[Any]) -> Iterator[tuple[str, str | None]]:
+def _files(paths: Iterable[Any], others: set[str]) -> Iterator[tuple[str, str | None]]:
     for given in paths:
         path = os.path.abspath(arrays.checked_path(given))
         if os.path.isdir(path):
-            yield from ((file, None) for file in _files_in(path, set()))
+            yield from ((file, None) for file in _files_in(path, set()) if file not in others)
             continue
         head, colon, member = path.rpartition(":")
         if colon and head.lower().endswith(".npz") and not os.path.exists(path):
@@ -176,11 +183,12 @@ def _files_in(folder: str, above: set[tuple[int, int]]) -> Iterator[str]:
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
-    for name in sorted(os.listdir(folder)):
-        path = os.path.join(folder, name)
-        if name.startswith("."):
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=operator.attrgetter("name"))
+    for entry in found:
+        if entry.name.startswith("."):
             continue
-        if os.path.isdir(path):
-            yield from _files_in(path, above | {here})
-        elif name.lower().endswith((*ARRAY_SUFFIXES, *images.SUFFIXES)):
-            yield path
+        if entry.is_dir():
+            yield from _files_in(entry.path, above | {here})
+        elif entry.name.lower().endswith((*ARRAY_SUFFIXES, *images.SUFFIXES)):
+            yield entry.path

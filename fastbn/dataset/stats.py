@@ -160,7 +160,7 @@ def dataset_stats(
         raise ValueError(f"on_unreadable must be 'raise' or 'skip', got {on_unreadable!r}")
     skipna = check_bool("skipna", skipna)
     target = None if save is None else _checked_target(save)
-    sources = find(_listed(paths), axis)
+    sources = find(_listed(paths), axis, [name for name in (save, resume) if name is not None])
     options = Options(mode, skipna, _max_pixels(sources))
     if histogram:
         options = options._replace(bins=_bins(sources, axis, options))
