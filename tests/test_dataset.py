@@ -126,6 +126,7 @@ def test_npz(rng, tmp_path, compressed, small_blocks):
         fastbn.dataset_stats(f"{tmp_path}/x.npz:c")
 
 
+@pytest.mark.compiled
 def test_a_large_compressed_member_takes_little_memory(tmp_path):
     with (
         zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
