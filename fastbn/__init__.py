@@ -5,8 +5,8 @@ Layers with state are `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`; functions 
 takes statistics of any array. For small batches there are `GroupNorm`, `LayerNorm`, `RMSNorm`,
 `InstanceNorm2d` and `BatchRenorm2d`, and `small_batch_report`. `load_batch_norms` makes layers of
 the checkpoint of a trained network. `StandardScaler` is an estimator for scikit-learn's pipelines.
-`warmup` compiles ahead. ``import fastbn.distributed`` is for batches that are spread over MPI ranks.
-Begin with ``help(fastbn.BatchNorm2d)``.
+`warmup` compiles ahead. ``import fastbn.distributed`` is for batches that are spread over MPI
+ranks. Begin with ``help(fastbn.BatchNorm2d)``.
 """
 
 from fastbn import fold
@@ -15,6 +15,7 @@ from fastbn._system.outputs import get_reuse_limit, set_reuse_limit
 from fastbn._system.threads import get_num_threads, set_num_threads
 from fastbn.checkpoint import load_batch_norms, load_tensors, save
 from fastbn.checkpoint.health import Health, inspect_batch_norms
+from fastbn.dataset import DatasetStats, dataset_stats, normalize_dataset
 from fastbn.functional import (
     ForwardCache,
     Gradients,
@@ -67,6 +68,7 @@ __all__ = [
     "BatchRenorm2d",
     "BatchRenorm3d",
     "ChannelStats",
+    "DatasetStats",
     "ForwardCache",
     "Gradients",
     "GroupNorm",
@@ -84,6 +86,7 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "channel_stats",
+    "dataset_stats",
     "destandardize",
     "fold",
     "get_num_threads",
@@ -98,6 +101,7 @@ __all__ = [
     "load_batch_norms",
     "load_tensors",
     "norm_backward",
+    "normalize_dataset",
     "recalibrate",
     "rms_norm",
     "rms_norm_forward",

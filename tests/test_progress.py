@@ -88,6 +88,38 @@ class TestProgress:
             assert len(line) < 80
         assert terminal.screen() == [""]
 
+    @pytest.mark.parametrize(
+        ("unit", "rate"), [("bytes", "20 MB/s"), ("images", "20000000 images/s")]
+    )
+    def test_rate(self, clock, unit, rate):
+        terminal, file = Terminal(100), io.StringIO()
+        for stream in (terminal, file):
+            with Progress(10**9, "reading", stream, unit=unit) as progress:
+                clock[0] += 20
+                progress.advance(4 * 10**8)
+                line = terminal.screen()[0] if stream is terminal else file.getvalue()
+                assert "40%" in line
+                assert rate in line
+        assert file.getvalue() == f"reading: 40%, {rate}\n"
+
+    def test_no_rate_where_there_is_no_room(self, clock):
+        terminal = Terminal(55)
+        with Progress(100, "reading", terminal, unit="images") as progress:
+            clock[0] += 60
+            progress.advance(50)
+            line = terminal.screen()[0]
+            assert "left" in line
+            assert "images/s" not in line
+
+    def test_what_was_done_before_says_nothing_about_time(self, clock):
+        terminal = Terminal(100)
+        with Progress(100, "reading", terminal, unit="images") as progress:
+            progress.advance(80, worked=False)
+            clock[0] += 10
+            progress.advance(10)
+            line = terminal.screen()[0]
+            assert "90%  1 images/s     0:10 left" in line
+
     def test_a_file_gets_a_line_now_and_then(self, clock):
         stream = io.StringIO()
         with Progress(100, "reading", stream) as progress:

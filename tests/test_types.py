@@ -43,6 +43,14 @@ def functions(x: Array, mean: Array, var: Array, weight: Array, bias: Array) -> 
     return stats
 
 
+def files(folder: str) -> fastbn.DatasetStats:
+    found = fastbn.dataset_stats([folder, "x.npz:x"], mode="RGB", workers=2, histogram=True)
+    counts = found.histograms.counts if found.histograms is not None else found.nan_count
+    fastbn.normalize_dataset("x.npy", "y.npy", found.stats.mean, found.stats.std(), out_axis=1)
+    print(counts.sum(), found.files + 1, sorted(found.unreadable.items()), found.greatest)
+    return found
+
+
 def train(layers: list[BatchNorm1d], batches: list[Array], rate: float) -> None:
     for x in batches:
         for bn in layers:

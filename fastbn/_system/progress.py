@@ -29,6 +29,9 @@ class Progress:
         What is being done, in a word or two.
     stream : text file, optional
         Where to draw; stderr by default.
+    unit : str, optional
+        What the steps are, such as "images": then the rate is shown as well, that of "bytes" in
+        MB/s.
 
     Examples
     --------
@@ -37,8 +40,11 @@ class Progress:
     ...         progress.advance()
     """
 
-    def __init__(self, total: int, label: str, stream: TextIO | None = None) -> None:
-        self.total, self.label, self.done = total, label, 0
+    def __init__(
+        self, total: int, label: str, stream: TextIO | None = None, *, unit: str | None = None
+    ) -> None:
+        self.total, self.label, self.done, self.unit = total, label, 0, unit
+        self._found = 0  # steps that were done before, which say nothing about time
         self._stream = sys.stderr if stream is None else stream
         self._terminal = _is_terminal(self._stream)
         self._drawn = False
@@ -52,9 +58,13 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         self.clear()
 
-    def advance(self, steps: int = 1) -> None:
-        """Count steps as done, and show it if the last drawing is old enough."""
+    def advance(self, steps: int = 1, *, worked: bool = True) -> None:
+        """Count steps as done, and show it if the last drawing is old enough.
+
+        ``worked`` is False for what need not be done, because it was done before.
+        """
         self.done += steps
+        self._found += 0 if worked else steps
         now = time.monotonic()
         if now - self._last < (_REDRAW if self._terminal else _LOG):
             return
@@ -62,7 +72,8 @@ class Progress:
         if self._terminal:
             self._draw()
         else:
-            self._send(f"{self.label}: {self._percent()}%\n")
+            rate = self._rate()
+            self._send(f"{self.label}: {self._percent()}%{rate and f', {rate}'}\n")
 
     def clear(self) -> None:
         """Wipe the line, before something else is printed; the next `advance` redraws it."""
@@ -96,20 +107,29 @@ class Progress:
     def _line(self, width: int) -> str:
         """The bar in at most ``width`` columns: in need without time, without bar, or cut."""
         percent = f"{self._percent():3d}%"
-        for for_time in (14, 0):
-            room = min(width - len(self.label) - for_time - 10, 40)
-            if room >= 5:
+        rate = self._rate()
+        for shown, for_time in ((rate and f"  {rate}", 14), ("", 14), ("", 0)):
+            room = min(width - len(self.label) - len(shown) - for_time - 10, 40)
+            if room >= (20 if shown else 5):
                 filled = room * self._percent() // 100
                 time_left = f"{self._time_left():>{for_time}}" if for_time else ""
                 bar = "#" * filled + "." * (room - filled)
-                return f"{self.label}  [{bar}]  {percent}{time_left}".rstrip()
+                return f"{self.label}  [{bar}]  {percent}{shown}{time_left}".rstrip()
         return f"{self.label[: max(width - 6, 0)]}  {percent}"[:width]
+
+    def _rate(self) -> str:
+        elapsed = time.monotonic() - self._start
+        if self.unit is None or self.done == self._found or elapsed < 1:
+            return ""
+        rate = (self.done - self._found) / elapsed
+        return f"{rate / 1e6:.0f} MB/s" if self.unit == "bytes" else f"{rate:.0f} {self.unit}/s"
 
     def _time_left(self) -> str:
         elapsed = time.monotonic() - self._start
-        if self.done == 0 or elapsed < 1:
+        if self.done == self._found or elapsed < 1:
             return ""
-        seconds = round(elapsed * max(self.total - self.done, 0) / self.done)
+        worked = self.done - self._found
+        seconds = round(elapsed * max(self.total - self.done, 0) / worked)
         return f"{seconds // 60}:{seconds % 60:02d} left"
 
 

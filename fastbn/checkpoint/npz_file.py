@@ -46,7 +46,7 @@ def _shape(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[int, ...] |
     """Shape by the header; None if there is something wrong, which is told when it is read."""
     try:
         with archive.open(info) as file:
-            return _checked_header(file, info)[0]
+            return checked_header(file, info.file_size)[0]
     except _ERRORS:
         return None
 
@@ -60,7 +60,7 @@ def _values(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         )
     try:
         with archive.open(info) as file:
-            _, dtype = _checked_header(file, info)
+            _, dtype, _ = checked_header(file, info.file_size)
             file.seek(0)
             array = npy.read_array(file, allow_pickle=False)
             if file.read(1):
@@ -75,22 +75,22 @@ def _values(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     return array
 
 
-def _checked_header(file: IO[bytes], info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of an array whose header is right about its size."""
+def checked_header(file: IO[bytes], length: int) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Shape, dtype and Fortran order of a ``.npy`` whose header is right about its length."""
     header = _HEADERS.get(npy.read_magic(file))
     if header is None:
         raise ValueError("it is in a version of the format that is for named fields")
-    shape, _, dtype = header(file)
+    shape, fortran, dtype = header(file)
     if dtype.hasobject:
         raise ValueError(
             "it holds Python objects, which are a pickle and are not read; save it as numbers"
         )
     size = dtype.itemsize
-    for length in shape:
-        size *= length
-    if size != info.file_size - file.tell() or min(shape, default=0) < 0:
+    for extent in shape:
+        size *= extent
+    if size != length - file.tell() or min(shape, default=0) < 0:
         raise ValueError(
             f"its header says {size if size < 1 << 64 else 'absurdly many'} bytes of values, and "
-            f"there are {info.file_size - file.tell()}"
+            f"there are {length - file.tell()}"
         )
-    return shape, dtype
+    return shape, dtype, fortran

@@ -3,17 +3,19 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from fastbn import __version__
-from fastbn.cli import bench, demo, fold, info, inspect, warmup
+from fastbn.cli import bench, demo, fold, info, inspect, normalize, stats, warmup
 
 __all__ = ["main"]
 
 # Exit codes of a program that a signal ended, as shells report them: 128 + its number.
-_INTERRUPTED, _BROKEN_PIPE = 130, 141
+_INTERRUPTED, _BROKEN_PIPE, _TERMINATED = 130, 141, 143
 _ERROR = 2  # as argparse has it
 
 
@@ -29,13 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         Exit code: 0, or 2 after an error, 130 if interrupted, 141 if nobody reads
-        the output any more.
+        the output any more, 143 if terminated.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _ending_in_order():
             warnings.showwarning = _show_warning
             code = _run(argv)
-        sys.stdout.flush()
+            sys.stdout.flush()
+    except _Terminated:
+        print("fastbn: terminated", file=sys.stderr)
+        return _TERMINATED
     except KeyboardInterrupt:
         print("fastbn: interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -55,6 +60,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning as a sentence, without the line of the sources that it comes from."""
     print(f"fastbn: warning: {message}", file=sys.stderr)
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process is asked to end: as with Ctrl-C, nothing half-written may stay."""
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let SIGTERM raise an exception, unless somebody else answers it."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _drop_stdout() -> None:
@@ -83,6 +112,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastbn {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    for command in (demo, inspect, fold, bench, warmup, info):
+    for command in (demo, inspect, fold, stats, normalize, bench, warmup, info):
         command.add(commands)
     return parser

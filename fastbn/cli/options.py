@@ -22,6 +22,13 @@ def positive(text: str) -> float:
     return number
 
 
+def at_least_one(text: str) -> int:
+    """Type of an option: a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
 def has_rich() -> bool:
     """Whether tables are drawn by rich: on a terminal, where it is installed."""
     return sys.stdout.isatty() and importlib.util.find_spec("rich") is not None

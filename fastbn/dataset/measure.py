@@ -1,0 +1,194 @@
+"""One block of a dataset: what a worker is told, does, and tells."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastbn.dataset.arrays import Piece, Stored, cut, opened, read
+from fastbn.dataset.histogram import Bins
+from fastbn.dataset.images import pictures
+from fastbn.functional import channel_stats
+from fastbn.stats import ChannelStats
+
+__all__ = [
+    "ArrayBlock", "Block", "Found", "ImageBlock", "Measured", "Options", "added", "arrays_of",
+    "measure", "reason",
+]  # fmt: skip
+
+#: Values that are read and summed at once: few enough to stay in a cache.
+PIECE = 1 << 20
+
+
+class Options(NamedTuple):
+    """What is the same for all blocks."""
+
+    mode: str | None
+    skipna: bool
+    max_pixels: int | None
+    bins: Bins | None = None
+
+
+class ArrayBlock(NamedTuple):
+    """A piece of an array in a file; of compressed values, all of them."""
+
+    stored: Stored
+    channels: int  # of the whole array
+    piece: Piece
+
+
+class ImageBlock(NamedTuple):
+    """Some files with a picture each."""
+
+    paths: tuple[str, ...]
+
+
+Block = ArrayBlock | ImageBlock
+
+
+class Found(NamedTuple):
+    """What there is of data of one kind, that is with as many channels and of one dtype."""
+
+    stats: ChannelStats
+    nan: np.ndarray
+    files: int
+    first: str
+    counts: np.ndarray | None
+
+
+class Measured(NamedTuple):
+    """What came of a block: by kind, and what could not be read."""
+
+    found: dict[tuple[int, str], Found]
+    unreadable: dict[str, str]
+
+
+def measure(block: Block, options: Options) -> Measured:
+    """Statistics of a block."""
+    found: dict[tuple[int, str], Found] = {}
+    unreadable: dict[str, str] = {}
+    for name, read_it in _parts(block, options):
+        try:
+            of_file: dict[tuple[int, str], Found] = {}
+            for kind, new in read_it():
+                of_file[kind] = added(of_file.get(kind), new)
+        except (Exception, RecursionError) as error:  # Pillow and zipfile raise whatever they like
+            unreadable[name] = reason(error, name)
+            continue
+        for kind, new in of_file.items():
+            found[kind] = added(found.get(kind), new)
+    return Measured(found, unreadable)
+
+
+def reason(error: BaseException, name: str) -> str:
+    """Why a file cannot be read, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    text = " ".join(str(error).split()).replace(f" {name!r}", "") or type(error).__name__
+    return text if len(text) < 300 else f"{text[:300]}…"
+
+
+def _parts(
+    block: Block, options: Options
+) -> Iterator[tuple[str, Callable[[], Iterator[tuple[tuple[int, str], Found]]]]]:
+    if isinstance(block, ImageBlock):
+        for path in block.paths:
+            yield path, lambda path=path: _of_image(path, options)  # type: ignore[misc]
+    else:
+        yield block.stored.name, lambda: _of_array(block, options)
+
+
+def _of_image(path: str, options: Options) -> Iterator[tuple[tuple[int, str], Found]]:
+    files = 1
+    for picture in pictures(path, options.mode, options.max_pixels):
+        height, width, channels = picture.shape
+        flat = picture.reshape(height * width, channels, 1)
+        step = max(1, PIECE // channels)
+        for k in range(0, len(flat), step):
+            yield _kind(channels, picture.dtype), _found(flat[k : k + step], files, path, options)
+            files = 0
+
+
+def _of_array(block: ArrayBlock, options: Options) -> Iterator[tuple[tuple[int, str], Found]]:
+    dtype = np.dtype(block.stored.dtype)
+    for piece, x in arrays_of(block):
+        files = int(piece.start == 0)
+        found = _found(x, files, block.stored.name, options, piece.channel)
+        yield _kind(block.channels, dtype), _spread(found, piece.channel, block.channels)
+
+
+def arrays_of(block: ArrayBlock) -> Iterator[tuple[Piece, np.ndarray]]:
+    """The values, a piece after the other; the array's memory is used again for the next one."""
+    start, shape, channel = block.piece
+    dtype = np.dtype(block.stored.dtype)
+    buffer = np.empty(min(PIECE, max(1, shape[0] * shape[1] * shape[2])), dtype)
+    with opened(block.stored) as (file, offset):
+        for piece in cut(shape, PIECE):
+            x = buffer[: np.prod(piece.shape)].reshape(piece.shape)
+            read(file, offset + (start + piece.start) * dtype.itemsize, x)
+            yield Piece(start + piece.start, piece.shape, channel + piece.channel), x
+
+
+def _kind(channels: int, dtype: np.dtype) -> tuple[int, str]:
+    """Floating-point numbers of different precision mean the same; integers do not."""
+    return channels, "floating point" if dtype.kind == "f" else dtype.newbyteorder("=").name
+
+
+def _found(x: np.ndarray, files: int, name: str, options: Options, first: int = 0) -> Found:
+    """Of values (n, channels, inner), the channels from ``first`` on."""
+    stats = _statistics_of(x, 1)
+    nan = np.zeros(x.shape[1], np.int64)
+    if np.isnan(stats.mean).any():
+        nan = np.isnan(x).sum((0, 2))
+        if options.skipna and nan.any():
+            stats = _statistics_of(x, 1, skipna=True)
+    counts = None
+    if options.bins is not None and first + x.shape[1] <= len(options.bins.low):
+        counts = options.bins.of(first, x.shape[1]).count_of(x)
+    return Found(stats, nan, files, name, counts)
+
+
+def _statistics_of(x: np.ndarray, axis: int, skipna: bool = False) -> ChannelStats:
+    """The only place that takes statistics of values (n, channels, inner)."""
+    if x.shape[2] == 1:  # channels last
+        x = x[:, :, 0]
+    if x.dtype.kind in "ui":
+        x = x.astype(np.float64)
+    return channel_stats(x, axis, skipna=skipna)
+
+
+def _spread(found: Found, first: int, channels: int) -> Found:
+    """Of some channels into all; the others have seen nothing."""
+    some = found.nan.size
+    if some == channels:
+        return found
+
+    def wide(values: np.ndarray) -> np.ndarray:
+        all_of_them = np.zeros((channels, *values.shape[1:]), values.dtype)
+        all_of_them[first : first + some] = values
+        return all_of_them
+
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(found.stats):
+        values = getattr(found.stats, field.name)
+        fields[field.name] = None if values is None else wide(values)
+    stats = ChannelStats(**fields)
+    counts = None if found.counts is None else wide(found.counts)
+    return found._replace(stats=stats, nan=wide(found.nan), counts=counts)
+
+
+def added(so_far: Found | None, new: Found) -> Found:
+    """Both together; who calls it sees to the order."""
+    if so_far is None:
+        return new
+    both = so_far.counts is not None and new.counts is not None
+    return Found(
+        so_far.stats.merge(new.stats),
+        so_far.nan + new.nan,
+        so_far.files + new.files,
+        so_far.first,
+        so_far.counts + new.counts if both else None,  # type: ignore[operator]
+    )

@@ -1,0 +1,318 @@
+"""Statistics of what lies in files, however much that is."""
+
+from __future__ import annotations  # so that `help` shows types as they are written here
+
+import contextlib
+import dataclasses
+import io
+import json
+import operator
+import os
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastbn._call.settings import check_bool
+from fastbn._system.progress import Progress
+from fastbn._system.threads import get_num_threads
+from fastbn.dataset import images
+from fastbn.dataset.arrays import checked_path
+from fastbn.dataset.histogram import MOST_CHANNELS, Histograms
+from fastbn.dataset.journal import Journal
+from fastbn.dataset.measure import Found, Measured, Options
+from fastbn.dataset.pool import Workers
+from fastbn.dataset.scan import bins_of, scan, settings_of
+from fastbn.dataset.sources import BLOCK_FILES, Sources, find
+from fastbn.dataset.whole_file import replacing
+from fastbn.stats import ChannelStats
+
+__all__ = ["DatasetStats", "dataset_stats"]
+
+#: Less than so many bytes are done before a second process has started.
+_WORTH_A_WORKER = 128 << 20
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DatasetStats:
+    """What `dataset_stats` found.
+
+    Attributes
+    ----------
+    stats : ChannelStats
+        Count, mean and sum of squared deviations of every channel.
+    files : int
+        How many pictures' files and arrays these are of.
+    dtype : str
+        "uint8", "int8", "uint16", "int16" or "floating point".
+    nan_count : ndarray of int64, shape (C,)
+        How many values were NaN.
+    unreadable : dict of str to str
+        Files that were left out, and why.
+    histograms : Histograms or None
+        ``edges``, ``counts``, ``below`` and ``above`` of every channel.
+    """
+
+    stats: ChannelStats
+    files: int
+    dtype: str
+    nan_count: np.ndarray
+    unreadable: dict[str, str]
+    histograms: Histograms | None = None
+
+    @property
+    def greatest(self) -> int | None:
+        """The greatest value that unsigned integers of this dtype have; of others None."""
+        return int(np.iinfo(self.dtype).max) if self.dtype.startswith("uint") else None
+
+
+def dataset_stats(
+    paths: Any,
+    *,
+    axis: int | None = None,
+    mode: str | None = None,
+    skipna: bool = False,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    on_unreadable: str = "raise",
+    resume: str | os.PathLike[str] | None = None,
+    histogram: bool = False,
+    save: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> DatasetStats:
+    """Statistics of every channel of arrays and images in files, read once, in little memory.
+
+    All values of a channel count alike, as if the files were one array: a large image weighs more
+    than a small one. (The average of the images' standard deviations is something else, and
+    smaller.) Blocks are cut by files and positions, and their statistics merged in that order, so
+    **the bits are the same for any number of workers**, and after a run that was interrupted.
+
+    Parameters
+    ----------
+    paths : path or iterable of paths
+        ``.npy``, ``.npz`` (all its arrays, or ``"file.npz:name"`` for one), images (PNG, JPEG,
+        TIFF, WebP, BMP; they need ``pip install 'fastbn[images]'``), and folders, which are
+        searched in the order of names. Arrays are of uint8, int8, uint16, int16, float16, float32
+        or float64.
+    axis : int, optional
+        Channel axis of arrays; 1 by default. That of images is always the last.
+    mode : "L", "RGB" or "RGBA", optional
+        Convert each image to it, as Pillow's `convert` does. Without it, palettes become RGB, black
+        and white becomes L, and all images have to have equally many channels.
+    skipna : bool
+        Leave NaN out; else NaN makes the statistics of its channel NaN.
+    workers : int, optional
+        Processes; as many as `get_num_threads` says by default, or one where there is little to do.
+    executor : concurrent.futures.Executor, optional
+        Where the work is done instead; its workers have to see the same files.
+    on_unreadable : "raise" or "skip"
+        What to do about damaged files: all are listed in an error at the end, or left out.
+    resume : path, optional
+        A journal of what is finished. A run that finds it goes on from there; the file is removed
+        at the end. Compressed arrays of an ``.npz`` are one step each.
+    histogram : bool
+        Also count the values in 256 bins a channel. Bins of 8-bit numbers are the values. Those of
+        others are the range of the first four million values, and half of that on either side.
+    save : path, optional
+        Write the statistics to this ``.npz`` or ``.json`` file, before the journal is removed.
+    progress : bool
+        A bar on stderr.
+
+    Returns
+    -------
+    DatasetStats
+
+    Raises
+    ------
+    FileNotFoundError, TypeError
+        If a path is not there; an array has another dtype.
+    ValueError
+        If there is nothing to read, or something that cannot be read; if the data is of several
+        kinds, with 3 and 4 channels or with 8 and 16 bits; if the journal is of other data.
+    ChildProcessError
+        If a worker was killed. What is finished is in the journal.
+
+    Notes
+    -----
+    Of a TIFF all pages count, of other files the first picture. Names that begin with a dot are
+    left out of folders. 16 bits a colour, which Pillow would cut to 8, are not read.
+
+    References
+    ----------
+    Chan, Golub & LeVeque 1979, as in `ChannelStats`.
+
+    Examples
+    --------
+    >>> import fastbn, numpy as np, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/a.npy", np.array([[1.0], [2.0]]))
+    ...     np.save(f"{folder}/b.npy", np.array([[6.0]]))
+    ...     found = fastbn.dataset_stats(folder)
+    >>> found.stats.mean, found.stats.var(), found.files
+    (array([3.]), array([4.66666667]), 2)
+    """
+    axis = 1 if axis is None else operator.index(axis)
+    if mode is not None and mode not in images.MODES:
+        raise ValueError(f"mode must be one of {', '.join(images.MODES)}, got {mode!r}")
+    if on_unreadable not in ("raise", "skip"):
+        raise ValueError(f"on_unreadable must be 'raise' or 'skip', got {on_unreadable!r}")
+    skipna = check_bool("skipna", skipna)
+    target = None if save is None else _checked_target(save)
+    sources = find(_listed(paths), axis, [name for name in (save, resume) if name is not None])
+    options = Options(mode, skipna, _max_pixels(sources))
+    if histogram:
+        options = options._replace(bins=_bins(sources, axis, options))
+    journal = Journal(None if resume is None else checked_path(resume), _settings(axis, options))
+    try:
+        measured = _scan(sources, axis, options, journal, workers, executor, progress)
+        _check_readable(measured, on_unreadable)
+        kind, found = _only_kind(measured, journal)
+        result = _result(kind, found, measured, options)
+        if target is not None:
+            save_stats(result.stats, target)
+        journal.remove()
+    finally:
+        journal.close()
+    return result
+
+
+def _scan(
+    sources: Sources, axis: int, options: Options, journal: Journal, workers: int | None,
+    executor: Executor | None, progress: bool,
+) -> Measured:  # fmt: skip
+    amount = sources.amount()
+    unit = "images" if sources.only_images else "bytes"
+    bar = Progress(amount, "reading", None if progress else io.StringIO(), unit=unit)
+    number = _workers(workers, sources, amount) if executor is None else 1
+    own = contextlib.nullcontext() if number == 1 else Workers(number)
+    with own as pool, bar:
+        return scan(sources, axis, options, executor or pool, journal, bar)
+
+
+def _listed(paths: Any) -> Iterable[Any]:
+    if isinstance(paths, (str, os.PathLike)):
+        return [paths]
+    if not isinstance(paths, Iterable):
+        raise TypeError(f"paths must be a path or several, got {type(paths).__name__}")
+    return paths
+
+
+def _workers(asked: int | None, sources: Sources, amount: int) -> int:
+    if asked is not None:
+        if isinstance(asked, bool) or not isinstance(asked, (int, np.integer)):
+            raise TypeError(f"workers must be an integer, got {asked!r}")
+        if asked < 1:
+            raise ValueError(f"workers must be 1 or more, got {asked}")
+        return int(asked)
+    pictures = sum(len(part) for part in sources.parts if isinstance(part, list))
+    if amount < _WORTH_A_WORKER and pictures < 8 * BLOCK_FILES:
+        return 1
+    return get_num_threads()
+
+
+def _max_pixels(sources: Sources) -> int | None:
+    if not any(isinstance(part, list) for part in sources.parts):
+        return None
+    return images.library().MAX_IMAGE_PIXELS
+
+
+def _bins(sources: Sources, axis: int, options: Options) -> Any:
+    bins = bins_of(sources, axis, options)
+    if bins is not None and len(bins.low) > MOST_CHANNELS:
+        raise ValueError(f"histograms are for {MOST_CHANNELS} channels at most: {len(bins.low)}")
+    return bins
+
+
+def _settings(axis: int, options: Options) -> dict[str, Any]:
+    import fastbn
+
+    return settings_of(axis, options, fastbn.__version__)
+
+
+def _check_readable(measured: Measured, on_unreadable: str) -> None:
+    bad = measured.unreadable
+    if bad and (on_unreadable == "raise" or not measured.found):
+        lines = [f"\n  {path}: {why}" for path, why in list(bad.items())[:10]]
+        more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
+        way_out = (
+            "\nRepair or remove them, or leave them out with on_unreadable='skip' "
+            "(--skip-unreadable)"
+        )
+        none = "" if measured.found else ", and there is no other"
+        files = "file" if len(bad) == 1 else "files"
+        raise ValueError(
+            f"{len(bad)} {files} cannot be read{none}:" + "".join(lines) + more
+            + way_out * bool(measured.found)
+        )  # fmt: skip
+
+
+def _only_kind(measured: Measured, journal: Journal) -> tuple[tuple[int, str], Found]:
+    if not measured.found:
+        journal.remove()
+        raise ValueError("the files hold no values: every array is empty")
+    if len(measured.found) > 1:
+        journal.remove()  # going on would lead here again
+        lines = [
+            f"\n  {channels} channel{'s' * (channels != 1)} of {dtype}: {found.files} "
+            f"file{'s' * (found.files != 1)}, such as {found.first}"
+            for (channels, dtype), found in measured.found.items()
+        ]
+        raise ValueError(
+            "the files are of several kinds:" + "".join(lines) + "\nName those of one kind; images "
+            "can be converted with mode='RGB' (--mode RGB)"
+        )
+    return next(iter(measured.found.items()))
+
+
+def _result(
+    kind: tuple[int, str], found: Found, measured: Measured, options: Options
+) -> DatasetStats:
+    histograms = None
+    if options.bins is not None and found.counts is not None:
+        histograms = options.bins.histograms(found.counts)
+    return DatasetStats(
+        found.stats, found.files, kind[1], found.nan, measured.unreadable, histograms
+    )
+
+
+def _checked_target(save: Any) -> Path:
+    """Before hours of work: whether there can be a file."""
+    path = checked_path(save)
+    folder = path.absolute().parent
+    if path.suffix.lower() not in (".npz", ".json"):
+        raise ValueError(f"statistics are saved as .npz or .json, got '{path}'")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"the folder {str(folder)!r} cannot be written to")
+    return path
+
+
+def save_stats(stats: ChannelStats, path: Path) -> None:
+    """Write count, mean and m2, wholly or not at all."""
+    arrays = {f.name: getattr(stats, f.name) for f in dataclasses.fields(stats)}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    with replacing(path) as file:
+        if path.suffix.lower() == ".json":
+            file.write(json.dumps({n: a.tolist() for n, a in arrays.items()}).encode())
+        else:
+            packed = io.BytesIO()
+            np.savez(packed, **arrays)
+            file.write(packed.getvalue())
+
+
+def load_stats(path: Path) -> ChannelStats:
+    """What `save_stats` wrote."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        if path.suffix.lower() == ".json":
+            found = json.loads(path.read_bytes())
+        else:
+            with np.load(path, allow_pickle=False) as file:
+                found = dict(file)
+        return ChannelStats(found["count"], found["mean"], found["m2"])
+    except Exception as error:
+        raise ValueError(f"{path} holds no statistics of channels: {error!r}") from error
