@@ -98,6 +98,16 @@ def test_a_refused_gradient(bad, kind, match, activation):
     raised(answers, RuntimeError, "rank 2 has refused", [0, 1])
 
 
+def test_gradients_of_different_forwards():
+    def program(comm):
+        layer = SyncBatchNorm(6, comm=comm)
+        caches = [layer.forward_with_cache(GOOD * scale)[1] for scale in np.float32([1, 2])]
+        return layer.backward(GOOD, caches[comm.rank == 1])
+
+    match = "rank 1 differentiates another forward than rank 0"
+    raised(on_ranks(RANKS, program)[0], RuntimeError, match)
+
+
 def test_backward_without_a_forward():
     def program(comm):
         layer = SyncBatchNorm(6, comm=comm)

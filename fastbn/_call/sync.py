@@ -41,7 +41,10 @@ class Exchange(Protocol):
     """What gets all parts together."""
 
     def together(self, call: str, prepare: Callable[[], Part], settings: Any = ()) -> Whole:
-        """The part that ``prepare`` makes, and the whole; an error of any part is one of all."""
+        """The part that ``prepare`` makes, and the whole; an error of any part is one of all.
+
+        ``settings`` must be alike.
+        """
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -120,7 +123,9 @@ class Sync(Forward):
 
 def backward(dy: Any, cache: SyncCache, out: Any) -> tuple[Any, ...]:
     """Gradients in x, weight and bias, and in the residual if there was one."""
-    whole = cache.exchange.together("backward", lambda: _Gradient(dy, cache, out))
+    # all parts have the same statistics, unless they are of different forwards
+    some = cache.statistics[:8].tobytes()
+    whole = cache.exchange.together("backward", lambda: _Gradient(dy, cache, out), some)
     return whole.part.finish(whole)
 
 

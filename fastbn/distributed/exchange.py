@@ -227,6 +227,8 @@ def _differ(headers: np.ndarray, rank: int) -> NoReturn:
             "x has dtype {} on rank 0, and on rank {} dtype {}".format(*_between(names, rank))
             + "; expected one dtype on all ranks, for an empty batch too: x.astype(np.float32)"
         )
+    if _CALLS[int(one[_CALL])] == "backward":
+        raise RuntimeError(f"rank {rank} differentiates another forward than rank 0{_ALIKE}")
     raise ValueError(
         f"eps, momentum, on_nonfinite, activation or negative_slope of the layer are others on "
         f"rank {rank} than on rank 0; set them alike on all ranks"
