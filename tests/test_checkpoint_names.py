@@ -238,3 +238,18 @@ def test_a_weight_is_never_made_up(state, message):
     nameless = {key.removeprefix("bn."): array for key, array in state.items()}
     with pytest.raises(ValueError, match=message.replace(r"bn\.", "").replace("'bn'", "''")):
         fastbn.load_batch_norms(nameless)
+
+
+def test_a_prefix_leaves_off_whole_modules():
+    state = norm("layer1.0.bn1.")
+    for prefix in ("layer1", "layer1.", "layer1.0"):
+        (name,) = fastbn.load_batch_norms(state, prefix=prefix)
+        assert not name.startswith(".")
+        assert "layer1.0.bn1".endswith(name)
+
+
+def test_a_prefix_that_gives_two_layers_one_name_is_refused():
+    state = norm("layer1.layer10.bn.") | norm("layer10.bn.")
+    with pytest.raises(ValueError, match="are both called 'layer10"):
+        fastbn.load_batch_norms(state, prefix="layer1")
+    assert list(fastbn.load_batch_norms(state, prefix="layer1.")) == ["layer10.bn"]

@@ -1,4 +1,4 @@
-"""The HDF5 file within a ``.keras`` file, which is a zip file, or the file itself."""
+"""The HDF5 part of a Keras file: an entry of a ``.keras`` zip file, or all of an ``.h5`` file."""
 
 import io
 import json

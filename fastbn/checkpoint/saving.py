@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
+from fastbn._system.writing import writing_to
 from fastbn.checkpoint.safetensors_file import library
 from fastbn.checkpoint.settings import KEY, NAMES, RENORM, limit_noted, noted
 from fastbn.checkpoint.zip_file import leads_out
@@ -76,7 +77,8 @@ def save(layers: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     for name in arrays:
         _check_name(name, cannot(name))
     note = noted(settings)
-    _replace(path, lambda part: write(part, arrays, note))
+    with writing_to(path):
+        _replace(path, lambda part: write(part, arrays, note))
 
 
 def _parts(layers: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:

@@ -56,7 +56,6 @@ def _pair(text: str) -> tuple[str, str]:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     import fastbn
-    from fastbn._system.writing import writing_to
 
     pairs = dict(arguments.pair)
     if len(pairs) < len(arguments.pair):
@@ -66,8 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.file, eps=arguments.eps, pairs=pairs, skip=arguments.skip,
         transposed=arguments.transposed,
     )  # fmt: skip
-    with writing_to(arguments.output):
-        fastbn.save({**folded.tensors, **folded.layers}, arguments.output)
+    fastbn.save({**folded.tensors, **folded.layers}, arguments.output)
     if arguments.json:
         print_json({
             "folded": [pair._asdict() for pair in folded.pairs],
