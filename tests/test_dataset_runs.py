@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import operator
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn.dataset import scan, sources
+from fastbn.dataset import pool, scan, sources
 
 from .test_dataset import same
 
@@ -162,14 +163,12 @@ def test_unreadable_files_are_read_again(folder, counted):
 
 
 SLOW = """
-import sys, time
-import fastbn
+import sys
 from fastbn.dataset import sources
 
 sources.BLOCK_VALUES = 1 << 20
-if __name__ == "__main__":
-    from fastbn.cli import main
-    sys.exit(main(sys.argv[1:]))
+from fastbn.cli import main
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -271,7 +270,7 @@ def test_a_killed_worker_is_an_error_that_says_so(slow_scan, tmp_path):
     pytest.importorskip("matplotlib")
     process = slow_scan("--workers", "2")
     wait_for(lambda: lines_of(tmp_path / "s.npz.partial") > 2 or process.poll() is not None)
-    workers = [pid for pid in children_of(process) if b"spawn_main" in _command(pid)]
+    workers = [pid for pid in children_of(process) if b"fastbn.dataset.pool" in _command(pid)]
     os.kill(workers[0], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -284,18 +283,35 @@ def _command(pid):
         return file.read()
 
 
-@posix
-def test_a_script_without_a_guard(tmp_path):
+@pytest.mark.parametrize("how", ["file", "stdin"])
+def test_workers_do_not_run_the_script_again(tmp_path, how):
+    """They need no `if __name__ == "__main__":`, and no file of the script."""
     np.save(tmp_path / "x.npy", np.ones((4, 3)))
-    (tmp_path / "script.py").write_text(
-        f"import fastbn\nfastbn.dataset_stats({str(tmp_path / 'x.npy')!r}, workers=2)\n"
-    )
+    code = f"""
+import fastbn
+print(fastbn.dataset_stats({str(tmp_path / "x.npy")!r}, workers=2).stats.mean)
+"""
+    (tmp_path / "script.py").write_text(code)
     done = subprocess.run(
-        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=300,
-        check=False,
+        [sys.executable, tmp_path / "script.py"] if how == "file" else [sys.executable, "-"],
+        input=code, capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
-    assert done.returncode == 1
-    assert 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+    assert done.stdout == "[1. 1. 1.]\n"
+    assert done.stderr == ""
+
+
+def test_an_error_of_a_worker_comes_here():
+    with pool.Workers(2) as workers:
+        future = workers.submit(operator.truediv, 1, 0)
+        with pytest.raises(ZeroDivisionError):
+            future.result(60)
+        assert workers.submit(operator.truediv, 1, 2).result(60) == 0.5
+
+
+def test_what_a_worker_prints_is_no_answer():
+    with pool.Workers(1) as workers:
+        assert workers.submit(print, "words").result(60) is None
+        assert workers.submit(operator.truediv, 1, 2).result(60) == 0.5
 
 
 @posix

@@ -210,6 +210,7 @@ LIMITED = """
 import resource, sys, time
 import fastbn
 import numpy as np
+from fastbn.cli import main
 
 def address_space():
     with open("/proc/self/statm") as file:
@@ -234,7 +235,8 @@ begun = time.perf_counter()
 found = fastbn.dataset_stats({file!r}, workers=1, progress=False)
 statistics = time.perf_counter() - begun
 begun = time.perf_counter()
-fastbn.normalize_dataset({file!r}, {out!r}, found.stats.mean, found.stats.std(), progress=False)
+mean, std = (",".join(map(repr, v.tolist())) for v in (found.stats.mean, found.stats.std()))
+assert main(["normalize", {file!r}, {out!r}, "--mean", mean, "--std", std, "--json"]) == 0
 writing = time.perf_counter() - begun
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 print(*found.stats.mean, *found.stats.std(), reading, statistics, writing, grown)
@@ -260,7 +262,7 @@ def test_4_gb_in_1_gb_of_address_space(rng, tmp_path, capsys):
         timeout=1200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    *found, reading, statistics, writing, grown = map(float, done.stdout.split())
+    *found, reading, statistics, writing, grown = map(float, done.stdout.splitlines()[-1].split())
     wide = block.astype(np.float64)
     np.testing.assert_allclose(found[:3], wide.mean((0, 2, 3)), rtol=1e-9)
     np.testing.assert_allclose(found[3:], wide.std((0, 2, 3)), rtol=1e-7)

@@ -62,16 +62,17 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.source, arguments.target, mean, std, scale=arguments.scale, axis=axis,
         dtype=arguments.dtype, out_axis=1 if arguments.channels_first else None,
     )  # fmt: skip
-    written = np.load(arguments.target, mmap_mode="r")
+    with open(arguments.target, "rb") as file:
+        np.lib.format.read_magic(file)
+        written, _, _ = np.lib.format.read_array_header_1_0(file)
     if arguments.json:
         print_json({
-            "output": str(arguments.target), "shape": list(written.shape),
-            "dtype": str(written.dtype), "mean": np.ravel(mean).tolist(),
+            "output": str(arguments.target), "shape": list(written),
+            "dtype": arguments.dtype, "mean": np.ravel(mean).tolist(),
             "std": np.ravel(std).tolist(), "scale": arguments.scale,
         })  # fmt: skip
     else:
-        shape = " x ".join(map(str, written.shape))
-        print(f"{arguments.target}: {shape}, {written.dtype}")
+        print(f"{arguments.target}: {' x '.join(map(str, written))}, {arguments.dtype}")
 
 
 def _terms(arguments: argparse.Namespace) -> tuple[Any, Any, int | None]:

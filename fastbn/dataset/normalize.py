@@ -250,9 +250,10 @@ def _standardize(x: np.ndarray, terms: _Terms, axis: int, out_axis: int, out: np
     along = tuple(slice(None) if k == axis else None for k in range(x.ndim))
     mean, std = (v.astype(out.dtype)[along] for v in (terms.mean, terms.std))
     view = np.moveaxis(out, out_axis, axis)
-    np.multiply(x, out.dtype.type(terms.scale), out=view, dtype=out.dtype, casting="unsafe")
-    view -= mean
-    view /= std
+    with np.errstate(all="ignore"):  # infinity and NaN go through
+        np.multiply(x, out.dtype.type(terms.scale), out=view, dtype=out.dtype, casting="unsafe")
+        view -= mean
+        view /= std
 
 
 def _source(source: Any) -> tuple[str, Stored]:
@@ -306,7 +307,8 @@ def _checked_terms(mean: Any, std: Any, scale: Any, channels: int) -> _Terms:
             raise TypeError(f"{name} must be numbers, got {value!r}") from None
         if array.shape not in ((), (1,), (channels,)):
             raise ValueError(
-                f"{name} has shape {array.shape}, and the array has {channels} channels"
+                f"{name} has shape {array.shape}, and the array has {channels} channels; is axis "
+                "(--axis) right?"
             )
         array = np.broadcast_to(array, (channels,))
         bad = np.flatnonzero(~np.isfinite(array) | (array == 0) * (name == "std"))

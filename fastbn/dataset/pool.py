@@ -1,29 +1,40 @@
 """Blocks measured by several processes at once, with answers in order.
 
-Each worker has a pipe of its own, and one job at a time. So whatever becomes of one, killed in the
-middle of an answer too, its pipe says so at once. (Under `ProcessPoolExecutor` all answers go
-through one pipe, and half an answer is waited for without end.)
+The processes are new ones that import nothing but fastbn. (Those of `multiprocessing` also run the
+script that has started them once more, and are for scripts that are written for that.) Each has
+pipes of its own, and a thread here that waits for it: whatever becomes of one, killed in the middle
+of an answer too, its pipe says so at once.
 """
 
 from __future__ import annotations
 
 import os
-import signal
+import pickle
+import queue
+import subprocess
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future
-from contextlib import contextmanager, suppress
-from multiprocessing import connection, get_context, parent_process
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
-__all__ = ["Workers", "in_order"]
+__all__ = ["Workers", "in_order", "serve"]
 
 _J = TypeVar("_J")
 _R = TypeVar("_R")
 
 #: Jobs that are under way or wait for one before them, for each worker.
 AHEAD = 4
+
+#: What a worker runs; where modules are found is its first message.
+_PROGRAM = """
+import pickle, sys
+sys.path[:] = pickle.load(sys.stdin.buffer)
+from fastbn.dataset.pool import serve
+serve()
+"""
 
 
 def in_order(
@@ -47,145 +58,112 @@ def in_order(
             waiting.append((job, None if given is None else where.submit(call, *given)))
             while waiting and (len(waiting) >= at_once or waiting[0][1] is None):
                 first, future = waiting.popleft()
-                yield first, _result(where, future)
+                yield first, _answer(future)
         while waiting:
             first, future = waiting.popleft()
-            yield first, _result(where, future)
+            yield first, _answer(future)
     finally:
         for _, future in waiting:
             if future is not None:
                 future.cancel()
 
 
-def _result(where: Executor | Workers, future: Future[_R] | None) -> _R | None:
-    if future is None:
-        return None
-    if isinstance(where, Workers):
-        where.work_until(future)
-    return future.result()
+def _answer(future: Future[_R] | None) -> _R | None:
+    return None if future is None else future.result()
 
 
 class Workers:
-    """Processes that are started when the first job comes; all happens in the thread that waits.
+    """Processes of one thread each, started when there is work for them.
 
-    They run one thread each, and end with the ``with`` block, on an exception in the middle of
-    their work. When this process is killed they end too.
+    They end with the ``with`` block, on an exception in the middle of their work, and when this
+    process is killed.
     """
 
     def __init__(self, number: int) -> None:
         self._max_workers = number
-        self._processes: list[Any] = []
-        self._idle: list[Any] = []
-        self._busy: dict[Any, Future[Any]] = {}
-        self._jobs: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._threads = ThreadPoolExecutor(number)
+        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+        self._all: list[subprocess.Popen[bytes]] = []
+        self._lock, self._closed = threading.Lock(), False
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for process in self._processes:
+        with self._lock:  # no process starts from here on
+            self._closed = True
+        for process in self._all:
             process.kill()  # what they have done is told, and they hold nothing
-        for process in self._processes:
-            process.join()
-            process.close()
-        for pipe in (*self._idle, *self._busy):
-            pipe.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for process in self._all:
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with suppress(OSError):  # what was being sent
+                    pipe.close()  # type: ignore[union-attr]
 
     def submit(self, call: Callable[..., _R], *given: Any) -> Future[_R]:
         """As an executor's."""
-        future: Future[_R] = Future()
-        self._jobs.append((future, call, given))
-        if not self._idle and len(self._processes) < self._max_workers:
-            self._start()
-        self._hand_out()
-        return future
+        return self._threads.submit(self._do, call, given)
 
-    def work_until(self, future: Future[Any]) -> None:
-        """Take answers and hand out jobs until there is this one's."""
-        while not future.done():
-            ready: list[Any] = connection.wait(list(self._busy))
-            for pipe in ready:
-                try:
-                    answer, error = pipe.recv()
-                except (EOFError, OSError) as end:
-                    raise _ended() from end
-                done = self._busy.pop(pipe)
-                self._idle.append(pipe)
-                if error is None:
-                    done.set_result(answer)
-                else:
-                    done.set_exception(error)
-            self._hand_out()
+    def _do(self, call: Callable[..., Any], given: tuple[Any, ...]) -> Any:
+        try:
+            process = self._idle.get_nowait()
+        except queue.Empty:
+            process = self._start()
+        try:
+            _send(process.stdin, (call, given))
+            answer, error = pickle.load(process.stdout)  # type: ignore[arg-type]
+        except (EOFError, OSError, pickle.UnpicklingError) as end:
+            raise ChildProcessError(
+                "a worker process ended before its work did. Where the system was short of memory, "
+                "take fewer with workers (--workers)"
+            ) from end
+        self._idle.put(process)
+        if error is not None:
+            raise error
+        return answer
 
-    def _hand_out(self) -> None:
-        while self._idle and self._jobs:
-            future, *job = self._jobs.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            pipe = self._idle.pop()
-            self._busy[pipe] = future
-            try:
-                pipe.send(job)
-            except OSError as end:
-                raise _ended() from end
-
-    def _start(self) -> None:
-        context = get_context("spawn")
-        here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there,), daemon=True)
-        with _without_interrupts():
-            process.start()
-        there.close()
-        self._processes.append(process)
-        self._idle.append(here)
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the workers are gone")
+            # Ctrl-C in a terminal goes to a whole group of processes; this one alone answers it
+            process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                start_new_session=True,
+            )  # fmt: skip
+            self._all.append(process)
+        _send(process.stdin, sys.path)
+        return process
 
 
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Processes that are started meanwhile inherit that Ctrl-C is blocked.
-
-    In a terminal it goes to all processes, and the parent alone answers it.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    from multiprocessing import resource_tracker  # which there is where there are such signals
-
-    resource_tracker.ensure_running()  # else it starts with the first process, and unblocks them
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _send(pipe: Any, message: Any) -> None:
+    pipe.write(pickle.dumps(message))
+    pipe.flush()
 
 
-def _ended() -> Exception:
-    return ChildProcessError(
-        "a worker process ended before its work did. Where the system was short of memory, take "
-        "fewer with workers (--workers). A script that calls this needs `if __name__ == "
-        '"__main__":` around its work, or workers=1'
-    )
-
-
-def _work(pipe: Any) -> None:
-    """In a worker."""
+def serve() -> None:
+    """What a worker does: answer each message, until nobody is there any more."""
     import fastbn
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     fastbn.set_num_threads(1)
-    threading.Thread(target=_watch, daemon=True).start()
-    with suppress(EOFError, OSError):  # nobody is there any more
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints, the answers stay what they are
+    jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    while True:
+        call, given = jobs.get()
+        try:
+            answer: Any = (call(*given), None)
+        except Exception as error:
+            answer = (None, error)
+        _send(answers, answer)
+
+
+def _listen(jobs: queue.SimpleQueue[Any]) -> None:
+    """Hear in the middle of work that the other process has ended, and end too."""
+    try:
         while True:
-            call, given = pipe.recv()
-            try:
-                answer: Any = (call(*given), None)
-            except Exception as error:
-                answer = (None, error)
-            pipe.send(answer)
-
-
-def _watch() -> None:
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
+            jobs.put(pickle.load(sys.stdin.buffer))
+    except BaseException:
         os._exit(1)

@@ -75,7 +75,9 @@ class Sources(NamedTuple):
                 continue
             file, stored = part
             shape = arrays.folded(stored, axis)
-            limit = BLOCK_VALUES if stored.offset is not None else max(1, _values(stored))
+            limit = max(BLOCK_VALUES, 64 * shape[1])  # statistics are smaller than what they are of
+            if stored.offset is None:
+                limit = max(1, _values(stored))
             yield [
                 (
                     ArrayBlock(stored, shape[1], piece),

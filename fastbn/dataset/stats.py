@@ -8,6 +8,7 @@ import io
 import json
 import operator
 import os
+import sys
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -206,6 +207,8 @@ def _workers(asked: int | None, sources: Sources, amount: int) -> int:
         if asked < 1:
             raise ValueError(f"workers must be 1 or more, got {asked}")
         return int(asked)
+    if not sys.executable:  # Python within another program
+        return 1
     pictures = sum(len(part) for part in sources.parts if isinstance(part, list))
     if amount < _WORTH_A_WORKER and pictures < 8 * BLOCK_FILES:
         return 1
