@@ -21,6 +21,7 @@ from fastbn.kernels.simd import (
 )
 
 _INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
+_BYTES = np.dtype(np.uint8)
 
 running_update = compiled_formula(formulas.running_update)
 
@@ -216,6 +217,44 @@ def moments(template, x, statistics):
         return NO_MEMORY
     f = frame_at(address)
     f.first, f.statistics = address_of(x), address_of(statistics)
+    return run(address)
+
+
+# --- exact, of arrays of any integers, which come as bytes ----------------------------------------
+
+
+@entry(lambda x, parameter, running: (_INT64, _BYTES, _INT64))
+def exact_sums(template, x, numbers):
+    """Sums of ``x`` and ``x * x`` of each channel, into the first two rows of ``numbers``."""
+    address = begin(template)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.statistics = address_of(x), address_of(numbers)
+    return run(address)
+
+
+@entry(lambda x, parameter, running: (_INT64, _BYTES, _INT64, int, int, int))
+def exact_extremes(template, x, numbers, flip, lowest, highest):
+    """The smallest and the largest key of each channel, and how many are NaN."""
+    address = begin(template)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.statistics = address_of(x), address_of(numbers)
+    f.flip, f.lowest, f.highest = flip, lowest, highest
+    return run(address)
+
+
+@entry(lambda x, parameter, running: (_INT64, _BYTES, _BYTES, _BYTES, _INT64, int, int))
+def exact_filled(template, x, out, values, numbers, flip, highest):
+    """Copy x to ``out`` with ``values`` for NaN; how many these are, of each channel."""
+    address = begin(template)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.out, f.weight = address_of(x), address_of(out), address_of(values)
+    f.statistics, f.flip, f.highest = address_of(numbers), flip, highest
     return run(address)
 
 
