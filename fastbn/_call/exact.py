@@ -30,11 +30,11 @@ def walkable(x: np.ndarray, axis: int, most: int = exact.MOST) -> Iterator[np.nd
 
     Where none can, they are copies of `pieces.PIECE` values.
     """
-    sizes = [n if k != axis else 0 for k, n in enumerate(x.shape)]
-    longest = int(np.argmax(sizes))
     whole = work.walked(axis, x) is not None
-    if x.size > (most * x.shape[axis] if whole else pieces.PIECE) and sizes[longest] > 1:
-        for part in np.array_split(x, 2, axis=longest):
+    large = x.size > (most * x.shape[axis] if whole else pieces.PIECE)
+    several = pieces.halves(x, axis) if large else [x]
+    if len(several) > 1:
+        for part in several:
             yield from walkable(part, axis, most)
     else:
         yield x if whole else np.array(x, arguments.native(x.dtype), order="C")

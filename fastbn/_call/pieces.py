@@ -46,13 +46,24 @@ def once(x: np.ndarray, axis: int) -> tuple[np.ndarray, int]:
 
 def halved(axis: int, *arrays: np.ndarray) -> Iterator[list[np.ndarray]]:
     """Arrays of one shape in pieces of about `PIECE` values, which have all channels."""
-    sizes = [n if k != axis else 0 for k, n in enumerate(arrays[0].shape)]
-    longest = int(np.argmax(sizes))
-    if arrays[0].size <= PIECE or sizes[longest] < 2:
+    if arrays[0].size <= PIECE:
         yield list(arrays)
         return
-    for parts in zip(*(np.array_split(a, 2, axis=longest) for a in arrays), strict=True):
-        yield from halved(axis, *parts)
+    several = list(zip(*(halves(a, axis, arrays[0]) for a in arrays), strict=True))
+    for parts in several:
+        yield from [list(parts)] if len(several) < 2 else halved(axis, *parts)
+
+
+def halves(x: np.ndarray, axis: int, like: np.ndarray | None = None) -> list[np.ndarray]:
+    """Both halves along the outermost axis, in memory, that is not the channels'.
+
+    That of ``like``, if given. What is walked then stays walked. Where nothing is to be halved,
+    ``x`` alone.
+    """
+    like = x if like is None else like
+    steps = [abs(s) if k != axis and like.shape[k] > 1 else -1 for k, s in enumerate(like.strides)]
+    outermost = int(np.argmax(steps))
+    return np.array_split(x, 2, axis=outermost) if steps[outermost] >= 0 else [x]
 
 
 def merged(one: Moments, other: Moments) -> Moments:

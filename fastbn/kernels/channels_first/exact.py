@@ -87,8 +87,9 @@ def fill_row(x, i, out, k, size, flip, highest, value):
     """Copy a row with ``value`` for NaN; how many these are."""
     flip, highest, missing = as_held(flip, x), as_held(highest, x), np.int64(0)
     for n in range(size):
-        nan = is_nan(np.int64(x[i + n]), flip, highest)
-        out[k + n] = value if nan else x[i + n]
+        held = x[i + n]
+        nan = is_nan(np.int64(held), flip, highest)
+        out[k + n] = value if nan else held
         missing += nan
     return missing
 

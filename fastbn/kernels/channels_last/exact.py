@@ -122,17 +122,22 @@ def extremes(frame, task, like):
 
 
 @inner
-def fill_lines(x, i, i_step, out, k, k_step, lines, columns, flip, highest, values, missing):
-    """As `extremes_of_lines`."""
+def fill_lines(
+    x, i, i_step, out, k, k_step, lines, columns, flip, highest, values, missing, filled_line
+):  # fmt: skip
+    """As `extremes_of_lines`. Each line goes through memory that cannot be x's."""
     flip, highest = as_held(flip, x), as_held(highest, x)
     for c in range(columns):
         missing[c] = 0
     for line in range(lines):
         start, to = i + line * i_step, k + line * k_step
         for c in range(columns):
-            nan = is_nan(np.int64(x[start + c]), flip, highest)
-            out[to + c] = values[c] if nan else x[start + c]
+            held, value = x[start + c], values[c]  # loads without a condition make vectors
+            nan = is_nan(np.int64(held), flip, highest)
+            filled_line[c] = value if nan else held
             missing[c] += nan
+        for c in range(columns):
+            out[to + c] = filled_line[c]
 
 
 @part("last_filled")
@@ -143,6 +148,7 @@ def filled(frame, task, like):
     begin_segment(f, segment, lo, size_of(f, begin, lines), like)
     x, out, given = data_at(f.first, like), data_at(f.out, like), data_at(f.weight, like)
     values, missing = values_of_columns(like), values_of_columns(like)
+    filled_line = values_of_columns(like)
     rows, channel = rows_of(f, segment, lo, like), lo % f.channels
     for c in range(columns):
         values[c] = given[channel]
@@ -152,6 +158,9 @@ def filled(frame, task, like):
     for line in range(begin, begin + lines, FEW):
         i, k = lo * f.first_channel + line * i_step, lo * f.out_channel + line * k_step
         some = min(FEW, begin + lines - line)
-        fill_lines(x, i, i_step, out, k, k_step, some, columns, f.flip, f.highest, values, missing)
+        fill_lines(
+            x, i, i_step, out, k, k_step, some, columns, f.flip, f.highest, values, missing,
+            filled_line,
+        )  # fmt: skip
         for c in range(columns):
             rows[0][c] += missing[c]
