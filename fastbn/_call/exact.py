@@ -8,34 +8,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn._call import arguments, pieces, work
+from fastbn._call import arguments, double, pieces, work
 from fastbn._call.run import launch
 from fastbn.kernels import exact, formulas
 
-#: Dtypes of integers that statistics take.
-INTEGERS = ("uint8", "int8", "uint16", "int16")
+#: Values of a channel that one call takes.
+MOST = exact.MOST
 #: Bits of infinity, by dtype.
 _INFINITY = {
     "float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF0 << 48,
 }  # fmt: skip
 
 
-def is_integer(dtype: np.dtype) -> bool:
-    """Whether it is one of `INTEGERS`, in any byte order."""
-    return dtype.kind in "iu" and dtype.itemsize <= 2
-
-
-def walkable(x: np.ndarray, axis: int, most: int = exact.MOST) -> Iterator[np.ndarray]:
-    """``x`` in pieces of at most ``most`` values a channel that a kernel can walk.
+def walkable(x: np.ndarray, axis: int) -> Iterator[np.ndarray]:
+    """``x`` in pieces of at most `MOST` values a channel that a kernel can walk.
 
     Where none can, they are copies of `pieces.PIECE` values.
     """
     whole = work.walked(axis, x) is not None
-    large = x.size > (most * x.shape[axis] if whole else pieces.PIECE)
+    large = x.size > (MOST * x.shape[axis] if whole else pieces.PIECE)
     several = pieces.halves(x, axis) if large else [x]
     if len(several) > 1:
         for part in several:
-            yield from walkable(part, axis, most)
+            yield from walkable(part, axis)
     else:
         yield x if whole else np.array(x, arguments.native(x.dtype), order="C")
 
@@ -46,7 +41,7 @@ def walkable(x: np.ndarray, axis: int, most: int = exact.MOST) -> Iterator[np.nd
 class Sums(NamedTuple):
     """Of each channel: how many values, their sum and that of their squares, as Python's ints."""
 
-    count: list[int]
+    number: list[int]
     total: list[int]
     squares: list[int]
 
@@ -61,6 +56,17 @@ def sums(x: np.ndarray, axis: int, kept: np.ndarray | None = None) -> Sums:
         found += _run("integer_sums", axis, [part])[:2].astype(object) * repeats
     count = x.size // x.shape[axis] * repeats
     return Sums([count] * x.shape[axis], *found.tolist())
+
+
+def statistics(found: Sums) -> double.Statistics:
+    """Count, mean and m2 of each channel: rounded, and what that has left. Zeros for nothing."""
+    rows = np.zeros((5, len(found.number)))
+    for c, (n, total, squares) in enumerate(zip(*found, strict=True)):
+        if n:
+            mean = double.quotient(total, n)
+            m2 = double.quotient(n * squares - total * total, n)
+            rows[:, c] = n, *mean, *m2
+    return double.Statistics(rows[0], double.Double(*rows[1:3]), double.Double(*rows[3:5]))
 
 
 def _sums_of_kept(x: np.ndarray, axis: int, kept: np.ndarray) -> Sums:
@@ -112,8 +118,8 @@ def extremes(x: np.ndarray, axis: int, kept: np.ndarray | None = None) -> Extrem
     flip, lowest, highest = _order(x.dtype)
     for part in walkable(x, axis):
         low, high, missing = _run("extremes", axis, [_bits(part)], flip, lowest, highest)
-        values = (_values(formulas.ordering_key(keys, flip), x.dtype) for keys in (low, high))
-        found = found.merge(Extremes(*values, missing * float(repeats)))
+        least, most = (_values(formulas.ordering_key(k, flip), x.dtype) for k in (low, high))
+        found = found.merge(Extremes(least, most, missing * float(repeats)))
     return found
 
 
@@ -142,7 +148,7 @@ def fill(x: np.ndarray, out: np.ndarray, axis: int, values: np.ndarray) -> np.nd
 
 def _order(dtype: np.dtype) -> tuple[int, int, int]:
     """What `fastbn.kernels.exact` calls flip, lowest and highest."""
-    if is_integer(dtype):
+    if arguments.is_small_integer(dtype):
         return 0, int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
     infinity = _INFINITY[dtype.name]
     return (1 << 8 * dtype.itemsize - 1) - 1, ~infinity, infinity
@@ -150,12 +156,12 @@ def _order(dtype: np.dtype) -> tuple[int, int, int]:
 
 def _bits(x: np.ndarray) -> np.ndarray:
     """As integers; of those kernels take one of each size, and none is told from another."""
-    return x if is_integer(x.dtype) else x.view(f"i{x.itemsize}")
+    return x if arguments.is_small_integer(x.dtype) else x.view(f"i{x.itemsize}")
 
 
 def _values(bits: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The reverse, in float64."""
-    if is_integer(dtype):
+    if arguments.is_small_integer(dtype):
         return bits.astype(np.float64)
     native = arguments.native(dtype)
     return bits.astype(f"i{native.itemsize}").view(native).astype(np.float64)

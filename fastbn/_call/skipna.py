@@ -35,7 +35,8 @@ def moments(x: np.ndarray, axis: int) -> pieces.Moments:
     found = _Fillings(x, axis, sample).moments(x)
     if plain is not None:  # infinities make NaN of m2 too
         suspect &= found[0] < plain[0]
-        found = tuple(np.where(suspect, a, b) for a, b in zip(found, plain, strict=True))
+        number, mean, m2 = (np.where(suspect, a, b) for a, b in zip(found, plain, strict=True))
+        found = number, mean, m2
     return _repeated(found, repeats)
 
 
@@ -91,7 +92,8 @@ class _Fillings:
             added = offset * (offset * (missing * (size / count)))
             left = np.where(missing > 0, m2 - added, m2)
             spoiled = (missing > 0) & (count > 0) & (left < LEAST_LEFT * m2)
-        some, left = count > 0, np.where(left < 0, 0.0, left)  # NaN stays NaN
+        none = (left < 0) | ((count == 1) & np.isfinite(left))  # NaN stays NaN
+        some, left = count > 0, np.where(none, 0.0, left)
         self.values = np.where(some & np.isfinite(right), self._rounded(right), self.values)
         return count, np.where(some, right, 0.0), np.where(some, left, 0.0), spoiled
 
