@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._call import double, exact, pieces, prepared, statistics, stats_file
+from fastbn._call import exact, prepared, statistics, stats_file
 
 __all__ = ["ChannelStats"]
 
@@ -169,18 +169,14 @@ class ChannelStats:
             raise ValueError(
                 f"cannot merge statistics of {self.count.size} and {other.count.size} channels"
             )
-        three = ((each.count, each.mean, each.m2) for each in (self, other))
-        plain = pieces.merged(*three)
-        count, mean, m2 = double.merged(self._doubles(), other._doubles(), plain[1:])
-        extremes: dict[str, np.ndarray] = {}
+        fields = statistics.merged(self._rows(), other._rows())
         one, two = self._extremes(), other._extremes()
         if one is not None and two is not None:
-            extremes = one.merge(two)._asdict()
-        return ChannelStats(count, mean.high, m2.high, mean_low=mean.low, m2_low=m2.low, **extremes)
+            fields |= one.merge(two)._asdict()
+        return ChannelStats(**fields)
 
-    def _doubles(self) -> double.Statistics:
-        mean, m2 = double.Double(self.mean, self.mean_low), double.Double(self.m2, self.m2_low)
-        return double.Statistics(self.count, mean, m2)
+    def _rows(self) -> list[np.ndarray]:
+        return [getattr(self, name) for name in statistics.ROWS]
 
     def _extremes(self) -> exact.Extremes | None:
         """The three, if all are known."""

@@ -49,6 +49,7 @@ def test_the_last_digit_is_right_after_many_merges(rng):
         assert (total.count[c], total.mean[c], total.m2[c]) == (n, rounded(mean), rounded(m2))
 
 
+@pytest.mark.compiled
 def test_a_million_blocks(rng):
     """A tree of merges of a million blocks side by side, as channels."""
     number = 1 << 20

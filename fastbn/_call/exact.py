@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn._call import arguments, double, pieces, work
+from fastbn._call import arguments, pieces, work
 from fastbn._call.run import launch
 from fastbn.kernels import exact, formulas
 
@@ -58,15 +58,25 @@ def sums(x: np.ndarray, axis: int, kept: np.ndarray | None = None) -> Sums:
     return Sums([count] * x.shape[axis], *found.tolist())
 
 
-def statistics(found: Sums) -> double.Statistics:
-    """Count, mean and m2 of each channel: rounded, and what that has left. Zeros for nothing."""
+def statistics(found: Sums) -> np.ndarray:
+    """Rows of count, mean and m2 of each channel, and what rounding has left of these two.
+
+    Zeros for nothing.
+    """
     rows = np.zeros((5, len(found.number)))
     for c, (n, total, squares) in enumerate(zip(*found, strict=True)):
         if n:
-            mean = double.quotient(total, n)
-            m2 = double.quotient(n * squares - total * total, n)
-            rows[:, c] = n, *mean, *m2
-    return double.Statistics(rows[0], double.Double(*rows[1:3]), double.Double(*rows[3:5]))
+            mean, mean_low = quotient(total, n)
+            m2, m2_low = quotient(n * squares - total * total, n)
+            rows[:, c] = n, mean, m2, mean_low, m2_low
+    return rows
+
+
+def quotient(number: int, by: int) -> tuple[float, float]:
+    """A quotient of integers of any size: rounded, and what that has left, rounded."""
+    high = number / by
+    over, under = high.as_integer_ratio()
+    return high, (number * under - over * by) / (by * under)
 
 
 def _sums_of_kept(x: np.ndarray, axis: int, kept: np.ndarray) -> Sums:

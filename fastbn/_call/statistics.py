@@ -5,8 +5,12 @@ from typing import Any
 import numpy as np
 
 from fastbn._call import arguments, backend, exact, masked, pieces, places, settings, skipna
+from fastbn.kernels import entries
 
 Fields = dict[str, np.ndarray]
+#: What is merged, in the order that kernels take it.
+ROWS = ("count", "mean", "m2", "mean_low", "m2_low")
+_NO_MASK_YET = "mask, skipna and extremes are there on the CPU alone so far; copy x to NumPy"
 
 
 def of_array(x: Any, axis: Any, mask: Any, skipping: Any, extremes: Any) -> Fields:
@@ -30,11 +34,7 @@ def of_array(x: Any, axis: Any, mask: Any, skipping: Any, extremes: Any) -> Fiel
 def _fields(x: np.ndarray, axis: int, kept: np.ndarray | None, skipping: bool) -> Fields:
     """What there is without extremes."""
     if arguments.is_small_integer(x.dtype):
-        count, mean, m2 = exact.statistics(exact.sums(x, axis, kept))
-        return {
-            "count": count, "mean": mean.high, "m2": m2.high, "mean_low": mean.low,
-            "m2_low": m2.low,
-        }  # fmt: skip
+        return dict(zip(ROWS, exact.statistics(exact.sums(x, axis, kept)), strict=True))
     if kept is None:
         three = (skipna if skipping else pieces).moments(x, axis)
     else:
@@ -46,9 +46,7 @@ def _fields(x: np.ndarray, axis: int, kept: np.ndarray | None, skipping: bool) -
 
 def _on_device(x: Any, axis: Any, plain: bool) -> Fields:
     if not plain:
-        raise NotImplementedError(
-            "mask, skipna and extremes are there on the CPU alone so far; copy x to NumPy"
-        )
+        raise NotImplementedError(_NO_MASK_YET)
     dtype = str(getattr(x, "dtype", "")).rpartition(".")[2]
     if dtype in ("uint8", "int8", "uint16", "int16"):
         raise NotImplementedError(
@@ -57,3 +55,13 @@ def _on_device(x: Any, axis: Any, plain: bool) -> Fields:
         )
     three = backend.device().moments(x, axis)
     return dict(zip(("count", "mean", "m2"), three, strict=True))
+
+
+def merged(one: list[np.ndarray], other: list[np.ndarray]) -> Fields:
+    """`ROWS` of both samples together."""
+    channels, float64 = one[0].size, np.dtype(np.float64)
+    both = np.empty(len(ROWS) * channels)
+    entry = entries.merge_statistics.of(float64, float64)
+    with np.errstate(all="ignore"):
+        entry(np.concatenate(one), np.concatenate(other), both, channels)
+    return dict(zip(ROWS, both.reshape(len(ROWS), channels), strict=True))

@@ -7,7 +7,7 @@ of no values.
 
 import numpy as np
 
-from fastbn.kernels import formulas
+from fastbn.kernels import double, formulas
 from fastbn.kernels.compile import entry, inlined
 from fastbn.kernels.frame import WORDS
 from fastbn.kernels.simd import (
@@ -256,6 +256,31 @@ def exact_filled(template, x, out, values, numbers, flip, highest):
     f.first, f.out, f.weight = address_of(x), address_of(out), address_of(values)
     f.statistics, f.flip, f.highest = address_of(numbers), flip, highest
     return run(address)
+
+
+@entry(lambda x, parameter, running: (_FLOAT64, _FLOAT64, _FLOAT64, int))
+def merge_statistics(one, other, both, channels):
+    """Merge rows of count, mean, m2, and what rounding has left of these two, into ``both``.
+
+    Where one is empty, the other as it is. Infinity stays infinity.
+    """
+    for c in range(channels):
+        m, v, m_low, v_low = channels + c, 2 * channels + c, 3 * channels + c, 4 * channels + c
+        a, b = one[c], other[c]
+        if a == 0.0 or b == 0.0:
+            there = other if a == 0.0 else one
+            for k in (c, m, v, m_low, v_low):
+                both[k] = there[k]
+            continue
+        count, mean, m2 = double.double_merge(
+            a, (one[m], one[m_low]), (one[v], one[v_low]),
+            b, (other[m], other[m_low]), (other[v], other[v_low]),
+        )  # fmt: skip
+        _, plain_mean, plain_m2 = double.plain_merge(a, one[m], one[v], b, other[m], other[v])
+        if not double.is_finite(plain_mean):
+            plain_mean = (a * one[m] + b * other[m]) / count
+        mean, m2 = double.finite_or(mean, plain_mean), double.finite_or(m2, plain_m2)
+        both[c], both[m], both[v], both[m_low], both[v_low] = count, mean[0], m2[0], mean[1], m2[1]
 
 
 @entry(lambda x, parameter, running: (running, running, _INT64, _FLOAT64, float, float, bool))
