@@ -178,7 +178,7 @@ class TestErrors:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
         try:
-            self.refused(folder, OSError, r"no room for .*y\.npy")
+            self.refused(folder, OSError, r"cannot write .*y\.npy")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

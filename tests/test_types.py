@@ -31,6 +31,12 @@ def functions(x: Array, mean: Array, var: Array, weight: Array, bias: Array) -> 
     print(BatchNorm2d(3, activation="silu")(x, residual=x, mask=x > 0).sum())
     fastbn.batch_norm(x, training=True, mask=x > 0)
     fastbn.channel_stats(x, mask=x > 0, skipna=True)
+    parts = [fastbn.channel_stats(x, extremes=True), ChannelStats.load("stats.npz")]
+    both: ChannelStats = parts[0] + parts[1]
+    both.save("stats.json")
+    both = sum(parts, ChannelStats.empty(3))
+    digits = both.mean_low if both.min is None else both.min + both.m2_low
+    print(digits)
     cache: ForwardCache
     y, cache = fastbn.batch_norm_forward(x, weight=weight, training=True)
     gradients: Gradients = fastbn.batch_norm_backward(y, cache, out=y)

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fastbn._system import threads
+from fastbn._system.files import writing_to
 from fastbn._system.progress import Progress
-from fastbn._system.writing import writing_to
 from fastbn.kernels import cache_reasons, disk_cache, parts, targets
 from fastbn.kernels.compile import Unit
 from fastbn.kernels.held import BFLOAT16, FLOAT16, held

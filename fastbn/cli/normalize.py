@@ -97,9 +97,9 @@ def _terms(arguments: argparse.Namespace) -> tuple[Any, Any, int | None]:
 
 
 def _stats_in(file: Path) -> Any:
-    from fastbn.dataset.stats import load_stats
+    from fastbn import ChannelStats
 
-    return load_stats(file)
+    return ChannelStats.load(file)
 
 
 def _of_layer(arguments: argparse.Namespace) -> tuple[Any, Any, int]:

@@ -155,8 +155,6 @@ def _statistics_of(x: np.ndarray, axis: int, skipna: bool = False) -> ChannelSta
     """The only place that takes statistics of values (n, channels, inner)."""
     if x.shape[2] == 1:  # channels last
         x = x[:, :, 0]
-    if x.dtype.kind in "ui":
-        x = x.astype(np.float64)
     return channel_stats(x, axis, skipna=skipna)
 
 

@@ -17,11 +17,12 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
+from fastbn._system.files import replacing
 from fastbn._system.progress import Progress
 from fastbn.dataset import arrays
 from fastbn.dataset.arrays import Stored, checked_path, cut, folded, memory_axis, opened, read
 from fastbn.dataset.measure import PIECE, reason
-from fastbn.dataset.whole_file import replacing
+from fastbn.standardize import standardize
 
 __all__ = ["normalize_dataset"]
 
@@ -122,7 +123,11 @@ def normalize_dataset(
     values = math.prod(shape)
     _check_room(out, len(header) + values * kind.itemsize)
     shown = None if progress else io.StringIO()
-    with replacing(out) as file, Progress(stored.nbytes, "writing", shown, unit="bytes") as bar:
+    with (
+        replacing(out) as part,
+        part.open("wb") as file,
+        Progress(stored.nbytes, "writing", shown, unit="bytes") as bar,
+    ):
         file.write(header)
         steps = (
             _straight(stored, axis, terms, kind, file)
@@ -247,13 +252,13 @@ def _runs(
 
 def _standardize(x: np.ndarray, terms: _Terms, axis: int, out_axis: int, out: np.ndarray) -> None:
     """The only place that computes; ``out`` has the channel axis at ``out_axis``."""
-    along = tuple(slice(None) if k == axis else None for k in range(x.ndim))
-    mean, std = (v.astype(out.dtype)[along] for v in (terms.mean, terms.std))
-    view = np.moveaxis(out, out_axis, axis)
-    with np.errstate(all="ignore"):  # infinity and NaN go through
-        np.multiply(x, out.dtype.type(terms.scale), out=view, dtype=out.dtype, casting="unsafe")
-        view -= mean
-        view /= std
+    standardize(
+        x, terms.mean, abs(terms.std), scale=terms.scale, axis=axis, dtype=out.dtype, out=out,
+        out_axis=out_axis,
+    )  # fmt: skip
+    channels = np.moveaxis(out, out_axis, 0)
+    for channel in np.flatnonzero(terms.std < 0):
+        np.negative(channels[channel], out=channels[channel])
 
 
 def _source(source: Any) -> tuple[str, Stored]:

@@ -5,7 +5,6 @@ from __future__ import annotations  # so that `help` shows types as they are wri
 import contextlib
 import dataclasses
 import io
-import json
 import operator
 import os
 import sys
@@ -27,7 +26,6 @@ from fastbn.dataset.measure import Found, Measured, Options
 from fastbn.dataset.pool import Workers
 from fastbn.dataset.scan import bins_of, scan, settings_of
 from fastbn.dataset.sources import BLOCK_FILES, Sources, find
-from fastbn.dataset.whole_file import replacing
 from fastbn.stats import ChannelStats
 
 __all__ = ["DatasetStats", "dataset_stats"]
@@ -172,7 +170,7 @@ def dataset_stats(
         kind, found = _only_kind(measured, journal)
         result = _result(kind, found, measured, options)
         if target is not None:
-            save_stats(result.stats, target)
+            result.stats.save(target)
         journal.remove()
     finally:
         journal.close()
@@ -291,31 +289,3 @@ def _checked_target(save: Any) -> Path:
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"the folder {str(folder)!r} cannot be written to")
     return path
-
-
-def save_stats(stats: ChannelStats, path: Path) -> None:
-    """Write count, mean and m2, wholly or not at all."""
-    arrays = {f.name: getattr(stats, f.name) for f in dataclasses.fields(stats)}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
-    with replacing(path) as file:
-        if path.suffix.lower() == ".json":
-            file.write(json.dumps({n: a.tolist() for n, a in arrays.items()}).encode())
-        else:
-            packed = io.BytesIO()
-            np.savez(packed, **arrays)
-            file.write(packed.getvalue())
-
-
-def load_stats(path: Path) -> ChannelStats:
-    """What `save_stats` wrote."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
-    try:
-        if path.suffix.lower() == ".json":
-            found = json.loads(path.read_bytes())
-        else:
-            with np.load(path, allow_pickle=False) as file:
-                found = dict(file)
-        return ChannelStats(found["count"], found["mean"], found["m2"])
-    except Exception as error:
-        raise ValueError(f"{path} holds no statistics of channels: {error!r}") from error
