@@ -73,6 +73,8 @@ BARS = {
     "fused training step": 77,
     "layer norm step": 66,
     "group norm step": 70,
+    "standardize, NHWC to NCHW": 9,
+    "standardize, each layout": 14,
     "warmup, one thread": 300,
 }
 #: How many times as long as in another commit a case may take.

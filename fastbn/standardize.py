@@ -1,15 +1,17 @@
 """Standardize images and tables in one pass, and take it back: signatures and documentation."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastbn._call import standardize as _call
+from fastbn._call.keywords import hide_foreign, refuse
 
 __all__ = ["destandardize", "standardize"]
 
 
+@hide_foreign
 def standardize(
     x: np.ndarray,
     mean: ArrayLike,
@@ -21,6 +23,7 @@ def standardize(
     out: np.ndarray | None = None,
     out_axis: int | None = None,
     zero_std: float | None = None,
+    **foreign: NoReturn,
 ) -> np.ndarray:
     """Bring each channel of ``x`` to mean 0 and standard deviation 1, in one pass.
 
@@ -29,7 +32,7 @@ def standardize(
     image networks want of ``(N, H, W, 3)`` uint8 is ``axis=-1, out_axis=1, scale=1 / 255``.
 
     Each value is worked out as ``(x - mean / scale) * (scale / std)``, and what rounding leaves of
-    ``mean / scale`` is not lost. So in float32 a result is within 1.8e-7 of itself of the formula
+    ``mean / scale`` is not lost. So in float32 a result is within 2.4e-7 of itself of the formula
     in real numbers, also where the mean is far from 0. There is no eps: `batch_norm` has one.
 
     Parameters
@@ -93,6 +96,8 @@ def standardize(
     array([[-1., -1.],
            [ 1.,  1.]])
     """
+    if foreign:
+        refuse(standardize, foreign)
     call: Any = _call.STANDARDIZE
     y = _call.known_call(call, x, mean, std, scale, axis, dtype, out, out_axis, zero_std)
     if y is None:
@@ -100,6 +105,7 @@ def standardize(
     return y
 
 
+@hide_foreign
 def destandardize(
     y: np.ndarray,
     mean: ArrayLike,
@@ -110,6 +116,7 @@ def destandardize(
     dtype: DTypeLike = np.float32,
     out: np.ndarray | None = None,
     out_axis: int | None = None,
+    **foreign: NoReturn,
 ) -> np.ndarray:
     """Take back what `standardize` did: ``x = (y * std + mean) / scale``, in one pass.
 
@@ -151,6 +158,8 @@ def destandardize(
     array([[  0, 125],
            [250, 175]], dtype=uint8)
     """
+    if foreign:
+        refuse(destandardize, foreign)
     call: Any = _call.DESTANDARDIZE
     x = _call.known_call(call, y, mean, std, scale, axis, dtype, out, out_axis, None)
     if x is None:

@@ -57,6 +57,14 @@ def files(folder: str) -> fastbn.DatasetStats:
     return found
 
 
+def images(x: NDArray[np.uint8], mean: Array, out: Array) -> NDArray[Any]:
+    mean_of_each = (0.5, 0.5, 0.5)
+    y: NDArray[Any] = fastbn.standardize(x, mean_of_each, 0.2, scale=1 / 255, axis=-1, out_axis=1)
+    fastbn.standardize(x, mean, [1, 2, 3], dtype=np.float64, zero_std=1.0)
+    fastbn.standardize(out, mean, mean, out=out)
+    return fastbn.destandardize(y, mean, np.float32(1), out_axis=-1, dtype="uint8")
+
+
 def train(layers: list[BatchNorm1d], batches: list[Array], rate: float) -> None:
     for x in batches:
         for bn in layers:

@@ -21,6 +21,8 @@ terms          what the elementwise pass needs of a channel: center, scale, shif
 power          the sum of squares of deviations from shifts; much more than m2 costs digits
 held           how memory has a value: 16 bits stand for floating-point numbers; they are computed
                in float32
+kind           the name of a dtype as memory has it, where integers are integers (`standardize`)
+way, run       how positions of a row are walked from one kind of memory to another; what does it
 fused          of a pass that also adds a residual, or ends in an activation
 per_group      channels that a group norm takes together; to sums, such a group is one channel
 left           of a row in `rows` that float32 cannot hold: the caller does it again in float64
@@ -36,5 +38,5 @@ target         what a unit's code is made for: versions of all that makes it, an
 From the outside in: `parts` (which parts an operation has), `entries`, `passes` (all steps of an
 operation; threads), `merge` and `terms` (per channel, between the passes), ``sums`` and
 ``elementwise`` of each layout, `rows` (all steps of a row at once), `moments` and `loops` (the
-loops they are made of), `simd`.
+loops they are made of), `simd`. Beside these: `standardize`, from bytes to normalized float32.
 """

@@ -12,6 +12,9 @@
 These are not the loops of `loops`, because bytes have no masked loads and stores before AVX-512.
 What is less than a vector at the end of a row is done with the vector that ends there, and once
 more where both overlap; a row that is shorter than a vector goes value by value.
+
+A table of 256 results per channel took 32 microseconds for an image of 224 x 224, where converting
+and computing takes 10: bytes are looked up one by one.
 """
 
 from collections.abc import Callable
