@@ -128,7 +128,7 @@ class ChannelStats:
         skipna : bool
             Leave NaN out, as missing values; infinities stay in. Counts then differ from channel
             to channel; with nothing left, count, mean and m2 are 0. Where there is no NaN it costs
-            next to nothing, else about twice the time.
+            next to nothing, else two to three times the time.
         extremes : bool
             Also find `min`, `max` and `nan_count`, in one more pass. Whether or not NaN is left
             out of the other statistics, it is left out of the first two.
