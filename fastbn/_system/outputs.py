@@ -179,7 +179,9 @@ def _take(nbytes: int) -> _Block | None:
 def _forget_oldest() -> None:
     """Leave alone the oldest blocks beyond the limits: their memory goes when nobody uses it."""
     _forget(list(_blocks), get_reuse_limit())
-    _forget([key for key, block in list(_blocks.items()) if block.warm], WARM)
+    # `items` makes tuples, and with them the garbage collector may run, which drops outputs
+    warm = (key for key in list(_blocks) if getattr(_blocks.get(key), "warm", False))
+    _forget(list(warm), WARM)
 
 
 def _forget(keys: list[tuple[int, int]], limit: int) -> None:
