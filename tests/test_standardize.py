@@ -7,6 +7,7 @@ import pytest
 import fastbn
 from fastbn._call import standardize as call
 from fastbn._call import standardize_plan
+from fastbn._system import outputs
 from tests import reference
 from tests.test_errors import raises
 
@@ -319,6 +320,22 @@ def test_large_outputs_are_those_of_small_ones(rng):
         assert y.nbytes > call.REUSED
         assert not y.flags.owndata
         assert all(np.array_equal(each, one) for each in y)
+
+
+@pytest.mark.compiled
+def test_frames_take_the_memory_of_dropped_ones(rng):
+    """Without an offer to the system as long as few of them wait."""
+    if outputs._madvise() is None:
+        pytest.skip("memory is reused on Linux alone")
+    image = drawn(rng, (1000, 1000, 3), "uint8")
+    address = {fastbn.standardize(image, 0, 1, axis=-1).ctypes.data for _ in range(3)}
+    assert len(address) == 1
+    held = [fastbn.standardize(image, 0, 1, axis=-1) for _ in range(9)]
+    assert len({y.ctypes.data for y in held}) == 9
+    del held
+    waiting = [block.size for block in outputs._blocks.values() if block.warm]
+    assert len(waiting) >= 2
+    assert sum(waiting) <= outputs.WARM
 
 
 @pytest.mark.compiled

@@ -24,8 +24,8 @@ _FLOATS = "float32", "float64", "float16", "bfloat16"
 _INTEGERS = "uint8", "int8", "uint16", "int16"
 #: Bytes from which on an output takes the memory of a dropped one. glibc keeps less than 32 MiB by
 #: itself, but not while a program has temporaries of that size: a frame of 1080 x 1920 pixels then
-#: took 15 to 25 ms, 1 of them for the work, and 1.4 so. Alone it takes 0.2 ms longer so.
-REUSED = 20 * 1024 * 1024
+#: took 15 to 25 ms, 1 of them for the work.
+REUSED = 8 * 1024 * 1024
 #: Plans by kinds and by how the arrays lie; None where no kernel can walk them.
 _plans: dict[tuple, Plan | None] = {}
 #: What calls that had everything checked go by: plan, table and shape of the output.

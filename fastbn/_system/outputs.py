@@ -27,6 +27,9 @@ __all__ = ["get_reuse_limit", "set_reuse_limit"]
 #: Bytes below which an output is an array like any other. glibc keeps the memory of arrays up
 #: to 32 MiB by itself, and hands it on faster.
 SMALLEST = 32 * 1024 * 1024
+#: Bytes of smaller outputs, where they are reused at all, that may wait without being offered to
+#: the system: as much as glibc keeps for itself. Offering takes longer than the work on them.
+WARM = 2 * SMALLEST
 #: Bytes that are reused where nobody says otherwise.
 DEFAULT_LIMIT = 512 * 1024 * 1024
 _MADV_FREE = 8
@@ -106,7 +109,7 @@ def new_output(like: np.ndarray, dtype: np.dtype, smallest: int | None = None) -
     madvise = _madvise()
     if madvise is None or nbytes > get_reuse_limit():
         return _allocate(np.empty_like, like, dtype, subok=False)
-    block = _take(nbytes) or _Block(nbytes, madvise)
+    block = _take(nbytes) or _Block(nbytes, madvise, warm=nbytes < SMALLEST)
     memory = block.lend(nbytes)
     if block.reusable:
         _blocks[block.size, -next(_serial)] = block
@@ -136,12 +139,16 @@ class _Block:
     ----------
     size : bytes
     reusable : whether the system takes the offer of its pages
+    warm : whether it waits without that offer
     dropped : empty while the block is lent
     """
 
-    __slots__ = ("_address", "_memory", "_offer", "_references", "dropped", "reusable", "size")
+    __slots__ = (
+        "_address", "_memory", "_offer", "_references", "dropped", "reusable", "size", "warm"
+    )  # fmt: skip
 
-    def __init__(self, nbytes: int, madvise: Callable[..., int]) -> None:
+    def __init__(self, nbytes: int, madvise: Callable[..., int], warm: bool = False) -> None:
+        self.warm = warm
         page = os.sysconf("SC_PAGE_SIZE")
         self.size = -(-nbytes // page) * page
         self._memory = _allocate(np.empty, self.size + page, np.uint8)
@@ -154,10 +161,8 @@ class _Block:
         self.dropped: list[Any] = []
         # the later reference is called first: pages are offered before the block is dropped
         # for others to see, and never when another output may have written to them
-        self._references = (
-            weakref.ref(lease, self.dropped.append),
-            weakref.ref(lease, self._offer),
-        )
+        calls = (self.dropped.append,) if self.warm else (self.dropped.append, self._offer)
+        self._references = [weakref.ref(lease, call) for call in calls]
         return np.asarray(lease)
 
 
@@ -172,9 +177,15 @@ def _take(nbytes: int) -> _Block | None:
 
 
 def _forget_oldest() -> None:
-    """Leave alone the oldest blocks beyond the limit: their memory goes when nobody uses it."""
-    keys = list(_blocks)
-    excess = sum(size for size, _ in keys) - get_reuse_limit()
+    """Leave alone the oldest blocks beyond the limits: their memory goes when nobody uses it."""
+    _forget(list(_blocks), get_reuse_limit())
+    # `items` makes tuples, and with them the garbage collector may run, which drops outputs
+    warm = (key for key in list(_blocks) if getattr(_blocks.get(key), "warm", False))
+    _forget(list(warm), WARM)
+
+
+def _forget(keys: list[tuple[int, int]], limit: int) -> None:
+    excess = sum(size for size, _ in keys) - limit
     for key in keys:
         if excess <= 0:
             break
