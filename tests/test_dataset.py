@@ -336,3 +336,11 @@ class TestErrors:
             fastbn.dataset_stats(3)
         with pytest.raises(TypeError, match="expected a path, got ndarray"):
             fastbn.dataset_stats([np.ones((3, 4))])
+
+
+def test_a_folder_in_the_place_of_the_result_is_refused_before_the_work(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((3, 2), np.float32))
+    (tmp_path / "stats.npz").mkdir()
+    with pytest.raises(ValueError, match="is a folder"):
+        fastbn.dataset_stats(tmp_path / "x.npy", save=tmp_path / "stats.npz", progress=False)
+    assert sorted(os.listdir(tmp_path)) == ["stats.npz", "x.npy"]  # and no journal

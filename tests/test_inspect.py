@@ -273,3 +273,27 @@ def test_files_that_are_not_there_or_no_checkpoint(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.startswith("fastbn: error: ")
         assert name in error
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"bn.weight": None}, "a bias and no weight"),
+        ({"bn.num_batches_tracked": np.array([1, 2])}, "num_batches_tracked"),
+        ({"bn.num_batches_tracked": np.array(-3)}, "num_batches_tracked"),
+    ],
+)
+def test_what_loading_refuses_is_a_fault(change, why):
+    state = {**fastbn.BatchNorm2d(4).state_dict("bn."), **change}
+    state = {name: array for name, array in state.items() if array is not None}
+    with pytest.raises(ValueError, match="bn"):
+        fastbn.load_batch_norms(state)
+    (health,) = fastbn.inspect_batch_norms(state)
+    assert why in health.invalid
+
+
+def test_two_layers_of_one_name_are_refused():
+    norm = fastbn.BatchNorm2d(4)
+    state = norm.state_dict("x.l.lq.") | norm.state_dict("x.lq.")
+    with pytest.raises(ValueError, match="both called 'lq'"):
+        fastbn.inspect_batch_norms(state, prefix="x.l")

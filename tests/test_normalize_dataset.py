@@ -280,3 +280,21 @@ def test_4_gb_in_1_gb_of_address_space(rng, tmp_path, capsys):
             f"{grown / 1000:.0f} MB more memory"
         )
     assert statistics < 2 * reading + 0.5
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"mean": np.ma.array([0.0, 1.0], mask=[True, False])},
+        {"mean": ["1", "2"]},
+        {"scale": "2"},
+        {"axis": True},
+        {"axis": 1.5},
+    ],
+)
+def test_arguments_are_those_of_standardize(tmp_path, given):
+    np.save(tmp_path / "x.npy", np.zeros((3, 2), np.float32))
+    arguments = {"mean": [0.0, 0.0], "std": [1.0, 1.0], **given}
+    with pytest.raises(TypeError, match=next(iter(given))):
+        fastbn.normalize_dataset(tmp_path / "x.npy", tmp_path / "y.npy", **arguments)
+    assert os.listdir(tmp_path) == ["x.npy"]

@@ -460,3 +460,11 @@ def test_any_number_of_threads_gives_the_same_bits(rng):
     finally:
         fastbn.set_num_threads(before)
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("size", [1e-155, 1e-3, 1e5, 1e150])
+def test_what_is_scaled_comes_back(size):
+    x = np.random.default_rng(5).normal(size=(50, 3)) * size
+    scaler = fastbn.StandardScaler().fit(x)
+    back = scaler.inverse_transform(scaler.transform(x))
+    np.testing.assert_allclose(back, x, rtol=1e-12, atol=1e-15 * size)

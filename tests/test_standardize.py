@@ -575,3 +575,27 @@ def test_float16_without_the_instruction(monkeypatch):
     for x, dtype in ((np.zeros((2, 61), np.float16), "f4"), (np.zeros((2, 61), "f4"), "f2")):
         with raises(NotImplementedError, "float16 needs a processor with F16C"):
             fastbn.standardize(x, 0, 1.25, dtype=dtype)
+
+
+# --- short way ------------------------------------------------------------------------------------
+
+
+class Changing:
+    """Numbers of another library, which hash by their identity and can change in place."""
+
+    def __init__(self, values):
+        self.values = np.array(values, np.float64)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+
+@pytest.mark.parametrize("name", ["mean", "std", "scale"])
+def test_numbers_that_change_in_place_are_read_again(name):
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    values = {"mean": [0.0, 0.0], "std": [1.0, 1.0], "scale": 1.0}
+    values[name] = changing = Changing(values[name])
+    for number in (2.0, 4.0):
+        changing.values[...] = number
+        expected = fastbn.standardize(x, **{**values, name: changing.values.copy()})
+        np.testing.assert_array_equal(fastbn.standardize(x, **values), expected)

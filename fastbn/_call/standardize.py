@@ -21,6 +21,8 @@ from fastbn._system import outputs
 from fastbn.kernels.standardize.runs import Kinds
 
 _FLOATS = "float32", "float64", "float16", "bfloat16"
+#: Numbers that stay what they are; what an array of another library holds may change.
+_FIXED = int, float, np.generic
 _INTEGERS = "uint8", "int8", "uint16", "int16"
 #: Bytes from which on an output takes the memory of a dropped one. glibc keeps less than 32 MiB by
 #: itself, but not while a program has temporaries of that size: a frame of 1080 x 1920 pixels then
@@ -86,7 +88,8 @@ def _key(
     lies = None if type(out) is not ndarray else (out.shape, out.strides, out.dtype)
     return (
         call.inverse, x.shape, x.strides, x.dtype, axis, dtype, out_axis, type(out_axis),
-        _hashable(mean), _hashable(std), scale, type(scale), zero_std, type(zero_std), lies,
+        _hashable(mean), _hashable(std), _hashable(scale), type(scale), _hashable(zero_std),
+        type(zero_std), lies,
     )  # fmt: skip
 
 
@@ -94,7 +97,13 @@ def _hashable(value: Any) -> Any:
     """What tells a number or a vector of them from others."""
     if type(value) is ndarray:
         return value.tobytes(), value.dtype, value.shape
-    return tuple(value) if type(value) is list else value
+    several = type(value) in (list, tuple)
+    for each in value if several else (value,):
+        if not (each is None or isinstance(each, _FIXED)):
+            raise TypeError(
+                f"{type(each).__name__} may change"
+            )  # a tensor: it hashes by its identity
+    return tuple(value) if several else value
 
 
 def _apart(out: Any, *inputs: Any) -> bool:

@@ -39,7 +39,7 @@ def checked_terms(
     inverse: bool,
 ) -> Affine:  # fmt: skip
     """The terms of `standardize`, or of its inverse."""
-    factor = EXACT(_number("scale", scale))
+    factor = EXACT(number("scale", scale))
     if factor == 0:
         raise ValueError("scale must not be 0: it multiplies every value")
     means = _vector("mean", mean, shape, axis)
@@ -69,7 +69,7 @@ def _check_range(center: np.ndarray, factors: np.ndarray, inverse: bool) -> None
 
 
 def _without_zeros(stds: np.ndarray, zero_std: Any) -> np.ndarray:
-    instead = None if zero_std is None else _number("zero_std", zero_std)
+    instead = None if zero_std is None else number("zero_std", zero_std)
     if instead is not None and not instead > 0:
         raise ValueError(f"zero_std must be more than 0, got {zero_std!r}")
     zero = stds == 0
@@ -83,9 +83,9 @@ def _without_zeros(stds: np.ndarray, zero_std: Any) -> np.ndarray:
     return np.where(zero, EXACT(instead), stds)
 
 
-def _number(name: str, value: Any) -> Any:
+def number(name: str, value: Any) -> Any:
     """A finite number, with all its digits."""
-    array = _numbers(name, value)
+    array = numbers(name, value)
     if array is None or array.shape != ():
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not np.isfinite(array):
@@ -93,7 +93,7 @@ def _number(name: str, value: Any) -> Any:
     return array[()]
 
 
-def _numbers(name: str, value: Any) -> np.ndarray | None:
+def numbers(name: str, value: Any) -> np.ndarray | None:
     """Real numbers with all their digits; None if it is something else."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be ignored; {name}.filled(1)")
@@ -108,7 +108,7 @@ def _numbers(name: str, value: Any) -> np.ndarray | None:
 
 def _vector(name: str, value: Any, shape: tuple[int, ...], axis: int) -> np.ndarray:
     """A number for each channel."""
-    array, channels = _numbers(name, value), shape[axis]
+    array, channels = numbers(name, value), shape[axis]
     if array is None:
         raise TypeError(
             f"{name} must be a number, or {channels} of them, one for each channel, got {value!r}"

@@ -14,20 +14,22 @@ BLOCK = 1 << 18
 
 def statistics(x: np.ndarray, axis: int, weights: np.ndarray | None) -> ChannelStats:
     """Statistics of each channel, without NaN; infinity is refused."""
-    plain = ChannelStats.from_array(x, axis)
-    broken = np.flatnonzero(~np.isfinite(plain.mean))
-    if broken.size:
-        refuse_infinity(x, axis, broken)
-    if weights is not None:
-        return _weighted(x, axis, weights)
-    return ChannelStats.from_array(x, axis, skipna=True) if broken.size else plain
+    found = _finite_statistics(x, axis)
+    return found if weights is None else _weighted(x, axis, weights)
 
 
 def check_no_infinity(x: np.ndarray, axis: int) -> None:
-    """Refuse infinity. One pass of sums: a channel whose mean is finite holds none."""
-    broken = np.flatnonzero(~np.isfinite(ChannelStats.from_array(x, axis).mean))
+    """Refuse infinity."""
+    _finite_statistics(x, axis)
+
+
+def _finite_statistics(x: np.ndarray, axis: int) -> ChannelStats:
+    """Statistics without NaN. A channel whose mean is finite holds no infinity."""
+    found = ChannelStats.from_array(x, axis, skipna=True)
+    broken = np.flatnonzero(~np.isfinite(found.mean))
     if broken.size:
         refuse_infinity(x, axis, broken)
+    return found
 
 
 def refuse_infinity(x: np.ndarray, axis: int, channels: np.ndarray) -> None:
@@ -98,6 +100,9 @@ def restored(y: np.ndarray, mean: Any, scale: Any, axis: int, out: np.ndarray) -
     zeros, ones = np.zeros(y.shape[axis]), np.ones(y.shape[axis])
     dtype = computed(arguments.native(y.dtype))
     bias = None if mean is None else arguments.converted(mean, dtype)
+    if scale is not None and dtype == np.float64:  # as a weight: it is not squared, nor rounded
+        work.normalize(y, out, axis, zeros, ones, scale, bias, 0.0)
+        return
     with np.errstate(all="ignore"):
         var = ones if scale is None else 1 / np.square(scale)
     work.normalize(y, out, axis, zeros, var, None, bias, 0.0)

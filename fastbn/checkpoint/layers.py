@@ -44,7 +44,7 @@ def layer_of(
             f"{norm.name}.running_var holds negative values, which no variance can be: "
             f"{state['running_var'].min()}"
         )
-    state[COUNTER] = _counter(norm.name, arrays.get(COUNTER, np.zeros((), np.int64)))
+    state[COUNTER] = counter_of(norm.name, arrays.get(COUNTER, np.zeros((), np.int64)))
     if "bias" in state and "weight" not in state:
         if not norm.scale_left_out:
             raise ValueError(
@@ -108,7 +108,7 @@ def _checked(name: str, array: np.ndarray, channels: int) -> np.ndarray:
     return array
 
 
-def _counter(name: str, array: np.ndarray) -> np.ndarray:
+def counter_of(name: str, array: np.ndarray) -> np.ndarray:
     """Number of batches; some tools make all arrays of a file float16 or give it shape (1,)."""
     fits = array.size == 1 and (array.dtype.kind in "iuf" or array.dtype.name == "bfloat16")
     value = float(array.reshape(())) if fits else -1.0

@@ -17,7 +17,7 @@ from fastbn.checkpoint import files
 from fastbn.checkpoint.contents import Checkpoint, Lazy, Norm, Tensors
 from fastbn.checkpoint.layers import layer_of
 from fastbn.checkpoint.names import flatten
-from fastbn.checkpoint.prefixes import below
+from fastbn.checkpoint.prefixes import named
 from fastbn.checkpoint.recognize import norms_of
 from fastbn.layers.base import BatchNorm
 from fastbn.layers.names import COUNTER
@@ -114,16 +114,7 @@ def layers_of(
     dimensions: int | Mapping[str, int] | None,
 ) -> dict[str, BatchNorm]:
     """What `load_batch_norms` returns, of the norms that were found in a checkpoint."""
-    found: dict[str, Norm] = {}
-    for norm in norms:
-        name = below(norm.name, prefix)
-        if name in found:
-            raise ValueError(
-                f"{found[name].name!r} and {norm.name!r} are both called {name!r} below "
-                f"prefix={prefix!r}; let it end in a dot"
-            )
-        if name is not None:
-            found[name] = norm
+    found = named(norms, prefix)
     if not found:
         raise ValueError(nothing_found(checkpoint, norms, prefix))
     sizes = _checked_dimensions(dimensions, found)

@@ -1,5 +1,9 @@
 """Names of layers below a prefix."""
 
+from collections.abc import Iterable
+
+from fastbn.checkpoint.contents import Norm
+
 _SEPARATORS = "./"
 
 
@@ -18,3 +22,18 @@ def below(name: str, prefix: str) -> str | None:
     if name[end:].startswith(tuple(_SEPARATORS)):
         return name[end + 1 :]
     return name[max(map(prefix.rfind, _SEPARATORS)) + 1 :]
+
+
+def named(norms: Iterable[Norm], prefix: str) -> dict[str, Norm]:
+    """Norms whose names begin with a prefix, by their names below it; ValueError for one twice."""
+    found: dict[str, Norm] = {}
+    for norm in norms:
+        name = below(norm.name, prefix)
+        if name in found:
+            raise ValueError(
+                f"{found[name].name!r} and {norm.name!r} are both called {name!r} below "
+                f"prefix={prefix!r}; let it end in a dot"
+            )
+        if name is not None:
+            found[name] = norm
+    return found

@@ -9,10 +9,12 @@ import numpy as np
 from fastbn._call.settings import check_eps
 from fastbn.checkpoint import files
 from fastbn.checkpoint.contents import Norm
+from fastbn.checkpoint.layers import counter_of
 from fastbn.checkpoint.loading import checkpoint_of, nothing_found
-from fastbn.checkpoint.prefixes import below
+from fastbn.checkpoint.prefixes import named
 from fastbn.checkpoint.recognize import norms_of
 from fastbn.kernels import formulas
+from fastbn.layers.names import COUNTER
 
 _NEEDED = ("running_mean", "running_var")
 _ARRAYS = (*_NEEDED, "weight", "bias")
@@ -91,8 +93,7 @@ def norms_below(source: Any, prefix: str, eps: float | None) -> list[Norm]:
     with files.naming(source):
         checkpoint = checkpoint_of(source)
         norms = norms_of(checkpoint)
-        named = [(below(norm.name, prefix), norm) for norm in norms]
-        found = [norm._replace(name=name) for name, norm in named if name is not None]
+        found = [norm._replace(name=name) for name, norm in named(norms, prefix).items()]
         if not found:
             raise ValueError(nothing_found(checkpoint, norms, prefix))
     return found
@@ -102,7 +103,7 @@ def terms_of(norm: Norm, eps: float | None = None) -> ChannelTerms:
     """Of one batch norm."""
     eps = next((each for each in (eps, norm.eps) if each is not None), 1e-5)
     arrays = {name: np.asarray(norm.arrays[name]) for name in _ARRAYS if name in norm.arrays}
-    invalid = _invalid(arrays, eps)
+    invalid = _invalid(arrays, eps) or _unloadable(norm)
     numbers = {name: _numbers(array) for name, array in arrays.items()}
     mean, var = (numbers.get(name, np.empty(0)) for name in _NEEDED)
     weight = numbers.get("weight", np.ones_like(mean))
@@ -132,6 +133,18 @@ def _invalid(arrays: dict[str, np.ndarray], eps: Any) -> str:
         check_eps(eps)
     except (TypeError, ValueError):
         return f"eps {eps!r}"
+    return ""
+
+
+def _unloadable(norm: Norm) -> str:
+    """What else `load_batch_norms` refuses of arrays that fit together."""
+    if "bias" in norm.arrays and "weight" not in norm.arrays and not norm.scale_left_out:
+        return "a bias and no weight"
+    if COUNTER in norm.arrays:
+        try:
+            counter_of(norm.name, np.asarray(norm.arrays[COUNTER]))
+        except ValueError as error:
+            return str(error).removeprefix(f"{norm.name}.")
     return ""
 
 

@@ -139,23 +139,24 @@ def _kind(channels: int, dtype: np.dtype) -> tuple[int, str]:
 
 def _found(x: np.ndarray, files: int, name: str, options: Options, first: int = 0) -> Found:
     """Of values (n, channels, inner), the channels from ``first`` on."""
-    stats = _statistics_of(x, 1)
-    nan = np.zeros(x.shape[1], np.int64)
-    if np.isnan(stats.mean).any():
+    stats = _statistics_of(x, options.skipna)
+    if options.skipna:
+        nan = (x.shape[0] * x.shape[2] - stats.count).astype(np.int64)
+    elif np.isnan(stats.mean).any():
         nan = np.isnan(x).sum((0, 2))
-        if options.skipna and nan.any():
-            stats = _statistics_of(x, 1, skipna=True)
+    else:
+        nan = np.zeros(x.shape[1], np.int64)
     counts = None
     if options.bins is not None and first + x.shape[1] <= len(options.bins.low):
         counts = options.bins.of(first, x.shape[1]).count_of(x)
     return Found(stats, nan, files, name, counts)
 
 
-def _statistics_of(x: np.ndarray, axis: int, skipna: bool = False) -> ChannelStats:
+def _statistics_of(x: np.ndarray, skipna: bool) -> ChannelStats:
     """The only place that takes statistics of values (n, channels, inner)."""
     if x.shape[2] == 1:  # channels last
         x = x[:, :, 0]
-    return channel_stats(x, axis, skipna=skipna)
+    return channel_stats(x, skipna=skipna)
 
 
 def _spread(found: Found, first: int, channels: int) -> Found:

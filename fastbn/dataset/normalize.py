@@ -5,7 +5,6 @@ from __future__ import annotations  # so that `help` shows types as they are wri
 import errno
 import io
 import math
-import operator
 import os
 import shutil
 import zipfile
@@ -17,7 +16,9 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from fastbn._system.files import replacing
+from fastbn._call.arguments import as_axis
+from fastbn._call.standardize_terms import number, numbers
+from fastbn._system.files import check_writable, replacing
 from fastbn._system.progress import Progress
 from fastbn.dataset import arrays
 from fastbn.dataset.arrays import Stored, checked_path, cut, folded, memory_axis, opened, read
@@ -108,9 +109,9 @@ def normalize_dataset(
            [ 1.,  1.]], dtype=float32)
     """
     path, stored = _source(source)
-    axis = 1 if axis is None else operator.index(axis)
+    axis = 1 if axis is None else as_axis(axis)
     position = memory_axis(stored, axis)
-    moved = axis if out_axis is None else operator.index(out_axis)
+    moved = axis if out_axis is None else as_axis(out_axis)
     to = memory_axis(stored, moved)
     terms = _checked_terms(mean, std, scale, folded(stored, axis)[1])
     kind = np.dtype(dtype)
@@ -298,18 +299,17 @@ def _checked_target(target: Any, source: str) -> Path:
         raise ValueError(f"the target must end in .npy, got '{path}'")
     if path.exists() and os.path.samefile(path, source):
         raise ValueError(f"source and target are one file, {path}; name another target")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(path.absolute().parent)!r}")
+    check_writable(path)
     return path
 
 
 def _checked_terms(mean: Any, std: Any, scale: Any, channels: int) -> _Terms:
     found = []
     for name, value in (("mean", mean), ("std", std)):
-        try:
-            array = np.asarray(value, np.float64)
-        except (TypeError, ValueError):
-            raise TypeError(f"{name} must be numbers, got {value!r}") from None
+        given = numbers(name, value)
+        if given is None:
+            raise TypeError(f"{name} must be numbers, got {value!r}")
+        array = given.astype(np.float64)
         if array.shape not in ((), (1,), (channels,)):
             raise ValueError(
                 f"{name} has shape {array.shape}, and the array has {channels} channels; is axis "
@@ -320,8 +320,8 @@ def _checked_terms(mean: Any, std: Any, scale: Any, channels: int) -> _Terms:
         if bad.size:
             raise ValueError(f"{name} is {array[bad[0]]} in channel {bad[0]}")
         found.append(array)
-    scale = float(scale)
-    if not math.isfinite(scale) or scale == 0:
+    scale = float(number("scale", scale))
+    if scale == 0:
         raise ValueError(f"scale must be a number other than 0, got {scale}")
     return _Terms(found[0], found[1], scale)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from fastbn.dataset import arrays, images
 from fastbn.dataset.measure import ArrayBlock, Block, ImageBlock, reason
@@ -62,8 +65,7 @@ class Sources(NamedTuple):
         """How much of the work a block is: pictures where there is nothing else, or bytes."""
         if isinstance(block, ImageBlock):
             return len(block.paths) if self.only_images else sum(identity.sizes)
-        n, channels, inner = block.piece.shape
-        return n * channels * inner * block.stored.nbytes // max(1, _values(block.stored))
+        return math.prod(block.piece.shape) * np.dtype(block.stored.dtype).itemsize
 
     def blocks(self, axis: int) -> Iterator[list[tuple[Block, Identity]]]:
         """For each array, and each group of pictures, its blocks; by sizes and positions alone."""
@@ -77,7 +79,7 @@ class Sources(NamedTuple):
             shape = arrays.folded(stored, axis)
             limit = max(BLOCK_VALUES, 64 * shape[1])  # statistics are smaller than what they are of
             if stored.offset is None:
-                limit = max(1, _values(stored))
+                limit = max(1, math.prod(stored.shape))
             yield [
                 (
                     ArrayBlock(stored, shape[1], piece),
@@ -85,13 +87,6 @@ class Sources(NamedTuple):
                 )
                 for piece in arrays.cut(shape, limit)
             ]
-
-
-def _values(stored: arrays.Stored) -> int:
-    values = 1
-    for length in stored.shape:
-        values *= length
-    return values
 
 
 def find(paths: Iterable[Any], axis: int, without: Iterable[Any] = ()) -> Sources:

@@ -5,7 +5,6 @@ from __future__ import annotations  # so that `help` shows types as they are wri
 import contextlib
 import dataclasses
 import io
-import operator
 import os
 import sys
 from collections.abc import Iterable
@@ -15,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from fastbn._call.arguments import as_axis
 from fastbn._call.settings import check_bool
+from fastbn._system.files import check_writable
 from fastbn._system.progress import Progress
 from fastbn._system.threads import get_num_threads
 from fastbn.dataset import images
@@ -152,7 +153,7 @@ def dataset_stats(
     >>> found.stats.mean, found.stats.var(), found.files
     (array([3.]), array([4.66666667]), 2)
     """
-    axis = 1 if axis is None else operator.index(axis)
+    axis = 1 if axis is None else as_axis(axis)
     if mode is not None and mode not in images.MODES:
         raise ValueError(f"mode must be one of {', '.join(images.MODES)}, got {mode!r}")
     if on_unreadable not in ("raise", "skip"):
@@ -281,11 +282,10 @@ def _result(
 def _checked_target(save: Any) -> Path:
     """Before hours of work: whether there can be a file."""
     path = checked_path(save)
-    folder = path.absolute().parent
+    check_writable(path)
     if path.suffix.lower() not in (".npz", ".json"):
         raise ValueError(f"statistics are saved as .npz or .json, got '{path}'")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+    folder = path.absolute().parent
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"the folder {str(folder)!r} cannot be written to")
     return path
