@@ -343,11 +343,13 @@ def channel_stats(
     *,
     mask: np.ndarray | None = None,
     skipna: bool = False,
+    extremes: bool = False,
     **foreign: NoReturn,
 ) -> ChannelStats:
     """Count, mean and sum of squared deviations of every channel of ``x``, in one pass.
 
-    The same as ``ChannelStats.from_array(x, axis, mask=mask, skipna=skipna)``, which says more.
+    ``x`` has floating-point numbers, or integers of 8 or 16 bits, whose statistics are exact. The
+    same as `ChannelStats.from_array` with these arguments, which says more.
 
     Examples
     --------
@@ -358,4 +360,4 @@ def channel_stats(
     """
     if foreign:
         refuse(channel_stats, foreign)
-    return ChannelStats.from_array(x, axis, mask=mask, skipna=skipna)
+    return ChannelStats.from_array(x, axis, mask=mask, skipna=skipna, extremes=extremes)

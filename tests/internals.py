@@ -14,6 +14,7 @@ import numpy as np
 from fastbn._call import (
     backend,
     blocks,
+    exact,
     known,
     known_rows,
     masked,
@@ -21,6 +22,7 @@ from fastbn._call import (
     prepared,
     row_plan,
     rows,
+    skipna,
     work,
 )
 from fastbn._call import pieces as _pieces
@@ -364,6 +366,30 @@ def refuse_long_ways(monkeypatch):
 def small_pieces(monkeypatch):
     """Let masked values be summed in pieces of few."""
     monkeypatch.setattr(masked, "PIECE", 500)
+
+
+def small_copies(monkeypatch):
+    """Let what is copied to be summed be copied in pieces of few values."""
+    small_pieces(monkeypatch)
+    monkeypatch.setattr(_pieces, "PIECE", 500)
+    monkeypatch.setattr(skipna, "PIECE", 500)
+
+
+def sum_at_most(monkeypatch, number):
+    """Let a call sum so many integers of a channel."""
+    monkeypatch.setattr(exact, "MOST", number)
+
+
+def count_launches(monkeypatch):
+    """A list that gets longer with each call of a kernel that sums integers."""
+    calls, launch = [], exact.launch
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return launch(*arguments)
+
+    monkeypatch.setattr(exact, "launch", counted)
+    return calls
 
 
 # --- norms of samples -------------------------------------------------------------------------

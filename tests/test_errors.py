@@ -99,11 +99,10 @@ def test_a_tensor_of_bfloat16_has_another_way():
 )
 def test_dtype_names_the_fix(dtype, fix):
     x = np.zeros((4, 3, 2), dtype)
-    for call in (
-        lambda: fastbn.batch_norm(x, training=True),
-        lambda: fastbn.channel_stats(x),
-        lambda: BatchNorm1d(3)(x),
-    ):
+    calls = [lambda: fastbn.batch_norm(x, training=True), lambda: BatchNorm1d(3)(x)]
+    if x.dtype.kind not in "iub":  # which is for tests/test_stats_integers.py to say
+        calls.append(lambda: fastbn.channel_stats(x))
+    for call in calls:
         with raises(TypeError, str(np.dtype(dtype)), fix):
             call()
 

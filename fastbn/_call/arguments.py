@@ -62,6 +62,8 @@ def check_dtype(name: str, dtype: np.dtype) -> None:
         return
     if dtype.kind in "iub":
         fix = f"convert it first: {name}.astype(np.float32)"
+        if name == "x" and is_small_integer(dtype):
+            fix += "; fastbn.standardize and fastbn.channel_stats take such integers as they are"
     elif dtype.kind == "c":
         fix = f"normalize {name}.real and {name}.imag, or convert it: {name}.real"
     elif dtype.kind == "f":
@@ -71,6 +73,11 @@ def check_dtype(name: str, dtype: np.dtype) -> None:
     raise TypeError(
         f"{name} must be float32, float64, float16 or bfloat16, got dtype {dtype}; {fix}"
     )
+
+
+def is_small_integer(dtype: np.dtype) -> bool:
+    """Whether it is uint8, int8, uint16 or int16, in any byte order: what images have."""
+    return dtype.kind in "iu" and dtype.itemsize <= 2
 
 
 def as_axis(axis: Any) -> int:
@@ -118,6 +125,19 @@ def describe(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> tuple[int, i
     channels = shape[position]
     count = math.prod(n for k, n in enumerate(shape) if k != position)
     return position, channels, count
+
+
+def describe_counted(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> tuple[int, int, int]:
+    """`describe` for statistics, which take small integers too."""
+    if is_small_integer(dtype):
+        dtype = np.dtype(np.float32)
+    elif dtype.kind in "iub":
+        way = "x.view(np.uint8)" if dtype.kind == "b" else "x.astype(np.float64)"
+        raise TypeError(
+            "x must be uint8, int8, uint16, int16, float32, float64, float16 or bfloat16, got "
+            f"dtype {dtype}; convert it: {way}"
+        )
+    return describe(shape, dtype, axis)
 
 
 def check_gradient(dy: np.ndarray, x: np.ndarray, overwritten: bool) -> None:

@@ -1,5 +1,7 @@
 """Statistics of arrays that no kernel can walk: in pieces, which are copied and merged."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from fastbn._call import arguments, work
@@ -21,20 +23,47 @@ def moments(x: np.ndarray, axis: int) -> Moments:
     if found is not None:
         walk, mean, m2 = found
         return np.full(walk.channels, float(walk.count)), mean, m2
-    once = tuple(
-        slice(0, 1) if k != axis and stride == 0 else slice(None)
-        for k, stride in enumerate(x.strides)
-    )
-    repeats = float(x.size // x[once].size)
+    x, repeats = once(x, axis)
     if repeats > 1:
-        count, mean, m2 = moments(x[once], axis)
-        return count * repeats, mean, m2 * repeats
+        count, mean, m2 = moments(x, axis)
+        return count * float(repeats), mean, m2 * float(repeats)
     sizes = [n if k != axis else 0 for k, n in enumerate(x.shape)]
     longest = int(np.argmax(sizes))
     if x.size <= PIECE or sizes[longest] < 2:
         return moments(np.array(x, arguments.native(x.dtype), order="C"), axis)
     low, high = np.array_split(x, 2, axis=longest)
     return merged(moments(low, axis), moments(high, axis))
+
+
+def once(x: np.ndarray, axis: int) -> tuple[np.ndarray, int]:
+    """Without the repetitions of a broadcast view, but for those of channels; and their number."""
+    some = tuple(
+        slice(0, 1) if k != axis and stride == 0 else slice(None)
+        for k, stride in enumerate(x.strides)
+    )
+    return x[some], x.size // x[some].size
+
+
+def halved(axis: int, *arrays: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """Arrays of one shape in pieces of about `PIECE` values, which have all channels."""
+    if arrays[0].size <= PIECE:
+        yield list(arrays)
+        return
+    several = list(zip(*(halves(a, axis, arrays[0]) for a in arrays), strict=True))
+    for parts in several:
+        yield from [list(parts)] if len(several) < 2 else halved(axis, *parts)
+
+
+def halves(x: np.ndarray, axis: int, like: np.ndarray | None = None) -> list[np.ndarray]:
+    """Both halves along the outermost axis, in memory, that is not the channels'.
+
+    That of ``like``, if given. What is walked then stays walked. Where nothing is to be halved,
+    ``x`` alone.
+    """
+    like = x if like is None else like
+    steps = [abs(s) if k != axis and like.shape[k] > 1 else -1 for k, s in enumerate(like.strides)]
+    outermost = int(np.argmax(steps))
+    return np.array_split(x, 2, axis=outermost) if steps[outermost] >= 0 else [x]
 
 
 def merged(one: Moments, other: Moments) -> Moments:

@@ -173,13 +173,14 @@ class Plan:
     )  # fmt: skip
 
     def __init__(self, operation: str, dtype: np.dtype, walk: Walk) -> None:
-        if dtype == FLOAT16 and not CONVERTS_FLOAT16:
+        exact = operation in parts.EXACT_OPERATIONS  # where 16 bits are an integer
+        if dtype == FLOAT16 and not CONVERTS_FLOAT16 and not exact:
             raise NotImplementedError(
                 "float16 needs a processor with F16C, or Numba to make use of it "
                 "(NUMBA_CPU_NAME, NUMBA_CPU_FEATURES); convert x: x.astype(np.float32)"
             )
         self.walk, self.dtype = walk, dtype
-        self._operation = parts.OPERATIONS[operation]
+        self._operation = parts.operation_of(operation)
         self.entry: Entry = getattr(entries, self._operation.entries[0])
         self._frames: dict[tuple[int, bool], np.ndarray] = {}
         bytes_each = walk.count * walk.channels * dtype.itemsize

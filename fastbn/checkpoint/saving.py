@@ -3,16 +3,15 @@
 from __future__ import annotations  # so that `help` shows types as they are written here
 
 import os
-import threading
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 
+from fastbn._system import files
 from fastbn.checkpoint.safetensors_file import library
 from fastbn.checkpoint.settings import KEY, NAMES, RENORM, limit_noted, noted
 from fastbn.checkpoint.zip_file import leads_out
@@ -63,8 +62,7 @@ def save(layers: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """
     arrays, settings = _parts(layers)
     path = Path(os.fsdecode(path))
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(path.absolute().parent)!r}")
+    files.check_folder(path)
     match path.suffix.lower():
         case ".npz":
             write, cannot = _write_npz, leads_out
@@ -76,7 +74,7 @@ def save(layers: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     for name in arrays:
         _check_name(name, cannot(name))
     note = noted(settings)
-    _replace(path, lambda part: write(part, arrays, note))
+    files.replace(path, lambda part: write(part, arrays, note))
 
 
 def _parts(layers: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
@@ -150,22 +148,6 @@ def _checked(name: str, value: Any) -> np.ndarray:
 def _is_extension(dtype: np.dtype) -> bool:
     """Whether it is one of `ml_dtypes`."""
     return dtype.name.startswith(("bfloat16", "float8"))
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside a file, and put it in its place when it is whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
-        part.touch()
-        mode = part.stat().st_mode
-        write(part)
-        os.chmod(part, mode)  # safetensors makes files that only their owner can read
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray], note: str) -> None:

@@ -7,7 +7,7 @@ of no values.
 
 import numpy as np
 
-from fastbn.kernels import formulas
+from fastbn.kernels import double, formulas
 from fastbn.kernels.compile import entry, inlined
 from fastbn.kernels.frame import WORDS
 from fastbn.kernels.simd import (
@@ -22,6 +22,7 @@ from fastbn.kernels.simd import (
 )
 
 _INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
+_BYTES = np.dtype(np.uint8)
 
 running_update = compiled_formula(formulas.running_update)
 
@@ -218,6 +219,69 @@ def moments(template, x, statistics):
     f = frame_at(address)
     f.first, f.statistics = address_of(x), address_of(statistics)
     return run(address)
+
+
+# --- exact, of arrays of any integers, which come as bytes ----------------------------------------
+
+
+@entry(lambda x, parameter, running: (_INT64, _BYTES, _INT64))
+def exact_sums(template, x, numbers):
+    """Sums of ``x`` and ``x * x`` of each channel, into the first two rows of ``numbers``."""
+    address = begin(template)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.statistics = address_of(x), address_of(numbers)
+    return run(address)
+
+
+@entry(lambda x, parameter, running: (_INT64, _BYTES, _INT64, int, int, int))
+def exact_extremes(template, x, numbers, flip, lowest, highest):
+    """The smallest and the largest key of each channel, and how many are NaN."""
+    address = begin(template)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.statistics = address_of(x), address_of(numbers)
+    f.flip, f.lowest, f.highest = flip, lowest, highest
+    return run(address)
+
+
+@entry(lambda x, parameter, running: (_INT64, _BYTES, _BYTES, _BYTES, _INT64, int, int))
+def exact_filled(template, x, out, values, numbers, flip, highest):
+    """Copy x to ``out`` with ``values`` for NaN; how many these are, of each channel."""
+    address = begin(template)
+    if address == 0:
+        return NO_MEMORY
+    f = frame_at(address)
+    f.first, f.out, f.weight = address_of(x), address_of(out), address_of(values)
+    f.statistics, f.flip, f.highest = address_of(numbers), flip, highest
+    return run(address)
+
+
+@entry(lambda x, parameter, running: (_FLOAT64, _FLOAT64, _FLOAT64, int))
+def merge_statistics(one, other, both, channels):
+    """Merge rows of count, mean, m2, and what rounding has left of these two, into ``both``.
+
+    Where one is empty, the other as it is. Infinity stays infinity.
+    """
+    for c in range(channels):
+        m, v, m_low, v_low = channels + c, 2 * channels + c, 3 * channels + c, 4 * channels + c
+        a, b = one[c], other[c]
+        if a == 0.0 or b == 0.0:
+            there = other if a == 0.0 else one
+            for k in (c, m, v, m_low, v_low):
+                both[k] = there[k]
+            continue
+        count, mean, m2 = double.double_merge(
+            a, (one[m], one[m_low]), (one[v], one[v_low]),
+            b, (other[m], other[m_low]), (other[v], other[v_low]),
+        )  # fmt: skip
+        _, plain_mean, plain_m2 = double.plain_merge(a, one[m], one[v], b, other[m], other[v])
+        if not double.is_finite(plain_mean):
+            plain_mean = (a * one[m] + b * other[m]) / count
+        mean, m2 = double.finite_or(mean, plain_mean), double.finite_or(m2, plain_m2)
+        both[c], both[m], both[v], both[m_low], both[v_low] = count, mean[0], m2[0], mean[1], m2[1]
 
 
 @entry(lambda x, parameter, running: (running, running, _INT64, _FLOAT64, float, float, bool))

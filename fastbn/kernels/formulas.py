@@ -46,6 +46,19 @@ def is_finite(value):
     return abs(value) < np.inf
 
 
+def ordering_key(bits, flip):
+    """A float's bits as an integer that orders floats, ``flip`` being all but the sign.
+
+    Its own reverse.
+    """
+    return bits ^ ((bits >> 63) & flip)
+
+
+def is_nan(bits, flip, infinity):
+    """Whether the bits are those of no number, by the bits of infinity and all but the sign."""
+    return (bits & flip) > infinity
+
+
 def center_of(mean, largest):
     """What is subtracted for ``mean``: it itself, but finite where it is; to be rounded."""
     return np.where(is_finite(mean), np.minimum(np.maximum(mean, -largest), largest), mean)

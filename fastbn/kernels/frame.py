@@ -54,6 +54,7 @@ FIELDS = (
     "first_group",  # of the tile at hand
     "of_group",  # of a group norm's gradient: channels of a group; each is summed by itself
     "uncentered",  # whether no mean is subtracted, and var is the mean of squares
+    "flip", "lowest", "highest",  # how numbers are ordered by their bits, and NaN told (`exact`)
     # memory for what lies between the steps: where it begins; then where in it, in bytes, until
     # `passes` makes them addresses; and sizes in columns
     "scratch", "tile_bytes",

@@ -10,16 +10,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbn.kernels import activations, entries, merge, passes, terms
+from fastbn.kernels import activations, entries, exact, merge, passes, terms
 from fastbn.kernels.channels_first import elementwise as first_elementwise
+from fastbn.kernels.channels_first import exact as first_exact
 from fastbn.kernels.channels_first import sums as first_sums
 from fastbn.kernels.channels_last import elementwise as last_elementwise
+from fastbn.kernels.channels_last import exact as last_exact
 from fastbn.kernels.channels_last import sums as last_sums
 from fastbn.kernels.compile import Part, Unit, loop_address, loop_unit
 from fastbn.kernels.held import computed
 from fastbn.kernels.rows import backward, forward
 
 _SUMS: dict[str, ModuleType] = {"first": first_sums, "last": last_sums}
+_EXACT: dict[str, ModuleType] = {"first": first_exact, "last": last_exact}
 _ELEMENTWISE: dict[str, ModuleType] = {"first": first_elementwise, "last": last_elementwise}
 _WIDE_TERMS = {
     terms.normalizing_terms: terms.wide_normalizing_terms,
@@ -49,6 +52,7 @@ class Operation(NamedTuple):
     #: one direction: 64 of them cost up to 1.3e-6 of a variance, 32 half of that.
     row_chain: int = 64
     column_chain: int = 64
+    exact: bool = False  # on integers, or on numbers as their bits
 
 
 OPERATIONS = {
@@ -102,6 +106,27 @@ for (_activation, _residual), _names in activations.FUSED.items():
             ("gradient_fused",), ("first", "second", *("third",) * _residual, "out"),
             slice(0), None, None, terms.normalizing_terms, _names.gradient,
         )  # fmt: skip
+#: What needs no rounding, on arrays of integers: what `exact` says. Nothing warms it up: it
+#: compiles in a second.
+EXACT_OPERATIONS = {
+    "integer_sums": Operation(
+        ("exact_sums",), ("first",), slice(1), "integer_sums", exact.merge_sums, None, None,
+        row_chain=exact.SHORT // 64, exact=True,
+    ),
+    "extremes": Operation(
+        ("exact_extremes",), ("first",), slice(1), "extremes", exact.merge_extremes, None, None,
+        row_chain=exact.SHORT // 64, exact=True,
+    ),
+    "filled": Operation(
+        ("exact_filled",), ("first", "out"), slice(2), "filled", exact.merge_sums, None, None,
+        row_chain=exact.SHORT // 64, exact=True,
+    ),
+}  # fmt: skip
+
+
+def operation_of(name: str) -> Operation:
+    """An operation by its name."""
+    return OPERATIONS.get(name) or EXACT_OPERATIONS[name]
 
 
 def addresses(
@@ -127,7 +152,8 @@ def _parts(
     """By field of the frame, the parts of an operation and of which dtype they are."""
     found = {}
     if operation.reduce is not None:
-        found["reduce"] = getattr(_SUMS[layout], operation.reduce), dtype
+        modules = _EXACT if operation.exact else _SUMS
+        found["reduce"] = getattr(modules[layout], operation.reduce), dtype
     if operation.of_rows is not None:
         found["reduce"] = operation.of_rows(streaming), dtype
     if operation.merge is not None:

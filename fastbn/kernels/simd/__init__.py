@@ -40,6 +40,11 @@ Pointers and addresses keep no memory alive: an entry does that for the whole ca
 ``copy_of(address)``                                   a copy of the frame, while the caller runs
 ``allocate(bytes)``, ``free(address)``                 memory, which `free` gives back; 0 without
 ``memory(count)(like)``                                values of memory, while the caller runs
+``held_memory(count)(like)``                           the same, of what memory holds
+``short_memory(count)(like)``                          the same, of what `as_short` makes
+``as_held(number, like)``                              an integer of ``like``'s dtype
+``as_short(number, like)``                             an integer of 32 bits for one of 8, else of
+                                                       64: vectors then have more lanes
 ``call(part, frame, task)``                            run native code
 ``call_loop(loop, part, frame, tasks)``                run it on all tasks, on threads
 ``to_boundary(p, i)``                                  values before the next aligned vector

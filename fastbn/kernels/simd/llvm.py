@@ -135,15 +135,40 @@ def _write_copy(code, address):
 copy_of = instruction("copy_of", lambda address: types.int64, _write_copy)
 
 
-@cache
-def memory(count):
-    def write(code, like):
-        with code.builder.goto_entry_block():
-            space = code.builder.alloca(ir.ArrayType(llvm_type(code.result.dtype), count))
-            space.align = VECTOR_BITS // 8
-        return code.builder.bitcast(space, code.native(code.result))
+def _memories(name, kind_of):
+    @cache
+    def memory(count):
+        def write(code, like):
+            with code.builder.goto_entry_block():
+                kind = ir.ArrayType(code.native(code.result.dtype), count)
+                space = code.builder.alloca(kind)
+                space.align = VECTOR_BITS // 8
+            return code.builder.bitcast(space, code.native(code.result))
 
-    return instruction(f"memory_{count}", lambda like: types.CPointer(computed(like.dtype)), write)
+        return instruction(
+            f"{name}_{count}", lambda like: types.CPointer(kind_of(like.dtype)), write
+        )
+
+    return memory
+
+
+def _short(kind):
+    return types.int32 if kind.bitwidth == 8 else types.int64
+
+
+memory = _memories("memory", computed)
+held_memory = _memories("held_memory", lambda kind: kind)
+short_memory = _memories("short_memory", _short)
+as_held = instruction(
+    "as_held",
+    lambda number, like: like.dtype,
+    lambda code, number, like: code.cast(number, types.int64, code.result),
+)
+as_short = instruction(
+    "as_short",
+    lambda number, like: _short(like.dtype),
+    lambda code, number, like: code.cast(number, types.int64, code.result),
+)
 
 
 def _write_allocate(code, size):

@@ -132,6 +132,22 @@ def memory(count):
     return lambda like: np.empty(count, _computed(like))
 
 
+def held_memory(count):
+    return lambda like: np.empty(count, like.dtype)
+
+
+def short_memory(count):
+    return lambda like: np.empty(count, np.int64)
+
+
+def as_held(number, like):
+    return like.dtype.type(number)
+
+
+def as_short(number, like):
+    return number
+
+
 def fence():
     pass
 
