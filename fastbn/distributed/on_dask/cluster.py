@@ -1,0 +1,135 @@
+"""A cluster of Dask's as an executor of `concurrent.futures`, for statistics of files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError, Executor, Future
+from contextlib import contextmanager
+from typing import Any
+
+from fastbn.distributed.on_dask.arrays import library, on_one_thread
+
+__all__ = ["executor"]
+
+
+@contextmanager
+def executor(
+    cluster: Any, *, timeout: float = 10.0, paths: Iterable[str | os.PathLike[str]] = ()
+) -> Iterator[Executor]:
+    """A cluster as an executor: ``fastbn.dataset_stats(folder, executor=...)``.
+
+    If a worker is lost, Dask gives its blocks to others, and the result has the same bits. What is
+    left to do when the block ends early, by Ctrl-C for one, is cancelled.
+
+    Parameters
+    ----------
+    cluster : str or distributed.Client
+        The address of a scheduler, such as ``tcp://10.0.0.1:8786``, or a client, which stays open.
+    timeout : float
+        Seconds to wait for the scheduler, and for a first worker.
+    paths : iterable of paths
+        What each worker is to see, under these very names.
+
+    Raises
+    ------
+    ConnectionError
+        If no scheduler answers, if it has no worker, or if it is lost on the way.
+    FileNotFoundError
+        If a worker does not see one of the paths.
+    ValueError
+        If a worker has no fastbn, or another version of it.
+    ChildProcessError
+        If several workers have died over one block, for want of memory most likely.
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> from fastbn.distributed import on_dask
+    >>> with Client("tcp://10.0.0.1:8786") as client:  # doctest: +SKIP
+    ...     with on_dask.executor(client) as workers:
+    ...         found = fastbn.dataset_stats("/data/train", executor=workers)
+    """
+    distributed = library("distributed")
+    own = isinstance(cluster, str)
+    client = _connected(distributed, cluster, timeout) if own else cluster
+    try:
+        _check_workers(client, timeout, [os.fspath(path) for path in paths])
+        yield _Workers(client)
+    except CancelledError as error:
+        raise ConnectionError(
+            f"the scheduler {client.scheduler.address} was lost, or has cancelled the work"
+        ) from error
+    except distributed.KilledWorker as error:
+        raise ChildProcessError(
+            f"several workers have died over one block, most likely for want of memory: {error}"
+        ) from error
+    finally:
+        if own:
+            client.close(timeout)
+
+
+class _Workers(Executor):
+    """Tasks of a client, on one thread each."""
+
+    def __init__(self, client: Any) -> None:
+        self._max_workers = max(1, sum(client.nthreads().values()))
+        self._tasks = client.get_executor(pure=False)
+
+    def submit(self, call: Any, /, *given: Any, **named: Any) -> Future[Any]:
+        return self._tasks.submit(on_one_thread, call, *given, **named)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._tasks.shutdown(wait)
+
+
+def _connected(distributed: Any, address: str, timeout: float) -> Any:
+    try:
+        return distributed.Client(address, timeout=timeout, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"no Dask scheduler answers at {address!r} within {timeout:g} seconds ({error}); "
+            "`dask scheduler` starts one, and says its address, such as tcp://10.0.0.1:8786"
+        ) from error
+
+
+def _check_workers(client: Any, timeout: float, paths: list[str]) -> None:
+    """Whether there are workers that have this fastbn and see these files."""
+    import fastbn
+
+    where = client.scheduler.address
+    try:
+        client.wait_for_workers(1, timeout)
+    except TimeoutError as error:
+        raise ConnectionError(
+            f"the scheduler {where} has no workers; `dask worker {where}` starts some"
+        ) from error
+    for worker, version in client.run(_version, on_error="return").items():
+        if isinstance(version, OSError):  # it has just been lost
+            continue
+        if version != fastbn.__version__:
+            has = "cannot import it" if isinstance(version, Exception) else f"has {version}"
+            raise ValueError(
+                f"all workers need fastbn {fastbn.__version__}, and {worker} {has}: install it "
+                "there, with what it reads images with"
+            )
+    for worker, missing in client.run(_missing, paths, on_error="return").items():
+        if isinstance(missing, str):
+            raise FileNotFoundError(
+                f"the worker {worker} sees no {missing!r}; all workers need the same files under "
+                "the same names, on a file system that they share for instance"
+            )
+
+
+def _version() -> str:
+    import fastbn
+
+    return fastbn.__version__
+
+
+def _missing(paths: list[str]) -> str | None:
+    """The first path that is not there; of "file.npz:name" the file counts."""
+    for path in paths:
+        if not any(map(os.path.exists, (path, path.rpartition(":")[0]))):
+            return path
+    return None
