@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,13 +85,29 @@ class _Workers(Executor):
 
 
 def _connected(distributed: Any, address: str, timeout: float) -> Any:
-    try:
-        return distributed.Client(address, timeout=timeout, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise ConnectionError(
-            f"no Dask scheduler answers at {address!r} within {timeout:g} seconds ({error}); "
-            "`dask scheduler` starts one, and says its address, such as tcp://10.0.0.1:8786"
-        ) from error
+    """A client of the scheduler there; ConnectionError if there is none.
+
+    It is asked first whether it is one: a client that was not let in waits for it when it ends.
+    """
+    with ThreadPoolExecutor(1) as thread:  # this one may be running a loop of its own
+        asked = _kind_at(distributed, address, timeout)
+        try:
+            kind = thread.submit(asyncio.run, asked).result()
+        except Exception as error:  # whatever answers there, it need not be Dask
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ConnectionError(
+                f"no Dask scheduler answers at {address!r} within {timeout:g} seconds "
+                f"({reason[:300]}); `dask scheduler` starts one, and says its address, such as "
+                "tcp://10.0.0.1:8786"
+            ) from error
+    if kind != "Scheduler":
+        raise ConnectionError(f"{address!r} is the address of a {kind}; give the scheduler's")
+    return distributed.Client(address, timeout=timeout, set_as_default=False)
+
+
+async def _kind_at(distributed: Any, address: str, timeout: float) -> str:
+    async with distributed.rpc(address, timeout=timeout) as there:
+        return (await asyncio.wait_for(there.identity(), timeout))["type"]
 
 
 def _check_workers(client: Any, timeout: float, paths: list[str]) -> None:
