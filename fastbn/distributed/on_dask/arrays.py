@@ -34,15 +34,17 @@ def checked_array(name: str, x: Any) -> Any:
     return x
 
 
-def empty_like(x: Any, axis: Any) -> tuple[int, np.ndarray]:
+def empty_like(x: Any, axis: Any, *vectors: Any) -> tuple[int, np.ndarray]:
     """The channel axis, counted from the front, and an array with x's channels but no values.
 
     With it the function for NumPy arrays checks all other arguments. Channels that Dask has not
-    counted are none, which fit parameters of any number.
+    counted are as many as the first of the vectors says.
     """
-    shape = tuple(0 if math.isnan(n) else int(n) for n in x.shape)
-    axis = arguments.channel_axis(shape, arguments.as_axis(axis))
-    return axis, np.empty([n if k == axis else 0 for k, n in enumerate(shape)], x.dtype)
+    axis = arguments.channel_axis(x.shape, arguments.as_axis(axis))
+    channels = x.shape[axis]
+    if math.isnan(channels):
+        channels = next((np.shape(each)[0] for each in vectors if np.ndim(each) == 1), 0)
+    return axis, np.empty([channels if k == axis else 0 for k in range(x.ndim)], x.dtype)
 
 
 def per_channel(name: str, value: Any, x: Any, axis: int) -> Any:
@@ -55,7 +57,9 @@ def per_channel(name: str, value: Any, x: Any, axis: int) -> Any:
             f"unknown which values of {name} belong to which; x.compute_chunk_sizes() finds out"
         )
     if not isinstance(value, library().Array):  # a copy: who trains on changes what it was made of
-        array = np.array(arguments.as_array(name, value))
+        array = np.array(
+            value if isinstance(value, (list, tuple)) else arguments.as_array(name, value)
+        )
         return library().from_array(array, chunks=(chunks if known else array.shape,))
     if value.ndim != 1 or (known and value.shape != (x.shape[axis],)):
         raise ValueError(

@@ -96,7 +96,7 @@ def batch_norm(
     given = {
         "running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias,
     }  # fmt: skip
-    axis, nothing = empty_like(x, axis)
+    axis, nothing = empty_like(x, axis, *given.values())
     options: dict[str, Any] = {
         "eps": eps, "axis": axis, "activation": activation, "negative_slope": negative_slope,
     }  # fmt: skip
@@ -249,9 +249,9 @@ def _affine(
     options: dict[str, Any],
 ) -> Any:  # fmt: skip
     x = checked_array(name, x)
-    axis, nothing = empty_like(x, axis)
-    options |= {"axis": axis, "out_axis": out_axis}
     given = {"mean": mean, "std": std}
+    axis, nothing = empty_like(x, axis, mean, std)
+    options |= {"axis": axis, "out_axis": out_axis}
     dtype = function(nothing, **_stand_ins(given, nothing.shape[axis]), **options).dtype
     numbers = {key: value for key, value in given.items() if np.ndim(value) == 0}
     vectors = {key: None if key in numbers else value for key, value in given.items()}

@@ -62,8 +62,7 @@ def channel_stats(
     axis, skipna, extremes
         As `fastbn.channel_stats` has them.
     compute : bool
-        False returns a `dask.delayed.Delayed` of the result, to be computed later or with others:
-        ``dask.compute(stats, y)`` reads x once for both.
+        False returns a `dask.delayed.Delayed` of the result, to be computed later.
 
     Returns
     -------
