@@ -1,12 +1,15 @@
 """Statistics and normalization of Dask's arrays are those of the same arrays in memory."""
 
 import pickle
+import sys
 
 import numpy as np
 import pytest
 
 import fastbn
+from fastbn.cli import main
 from tests import internals, reference
+from tests import subprocess_tools as tools
 
 da = pytest.importorskip("dask.array", reason="in the test extra")
 
@@ -421,3 +424,35 @@ def test_tasks_start_no_threads(four_threads, monkeypatch, scheduler):
     numbers.clear()
     fastbn.channel_stats(np.ones((32, 8, 4096), "f4"))
     assert set(numbers) == {4}
+
+
+# --- without Dask ---------------------------------------------------------------------------------
+
+
+def test_nothing_imports_dask_before_it_is_used():
+    tools.run(
+        "import sys, fastbn\n"
+        "from fastbn.distributed import on_dask\n"
+        "assert not {'dask', 'distributed', 'cloudpickle'} & set(sys.modules)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        ("dask.array", lambda: on_dask.channel_stats(da.ones((3, 2)))),
+        ("dask.array", lambda: on_dask.standardize(da.ones((3, 2)), 0, 1)),
+        ("dask.bag", lambda: on_dask.recalibrate(fastbn.BatchNorm1d(2), [])),
+        ("distributed", lambda: on_dask.executor("tcp://127.0.0.1:9").__enter__()),
+    ],
+)
+def test_without_dask(module, call, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"needs {module}: pip install 'fastbn\[dask\]'"):
+        call()
+
+
+def test_command_without_dask(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert main(["stats", ".", "--dask", "tcp://127.0.0.1:9"]) == 2
+    assert "pip install 'fastbn[dask]'" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -156,29 +157,45 @@ def test_command(client, folder, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_command_is_interrupted(client, tmp_path):
-    folder = tmp_path / "data"
+@pytest.fixture
+def begun(tmp_path):
+    """Starts the command, and returns when some of its 60 blocks are done."""
+    folder, journal = tmp_path / "data", tmp_path / "s.npz.partial"
     folder.mkdir()
     np.save(folder / "0.npy", np.ones((100, 3, 128, 128), "f4"))  # 20 MB, which is one block
-    for k in range(1, 30):
+    for k in range(1, 60):
         os.link(folder / "0.npy", folder / f"{k}.npy")
-    command = [sys.executable, "-m", "fastbn", "stats", folder, "-o", tmp_path / "s.npz", "--dask"]
-    hold = client.submit(time.sleep, 3, pure=False, workers=list(client.nthreads())[:1])
-    process = subprocess.Popen(
-        [*command, client.scheduler.address], text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
-    journal, end = tmp_path / "s.npz.partial", time.monotonic() + 60
-    while not (journal.exists() and journal.stat().st_size > 1000):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.01)
+
+    started = []
+
+    def begin(address):
+        command = [sys.executable, "-m", "fastbn", "stats", folder, "-o", tmp_path / "s.npz"]
+        process = subprocess.Popen(
+            [*command, "--dask", address], text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(process)
+        end = time.monotonic() + 60
+        while not (journal.exists() and journal.stat().st_size > 1000):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return process
+
+    yield begin
+    for process in started:
+        with process:  # closes its pipes
+            process.kill()
+
+
+def test_command_is_interrupted(client, begun):
+    process = begun(client.scheduler.address)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
     assert "goes on from" in err
     assert "Traceback" not in err
-    hold.cancel()
+    end = time.monotonic() + 60
     while any(client.processing().values()):
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -199,6 +216,17 @@ def test_a_scheduler_that_is_not_there(address, words):
     with pytest.raises(ConnectionError, match=words), on_dask.executor(address, timeout=0.5):
         pass
     assert time.monotonic() - begin < 20
+
+
+def test_a_scheduler_that_is_lost(begun):
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0",
+        silence_logs=50, protocol="tcp", host="127.0.0.1",
+    ) as cluster:  # fmt: skip
+        process = begun(cluster.scheduler_address)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2, out + err
+    assert re.fullmatch(r"fastbn: error: the scheduler tcp://\S+ was lost, or .*\n", err)
 
 
 def test_the_address_of_a_worker(client):

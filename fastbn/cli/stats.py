@@ -1,9 +1,11 @@
 """``fastbn stats``: mean and standard deviation of a dataset in files."""
 
 import argparse
+import logging
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,14 +99,22 @@ def run(arguments: argparse.Namespace) -> None:
         _print(found, arguments.output)
 
 
-def _workers(arguments: argparse.Namespace) -> AbstractContextManager[Any]:
+@contextmanager
+def _workers(arguments: argparse.Namespace) -> Iterator[Any]:
     """Those of a cluster, which may be in another folder; None: processes of this machine."""
     if arguments.dask is None:
-        return nullcontext()
+        yield None
+        return
     from fastbn.distributed import on_dask
 
     arguments.paths = [os.path.abspath(path) for path in arguments.paths]
-    return on_dask.executor(arguments.dask, paths=arguments.paths)
+    before = logging.root.manager.disable
+    logging.disable()  # Dask logs the tracebacks of what this command says in a sentence
+    try:
+        with on_dask.executor(arguments.dask, paths=arguments.paths) as executor:
+            yield executor
+    finally:
+        logging.disable(before)
 
 
 def _list_unreadable(unreadable: dict[str, str]) -> None:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import (
+    CancelledError,
+    Executor,
+    Future,
+    InvalidStateError,
+    ThreadPoolExecutor,
+)
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from fastbn.distributed.on_dask.arrays import library, on_one_thread
 
 __all__ = ["executor"]
+
+#: Seconds between two looks whether the scheduler is still there.
+_LOOK = 0.5
 
 
 @contextmanager
@@ -56,11 +66,10 @@ def executor(
     client = _connected(distributed, cluster, timeout) if own else cluster
     try:
         _check_workers(client, timeout, [os.fspath(path) for path in paths])
-        yield _Workers(client)
+        with closing(_Workers(client)) as workers:
+            yield workers
     except CancelledError as error:
-        raise ConnectionError(
-            f"the scheduler {client.scheduler.address} was lost, or has cancelled the work"
-        ) from error
+        raise _lost(client) from error
     except distributed.KilledWorker as error:
         raise ChildProcessError(
             f"several workers have died over one block, most likely for want of memory: {error}"
@@ -71,17 +80,46 @@ def executor(
 
 
 class _Workers(Executor):
-    """Tasks of a client, on one thread each."""
+    """Tasks of a client, on one thread each.
+
+    Of a client that loses its scheduler some futures never end, so a thread looks whether it has.
+    """
 
     def __init__(self, client: Any) -> None:
         self._max_workers = max(1, sum(client.nthreads().values()))
-        self._tasks = client.get_executor(pure=False)
+        self._client, self._tasks = client, client.get_executor(pure=False)
+        self._connection = client.scheduler_comm
+        self._waiting: list[Future[Any]] = []
+        self._lock, self._over = threading.Lock(), threading.Event()
+        threading.Thread(target=self._watch, name="fastbn watching Dask", daemon=True).start()
 
     def submit(self, call: Any, /, *given: Any, **named: Any) -> Future[Any]:
-        return self._tasks.submit(on_one_thread, call, *given, **named)
+        future = self._tasks.submit(on_one_thread, call, *given, **named)
+        with self._lock:
+            self._waiting = [each for each in self._waiting if not each.done()] + [future]
+        return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._tasks.shutdown(wait)
+
+    def close(self) -> None:
+        """No longer look whether the scheduler is there."""
+        self._over.set()
+
+    def _watch(self) -> None:
+        client = self._client
+        while not self._over.wait(_LOOK):
+            if client.status == "running" and client.scheduler_comm is self._connection:
+                continue
+            with self._lock:
+                for future in self._waiting:
+                    with suppress(InvalidStateError):  # it has ended meanwhile
+                        future.set_exception(_lost(client))
+
+
+def _lost(client: Any) -> ConnectionError:
+    where = getattr(client.scheduler, "address", "of Dask")
+    return ConnectionError(f"the scheduler {where} was lost, or has cancelled the work")
 
 
 def _connected(distributed: Any, address: str, timeout: float) -> Any:
