@@ -1,7 +1,6 @@
 """A cluster of two worker processes: the bits of one process, whatever becomes of a worker."""
 
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -54,10 +53,6 @@ def folder(rng, tmp_path, monkeypatch):
         x = rng.normal(k, 2, (40, 3, 1000)).astype(np.float32)
         np.save(tmp_path / "data" / f"{k}.npy", x)
     return tmp_path / "data"
-
-
-def bits(stats):
-    return pickle.dumps([getattr(stats, name) for name in stats.__dataclass_fields__])
 
 
 # --- arrays and bags ------------------------------------------------------------------------------
