@@ -22,6 +22,7 @@ import dask.bag
 import distributed
 
 from fastbn.distributed import on_dask
+from tests.test_dask import bits
 
 pytestmark = [
     pytest.mark.compiled,
