@@ -6,7 +6,8 @@ takes statistics of any array. For small batches there are `GroupNorm`, `LayerNo
 `InstanceNorm2d` and `BatchRenorm2d`, and `small_batch_report`. `load_batch_norms` makes layers of
 the checkpoint of a trained network. `StandardScaler` is an estimator for scikit-learn's pipelines.
 `warmup` compiles ahead. ``import fastbn.distributed`` is for batches that are spread over MPI
-ranks. Begin with ``help(fastbn.BatchNorm2d)``.
+ranks, ``from fastbn.distributed import on_dask`` for arrays of Dask's. Begin with
+``help(fastbn.BatchNorm2d)``.
 """
 
 from fastbn import fold

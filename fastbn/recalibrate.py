@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from functools import partial
-from itertools import repeat
+from itertools import count, repeat
 from typing import Any, overload
 
 import numpy as np
@@ -139,31 +139,32 @@ def recalibrate(
     >>> bool(abs(y.mean(0)).max() < 1e-6)
     True
     """
-    layers, single = _checked_layers(layer)
-    if forward is None:
-        if len(layers) > 1:
-            raise TypeError(
-                f"{len(layers)} layers need forward, a function that takes a batch and runs the "
-                "network, which calls them: recalibrate(layers, batches, forward=network)"
-            )
-        forward = layers[0]
-    elif not callable(forward):
-        raise TypeError(f"forward must be a function of a batch, got {type(forward).__name__}")
+    layers, single = checked_layers(layer)
+    forward = checked_forward(forward, layers)
     begin = _checked_batches(batches, len(layers))
-    measured = _Measured(layers)
+    measured = Measured(layers)
     progress = check_bool("progress", progress)
-    unwatch = map(_watch, layers, repeat(None))
+    watch, unwatch = watching(layers, measured.see)
     try:
-        deque(map(_watch, layers, map(measured.of_layer, range(len(layers)))), maxlen=0)
-        _measure_all(measured, begin, forward, progress)
+        deque(watch, maxlen=0)
+        measure_all(measured, begin, forward, progress)
     finally:
         deque(unwatch, maxlen=0)  # one step of the interpreter, which no Ctrl-C divides
-    measured.store()
-    found = [measured.found[k] for k in range(len(layers))]
+    found = measured.store()
     return found[0] if single else found
 
 
-class _Measured:
+def watching(layers: list[BatchNorm], see: Any) -> tuple[Iterator[None], Iterator[None]]:
+    """Let ``see(number, x, axis, mask)`` say what normalizes in each layer; and no longer.
+
+    Nothing is done before one goes through the iterators.
+    """
+    return map(_watch, layers, map(partial, repeat(see), count())), map(
+        _watch, layers, repeat(None)
+    )
+
+
+class Measured:
     """What is known so far: the statistics of some layers, and of one that is being measured."""
 
     def __init__(self, layers: list[BatchNorm]) -> None:
@@ -181,10 +182,6 @@ class _Measured:
         #: The layer that must be measured before the one on top; then this pass is in vain.
         self.first: int | None = None
 
-    def of_layer(self, number: int) -> Callable[[Any, int, Any], tuple[Any, Any]]:
-        """What watches one of the layers."""
-        return partial(self.see, number)
-
     @property
     def now(self) -> int | None:
         """The layer that is measured."""
@@ -196,17 +193,22 @@ class _Measured:
 
     def see(self, number: int, x: Any, axis: int, mask: Any) -> tuple[Any, Any]:
         """A layer is called: measure, if it is its turn, and say what normalizes."""
-        if number not in self.found and self.first is None:
-            if not self.stack:
-                self.stack.append(number)
-            if number != self.stack[-1]:
-                self.passed.append(number)
-            elif self.passed and not self.reached:  # what it gets may depend on that layer's
-                self.first = self.passed[0]
-            else:
-                self.reached = True
-                self._add(ChannelStats.from_array(x, axis, mask=mask))
+        self.called(number, partial(ChannelStats.from_array, x, axis, mask=mask))
         return self.running[number]
+
+    def called(self, number: int, statistics: Callable[[], ChannelStats]) -> None:
+        """A layer is called, with an input of these statistics, which are taken in its turn."""
+        if number in self.found or self.first is not None:
+            return
+        if not self.stack:
+            self.stack.append(number)
+        if number != self.stack[-1]:
+            self.passed.append(number)
+        elif self.passed and not self.reached:  # what it gets may depend on that layer's
+            self.first = self.passed[0]
+        else:
+            self.reached = True
+            self._add(statistics())
 
     def begin_anew(self, first: int) -> None:
         """Measure another layer before the one that was to be measured now."""
@@ -267,8 +269,8 @@ class _Measured:
         self.found[self.stack.pop()] = self.stats
         self.stats = None
 
-    def store(self) -> None:
-        """Write all that was found, at once."""
+    def store(self) -> list[ChannelStats]:
+        """Write all that was found, at once, and return it."""
         arrays, values = [], []
         for k, layer in enumerate(self.layers):
             arrays += [layer.running_mean, layer.running_var]
@@ -279,10 +281,11 @@ class _Measured:
         backend.assign_all(arrays, values)
         for layer in self.layers:
             layer._cache = None
+        return [self.found[k] for k in range(len(self.layers))]
 
 
-def _measure_all(
-    measured: _Measured,
+def measure_all(
+    measured: Measured,
     begin: Callable[[], Iterable[Any]],
     forward: Callable[[Any], Any],
     progress: bool,
@@ -306,7 +309,7 @@ def _measure_all(
 
 
 def _pass(
-    measured: _Measured,
+    measured: Measured,
     items: Iterable[Any],
     forward: Callable[[Any], Any],
     label: str,
@@ -341,7 +344,7 @@ def _check_count(count: int, before: int | None, passes: int) -> None:
 # --- arguments ------------------------------------------------------------------------------------
 
 
-def _checked_layers(layer: Any) -> tuple[list[BatchNorm], bool]:
+def checked_layers(layer: Any) -> tuple[list[BatchNorm], bool]:
     """The layers, and whether there is one that was passed by itself."""
     single = isinstance(layer, LayerState)
     if not single and not isinstance(layer, (list, tuple)):
@@ -369,6 +372,20 @@ def _checked_layers(layer: Any) -> tuple[list[BatchNorm], bool]:
     if len({id(each) for each in layers}) < len(layers):
         raise ValueError("layer has the same layer twice; it is enough to name it once")
     return layers, single
+
+
+def checked_forward(forward: Any, layers: list[BatchNorm]) -> Callable[[Any], Any]:
+    """What runs the network: a function, or the only layer."""
+    if forward is None:
+        if len(layers) > 1:
+            raise TypeError(
+                f"{len(layers)} layers need forward, a function that takes a batch and runs the "
+                "network, which calls them: recalibrate(layers, batches, forward=network)"
+            )
+        return layers[0]
+    if not callable(forward):
+        raise TypeError(f"forward must be a function of a batch, got {type(forward).__name__}")
+    return forward
 
 
 def _checked_batches(batches: Any, passes: int) -> Callable[[], Iterable[Any]]:

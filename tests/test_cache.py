@@ -283,11 +283,13 @@ def test_old_versions_do_not_pile_up(full, all_of_it, tmp_path):
 
 
 def test_processes_that_compile_into_one_cache_at_once(full, all_of_it, tmp_path):
+    """One of them compiles a unit, the others wait for it and load it."""
     place = full.with_cache(tmp_path)
     orders = ("f4",), ("f4", "f8"), ("f4",), ("f8", "f4")
     jobs = [place.job(dtypes=order) for order in orders]
     found = run_jobs(full.path, jobs, at_once=4)
     assert all(sum(each) >= all_of_it for each in found), found
+    assert sum(compiled for compiled, _ in found) == len(place.files()), found
     compiled, loaded = place.run(dtypes=("f4", "f8"))
     assert compiled == 0
     assert loaded == len(place.files()) > all_of_it

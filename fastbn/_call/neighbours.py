@@ -19,7 +19,7 @@ _REFUSED = frozenset(
 _TO_NUMPY = {
     "cupy": "{name}.get() copies it from the device; all arrays of a call lie in one place",
     "dask": "{name}.compute() loads all of it into memory; or take it block by block: "
-    "{name}.map_blocks(function), and statistics of blocks merge (fastbn.ChannelStats)",
+    "fastbn.distributed.on_dask does, and {name}.map_blocks(function) with any function",
     "h5netcdf": "{name}[...] reads it",
     "h5py": "{name}[...] reads it",
     "netCDF4": "{name}[...] reads it",

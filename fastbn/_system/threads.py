@@ -12,7 +12,8 @@ import operator
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -31,6 +32,8 @@ _region = threading.RLock()
 #: thread that held them may not exist.
 _update = threading.RLock()
 _requested: int | None = None
+#: Whether this thread is one of several that share the processors.
+_shared = threading.local()
 _forked = False
 _layer_at_fork: str | None = None
 
@@ -109,12 +112,29 @@ def set_num_threads(n: int | None) -> None:
 def for_a_call() -> int:
     """How many threads a call on large arrays takes now.
 
-    What somebody has set; else as many as there may be, or one while the processors are taken.
+    One within `one_thread`; else what somebody has set; else as many as there may be, or one while
+    the processors are taken.
     """
+    if getattr(_shared, "depth", 0):
+        return 1
     if _requested is not None:
         return _requested
     most = get_num_threads()
     return 1 if most > 1 and _in_environment() is None and oversubscribed() else most
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Context in which calls of this thread start no others, whatever somebody has set.
+
+    For tasks of a scheduler that gives work to as many threads as there are processors. Numbers
+    that are set for the process would be changed under the feet of tasks beside this one.
+    """
+    _shared.depth = getattr(_shared, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _shared.depth -= 1
 
 
 def launch(

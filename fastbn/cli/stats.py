@@ -1,7 +1,11 @@
 """``fastbn stats``: mean and standard deviation of a dataset in files."""
 
 import argparse
+import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +47,15 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument(
         "--skip-unreadable", action="store_true", help="leave damaged files out, and list them"
     )
-    parser.add_argument(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "--workers", type=at_least_one, metavar="N",
         help="processes (default: as many as processors, or 1 where there is little to do)",
+    )  # fmt: skip
+    where.add_argument(
+        "--dask", metavar="ADDRESS",
+        help="do it on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786. They need "
+        "the extra dask, the same fastbn, and the same files under the same names",
     )  # fmt: skip
     parser.add_argument(
         "--resume", type=Path, metavar="FILE",
@@ -67,11 +77,13 @@ def run(arguments: argparse.Namespace) -> None:
     if journal is None and arguments.output is not None:
         journal = arguments.output.with_name(f"{arguments.output.name}.partial")
     try:
-        found = fastbn.dataset_stats(
-            arguments.paths, axis=arguments.axis, mode=arguments.mode, skipna=arguments.skipna,
-            workers=arguments.workers, resume=journal, histogram=arguments.plot is not None,
-            on_unreadable="skip" if arguments.skip_unreadable else "raise", save=arguments.output,
-        )  # fmt: skip
+        with _workers(arguments) as executor:
+            found = fastbn.dataset_stats(
+                arguments.paths, axis=arguments.axis, mode=arguments.mode,
+                skipna=arguments.skipna, workers=arguments.workers, executor=executor,
+                resume=journal, histogram=arguments.plot is not None, save=arguments.output,
+                on_unreadable="skip" if arguments.skip_unreadable else "raise",
+            )  # fmt: skip
     except KeyboardInterrupt:
         if journal is not None and journal.exists():
             print(f"the same command goes on from {journal}", file=sys.stderr)
@@ -85,6 +97,24 @@ def run(arguments: argparse.Namespace) -> None:
         print_json(_json(found, arguments))
     else:
         _print(found, arguments.output)
+
+
+@contextmanager
+def _workers(arguments: argparse.Namespace) -> Iterator[Any]:
+    """Those of a cluster, which may be in another folder; None: processes of this machine."""
+    if arguments.dask is None:
+        yield None
+        return
+    from fastbn.distributed import on_dask
+
+    arguments.paths = [os.path.abspath(path) for path in arguments.paths]
+    before = logging.root.manager.disable
+    logging.disable()  # Dask logs the tracebacks of what this command says in a sentence
+    try:
+        with on_dask.executor(arguments.dask, paths=arguments.paths) as executor:
+            yield executor
+    finally:
+        logging.disable(before)
 
 
 def _list_unreadable(unreadable: dict[str, str]) -> None:

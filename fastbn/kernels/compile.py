@@ -366,10 +366,23 @@ class _Cache:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._lock = contextlib.ExitStack()  # from when nothing was found until it is compiled
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         if disk_cache.sources_digest() is None:
             return None
+        found = self._load(signature, target_context)
+        if found is None:
+            with contextlib.suppress(Exception):
+                cache_reasons.tell(self._name, targets.digests(signature))
+            lock = disk_cache.compiling(self._name, next(targets.digests(signature)))
+            self._lock.enter_context(lock)
+            found = self._load(signature, target_context)  # what another process has compiled
+            if found is not None:
+                self._lock.close()
+        return found
+
+    def _load(self, signature: Any, target_context: Any) -> Any:
         for digest in targets.digests(signature):
             content = disk_cache.load(self._name, digest)
             if content is not None:
@@ -378,14 +391,12 @@ class _Cache:
                     # imports SciPy where there is one. What is loaded needs the run time alone.
                     rtsys.initialize(target_context)
                     return CompileResult._rebuild(target_context, *pickle.loads(content))
-        with contextlib.suppress(Exception):
-            cache_reasons.tell(self._name, targets.digests(signature))
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
         if disk_cache.sources_digest() is None:
             return
-        with contextlib.suppress(Exception):
+        with self._lock, contextlib.suppress(Exception):
             content, digest = dumps(result._reduce()), next(targets.digests(signature))
             folder = disk_cache.save(self._name, digest, content)
             if folder is not None:

@@ -2,7 +2,8 @@
 
 A file's name holds a digest of all that the code depends on, and of no path: what is found under a
 name fits, and a package that has been moved finds its files. Each is written beside its place and
-moved there whole, so that no lock is needed.
+moved there whole, so that whoever reads needs no lock. Whoever compiles holds one, where there are
+such: of several processes that start at once, one compiles and the others load (`compiling`).
 
 Files are looked for in each of the folders of `places`, whether this user may write there or not,
 and written to the first of them that takes them: a cache in an image serves users who cannot
@@ -15,6 +16,8 @@ import hashlib
 import os
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,6 +27,8 @@ _KEPT = 8
 #: Folders in which nothing is deleted: they may have been filled for any number of processors.
 _KEPT_WHOLE = ("into", "FASTBN_CACHE_DIR")
 _CHECKSUM = hashlib.sha256().digest_size
+#: Seconds that one process waits for another to compile a unit, and between two looks.
+_PATIENCE, _LOOK = 60.0, 0.02
 
 
 def holds(name: str, digest: str) -> bool:
@@ -53,6 +58,51 @@ def save(name: str, digest: str, content: bytes) -> Path | None:
                 forget_oldest(folder, f"{name}.*{_SUFFIX}", _KEPT)
             return folder
     return None
+
+
+@contextlib.contextmanager
+def compiling(name: str, digest: str) -> Iterator[None]:
+    """Context in which this process compiles a unit, and no other does.
+
+    Whoever has waited for it looks into the cache once more. The system frees a lock whose holder
+    has ended, and nobody waits for ever: a second compilation does no harm.
+    """
+    lock = _lock_file(f".{name}.{digest}.lock")
+    if lock is None:
+        yield
+        return
+    handle, path = lock
+    try:
+        end = time.monotonic() + _PATIENCE
+        while not _locked(handle) and time.monotonic() < end:
+            time.sleep(_LOOK)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # who waits for this file has it open
+            path.unlink()
+        os.close(handle)
+
+
+def _lock_file(name: str) -> tuple[int, Path] | None:
+    """An open file to be locked, where units are saved; None where nothing is saved."""
+    for folder in _folders():
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            return os.open(folder / name, os.O_CREAT | os.O_RDWR, 0o666), folder / name
+    return None
+
+
+def _locked(handle: int) -> bool:
+    """Lock a file; False if another process has it. Where there are no locks, all go on."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
 
 
 def file_name(name: str, digest: str) -> str:
