@@ -69,7 +69,7 @@ def test_each_step_is_shown_whole_when_it_has_ended(tmp_path):
 
 
 def test_two_run_at_a_time(tmp_path):
-    mark = "touch {0}; sleep 0.7; ls [a-d] > seen.{0}; rm {0}"
+    mark = "touch {0}; sleep 0.7; printf '%s\\n' [a-d] > seen.{0}; rm {0}"
     code, _ = run({name: mark.format(name) for name in "abcd"}, tmp_path)
     assert code == 0
     seen = [len((tmp_path / f"seen.{name}").read_text().split()) for name in "abcd"]
