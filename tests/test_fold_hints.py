@@ -198,7 +198,7 @@ def test_a_pair_that_fails_is_left_and_the_others_are_folded(rng):
             {},
             r"6 channels of input, not of output.*fold_bn_conv.*transposed=\['c'\]",
         ),
-        ((4, 6, 1, 1), {"transposed": []}, r"6 channels of input.*transposed=\['c'\] says so"),
+        ((4, 6, 1, 1), {"transposed": []}, r"6 channels of input.*transposed=\['c'\] .*says so"),
         ((6, 4, 1, 1), {"transposed": ["c"]}, "leave it out of transposed"),
         ((5, 5, 1, 1), {}, "num_features=6"),
         ((5, 6), {}, "c cannot take it: .*num_features=6"),
@@ -219,7 +219,7 @@ def test_a_pair_does_not_say_whether_its_convolution_is_transposed(groups, rng):
     """Without pairs, its name refuses it; whoever says the pair has not said that it is usual."""
     state = {"deconv1.weight": kernel(rng, 6, 6 // groups, 2, 2), **norm(rng, "bn1", 6)}
     assert fold_checkpoint(state).pairs == []
-    with pytest.raises(ValueError, match=r"transposed=\['deconv1'\] says that it is"):
+    with pytest.raises(ValueError, match=r"transposed=\['deconv1'\] .*says that it is"):
         fold_checkpoint(state, pairs={"bn1": "deconv1"})
     for told in ([], ["deconv1"]):
         (pair,) = fold_checkpoint(state, pairs={"bn1": "deconv1"}, transposed=told).pairs
@@ -349,6 +349,7 @@ def test_what_the_command_says_where_nothing_is_folded_and_of_eps(rng, tmp_path,
     assert "0 batch norms folded, 1 left" in out
     assert "--pair NORM=CONV says" in out
     assert "eps" not in out
+    assert "--pair" not in said_of([*files, "--skip", "n"], capsys)
     out = said_of([*files, "--pair", "n=stem"], capsys)
     assert "--pair" not in out
     assert "eps is not in the file: 1e-05 was taken; --eps says otherwise" in out

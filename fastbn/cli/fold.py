@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"\n{arguments.output}: {done} folded, {len(folded.left)} left. "
         "Compare an output before and after: a file does not say what lies between two layers."
     )
-    if not folded.pairs:
+    if not folded.pairs and len(folded.left) > len(set(arguments.skip)):
         print("--pair NORM=CONV says which convolution a norm goes into.")
     print_assumed_eps(folded.assumed_eps)
 

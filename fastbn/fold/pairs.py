@@ -168,7 +168,10 @@ class _Layers:
                 )
             return self._pair(norm.name, layer, True)
         may_be = self._transposed is None and sounds_transposed(layer)
-        ways = f"transposed=[{layer!r}] says that it is, transposed=[] that it is not"
+        ways = (
+            f"transposed=[{layer!r}] (--transposed {layer}) says that it is, transposed=[] "
+            "(--not-transposed) that it is not"
+        )
         if may_be and shape[1] == channels != shape[0]:
             return self._pair(norm.name, layer, True)
         if may_be and shape[0] == channels and channels % max(shape[1], 1) == 0:
@@ -180,7 +183,7 @@ class _Layers:
             raise ValueError(
                 f"{start}{layer} of shape {shape} has {channels} channels of input, not of output: "
                 "a norm before a convolution goes into it by fold.fold_bn_conv; if it is a "
-                f"transposed one, transposed=[{layer!r}] says so"
+                f"transposed one, transposed=[{layer!r}] (--transposed {layer}) says so"
             )
         return self._pair(norm.name, layer, False)
 
