@@ -250,6 +250,17 @@ def test_names_are_not_read_as_markup(tmp_path, capsys, terminal, monkeypatch):
     assert "odd[bold].npz" in out
 
 
+def test_the_table_of_a_damaged_layer(tmp_path, capsys):
+    arrays = state() | {name.replace("block", "sound"): a for name, a in state().items()}
+    del arrays["block.bn.running_var"]
+    np.savez(tmp_path / "net.npz", **arrays)
+    assert main(["inspect", str(tmp_path / "net.npz")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "nan" not in lines[1]
+    assert "no other half" in lines[1]
+    assert lines[2].endswith("none")
+
+
 def test_a_pipe_gets_whole_lines(tmp_path, capsys):
     arrays = {name.replace("block", "a" * 200): array for name, array in state().items()}
     np.savez(tmp_path / "net.npz", **arrays)

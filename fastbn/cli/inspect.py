@@ -1,6 +1,7 @@
 """``fastbn inspect``: the batch norms of a checkpoint, and what is wrong with them."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -87,4 +88,4 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _range(spread: Any) -> str:
-    return f"{spread[0]:.3g} to {spread[2]:.3g}"
+    return "-" if math.isnan(spread[0]) else f"{spread[0]:.3g} to {spread[2]:.3g}"
