@@ -182,7 +182,7 @@ FILES = {
     "zip: entry elsewhere": (".pth", directory(zipped(GOOD), 42, 999), "not where the zip file"),
     "zip: encrypted": (".pth", directory(zipped(GOOD), 8, 1, 2), "compressed or encrypted"),
     "zip: entry beyond the file": (".pth", directory(zipped(GOOD), 42, 1 << 30), ""),
-    "npz: objects": (".npz", npz(**{"bn.running_mean": OBJECTS.getvalue()}), "no other half"),
+    "npz: objects": (".npz", npz(**{"bn.running_mean": OBJECTS.getvalue()}), "Python objects"),
     "npz: objects in statistics": (
         ".npz", npz(**dict.fromkeys(["bn.running_mean", "bn.running_var"], OBJECTS.getvalue())),
         "holds Python objects",

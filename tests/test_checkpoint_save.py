@@ -251,3 +251,42 @@ def test_a_note_that_fits_no_layer(note, message, tmp_path):
     np.savez(tmp_path / "x.npz", __fastbn__=json.dumps({"bn": note}), **arrays)
     with pytest.raises(ValueError, match=rf"x\.npz: .*{message}"):
         fastbn.load_batch_norms(tmp_path / "x.npz")
+
+
+# --- the file that is replaced --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_a_file_that_is_replaced_keeps_its_mode(mode, suffix, tmp_path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / f"x{suffix}"
+    fastbn.save({"bn": fastbn.BatchNorm2d(2)}, path)
+    path.chmod(mode)
+    fastbn.save({"bn": fastbn.BatchNorm2d(3)}, path)
+    assert path.stat().st_mode & 0o777 == mode
+    assert fastbn.load_batch_norms(path)["bn"].num_features == 3
+
+
+def test_a_link_leads_to_the_new_file(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link, path = tmp_path / "latest.npz", tmp_path / "elsewhere" / "x.npz"
+    link.symlink_to(path)
+    for channels in (2, 3):  # a file that is made, and one that is replaced
+        fastbn.save({"bn": fastbn.BatchNorm2d(channels)}, link)
+        assert link.is_symlink()
+        assert fastbn.load_batch_norms(path)["bn"].num_features == channels
+    assert [file.name for file in path.parent.iterdir()] == ["x.npz"]
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(OSError, match=r"cannot write .*latest\.npz'"):
+        fastbn.save({"bn": fastbn.BatchNorm2d(2)}, link)
+    assert link.is_symlink()
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+    path = tmp_path / ("x" * (255 - len(".npz")) + ".npz")
+    fastbn.save({"bn": fastbn.BatchNorm2d(2)}, path)
+    assert fastbn.load_batch_norms(path).keys() == {"bn"}
+    with pytest.raises(OSError, match="cannot write"):
+        fastbn.save({"bn": fastbn.BatchNorm2d(2)}, tmp_path / ("x" * 252 + ".npz"))

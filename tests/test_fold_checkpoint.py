@@ -210,3 +210,22 @@ def test_a_damaged_network_is_not_folded_and_nothing_written(rng, tmp_path, caps
     assert main(["fold", str(tmp_path / "net.npz"), "-o", str(tmp_path / "out.npz"), "--json"]) == 2
     assert "block.bn2.running_mean" in capsys.readouterr().err
     assert not (tmp_path / "out.npz").exists()
+
+
+def test_the_way_back_to_torch(tmp_path):
+    torch = pytest.importorskip("torch", reason="compares with torch itself")
+    nn = torch.nn
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU())
+    x = torch.linspace(-3, 3, 2 * 3 * 6 * 6).reshape(2, 3, 6, 6)
+    for _ in range(3):
+        model(x)
+    with torch.no_grad():
+        right = model.eval()(x)
+    torch.save(model.state_dict(), tmp_path / "net.pth")
+    assert main(["fold", str(tmp_path / "net.pth"), "-o", str(tmp_path / "folded.npz")]) == 0
+    model[0], model[1] = nn.Conv2d(3, 5, 3, bias=True), nn.Identity()
+    arrays = fastbn.load_tensors(tmp_path / "folded.npz")
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    assert model.state_dict().keys() == dict(np.load(tmp_path / "folded.npz")).keys()
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x), right, rtol=1e-5, atol=1e-5)

@@ -61,20 +61,17 @@ def test_a_pair_comes_before_what_names_say(rng):
     assert found.left == [("bn1", "pairs gives conv1 to last")]
 
 
-def test_what_would_be_lost_is_left_whoever_says_otherwise(rng):
+def test_a_pair_of_a_weight_that_is_made_of_others_is_refused(rng):
     state = {"stem.weight": kernel(rng, 6, 3, 1, 1), "stem.bias_orig": np.ones(6, np.float32)}
-    layers = fastbn.load_batch_norms({**norm(rng, "a", 6), **norm(rng, "b", 6)})
-    layers["b"].activation = "relu"
-    found = fold_checkpoint({**state, **layers["a"].state_dict("a.")}, pairs={"a": "stem"})
-    assert "made of others" in found.left[0].why
+    with pytest.raises(ValueError, match=r"pairs gives 'a' to 'stem', and .* made of others"):
+        fold_checkpoint({**state, **norm(rng, "a", 6)}, pairs={"a": "stem"})
 
 
 def test_an_activation_is_not_lost_to_a_pair(rng, tmp_path):
     layer = fastbn.BatchNorm2d(6, activation="relu")
     fastbn.save({"stem.weight": kernel(rng, 6, 3, 1, 1), "b": layer}, tmp_path / "x.npz")
-    found = fold_checkpoint(tmp_path / "x.npz", pairs={"b": "stem"})
-    assert found.pairs == []
-    assert "relu" in found.left[0].why
+    with pytest.raises(ValueError, match=r"x\.npz: pairs names 'b', and its activation, relu"):
+        fold_checkpoint(tmp_path / "x.npz", pairs={"b": "stem"})
 
 
 def test_channels_last_norms_can_be_paired(rng, tmp_path):
@@ -193,10 +190,73 @@ def test_a_pair_that_fails_is_left_and_the_others_are_folded(rng):
     assert found.layers.keys() == {"block.bn1", "block.bn2"}
 
 
-def test_a_pair_whose_channels_do_not_fit(rng):
-    found = fold_checkpoint(network(rng), pairs={"block.bn1": "block.conv2"})
-    why = dict(found.left)
-    assert "num_features=4" in why["block.bn1"]
+@pytest.mark.parametrize(
+    ("weight", "hints", "message"),
+    [
+        (
+            (4, 6, 1, 1),
+            {},
+            r"6 channels of input, not of output.*fold_bn_conv.*transposed=\['c'\]",
+        ),
+        ((4, 6, 1, 1), {"transposed": []}, r"6 channels of input.*transposed=\['c'\] .*says so"),
+        ((6, 4, 1, 1), {"transposed": ["c"]}, "leave it out of transposed"),
+        ((5, 5, 1, 1), {}, "num_features=6"),
+        ((5, 6), {}, "c cannot take it: .*num_features=6"),
+        ((6, 6, 1, 1), {"dtype": np.int8}, "c cannot take it: .*int8"),
+    ],
+)
+def test_a_pair_that_is_named_and_cannot_be_folded_is_refused(weight, hints, message, rng):
+    state = {"c.weight": kernel(rng, *weight), **norm(rng, "n", 6), **network(rng)}
+    hints = dict(hints)
+    state["c.weight"] = state["c.weight"].astype(hints.pop("dtype", np.float32))
+    with pytest.raises(ValueError, match=f"'n'.*{message}") as caught:
+        fold_checkpoint(state, pairs={"n": "c"}, **hints)
+    assert "transposed=True" not in str(caught.value)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_pair_does_not_say_whether_its_convolution_is_transposed(groups, rng):
+    """Without pairs, its name refuses it; whoever says the pair has not said that it is usual."""
+    state = {"deconv1.weight": kernel(rng, 6, 6 // groups, 2, 2), **norm(rng, "bn1", 6)}
+    assert fold_checkpoint(state).pairs == []
+    with pytest.raises(ValueError, match=r"transposed=\['deconv1'\] .*says that it is"):
+        fold_checkpoint(state, pairs={"bn1": "deconv1"})
+    for told in ([], ["deconv1"]):
+        (pair,) = fold_checkpoint(state, pairs={"bn1": "deconv1"}, transposed=told).pairs
+        assert pair.transposed == bool(told)
+    state["deconv1.weight"] = kernel(rng, 4, 6, 2, 2)
+    (pair,) = fold_checkpoint(state, pairs={"bn1": "deconv1"}).pairs
+    assert pair.transposed
+    state["deconv1.weight"] = kernel(rng, 6, 4, 2, 2)  # 6 outputs of groups of 4 there cannot be
+    (pair,) = fold_checkpoint(state, pairs={"bn1": "deconv1"}).pairs
+    assert not pair.transposed
+
+
+def test_names_may_have_what_wrappers_put_before_them(rng):
+    state = {f"module.{name}": array for name, array in network(rng).items()}
+    found = fold_checkpoint(
+        state, pairs={"module.block.bn1": "module.block.conv1.weight"},
+        skip=["module.block.bn2"], transposed=["module.block.conv2"],
+    )  # fmt: skip
+    assert folded_into(found) == {
+        "block.bn1": "block.conv1", "block.downsample.1": "block.downsample.0"
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"pairs names 'block\.bn1' twice"):
+        fold_checkpoint(
+            state, pairs={"block.bn1": "block.conv1", "module.block.bn1": "block.conv2"}
+        )
+
+
+def test_an_eps_that_is_in_no_file(rng, tmp_path):
+    state = network(rng)
+    assert fold_checkpoint(state).assumed_eps == (1e-5,)
+    assert fold_checkpoint(state, eps=1e-3).assumed_eps == ()
+    arrays = {name: array for name, array in state.items() if array.ndim == 4}
+    fastbn.save({**arrays, **fastbn.load_batch_norms(state)}, tmp_path / "x.npz")
+    assert len(fold_checkpoint(tmp_path / "x.npz", pairs={"block.bn1": "block.conv1"}).pairs) > 0
+    assert fold_checkpoint(tmp_path / "x.npz").assumed_eps == ()
+    left = {name: array for name, array in state.items() if "bn" in name}
+    assert fold_checkpoint(left).assumed_eps == ()  # nothing was folded
 
 
 @pytest.mark.parametrize("name", ["embed", "emb", "wte", "token_table", "tok_embeddings", "vocab"])
@@ -238,15 +298,72 @@ def test_the_options_of_the_command(rng, tmp_path, capsys):
     right = fold_checkpoint(state, pairs={"after": "stem"}, skip=["bn2"], transposed=["conv1"])
     written = fastbn.load_tensors(tmp_path / "out.npz")
     assert all(np.array_equal(written[name], array) for name, array in right.tensors.items())
-    assert main(["fold", *files]) == 0
-    assert "2 of them are taken as not transposed" in capsys.readouterr().out
+    assert "none is" not in said_of(files, capsys)
     for wrong, message in (
         (("--pair", "after"), "expected NORM=CONV, got 'after'"),
         (("--pair", "after=stem", "--pair", "after=conv1"), "--pair names 'after' twice"),
         (("--pair", "after=nothing"), "'nothing', which is no weight"),
+        (("--pair", "aftr=stem"), "no batch norm here; nearest: 'after' (3 in all)"),
+        (("--pair", "xyz=stem"), "no batch norm here; there are 'after', 'bn1', 'bn2' (3 in all)"),
     ):
         assert main(["fold", *files, *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+def said_of(arguments, capsys):
+    assert main(["fold", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_what_the_command_says_of_transposed_convolutions(rng, tmp_path, capsys):
+    """Only where there may be some: most networks have none."""
+    files = str(tmp_path / "net.npz"), "-o", str(tmp_path / "out.npz")
+    usual = {"conv1.weight": kernel(rng, 6, 6, 3, 3), **norm(rng, "bn1", 6)}
+    even = {"a.conv1.weight": kernel(rng, 6, 6, 2, 2), **norm(rng, "a.bn1", 6)}
+    named = {"up.deconv2.weight": kernel(rng, 5, 5, 2, 2), **norm(rng, "up.bn2", 5)}
+    for state, said in ((usual, ""), (usual | even, "a.conv1 (1"), (usual | named, "conv1 (1")):
+        np.savez(tmp_path / "net.npz", **state)
+        out = said_of(files, capsys)
+        assert ("Taken as not transposed" in out) == bool(said)
+        assert said in out
+    assert "1 batch norm folded, 1 left" in out
+    out = said_of([*files, "--not-transposed"], capsys)
+    assert "Taken as not transposed" not in out
+    assert "2 batch norms folded, 0 left" in out
+    assert main(["fold", *files, "--pair", "up.bn2=up.deconv2"]) == 2
+    assert main(["fold", *files, "--pair", "up.bn2=up.deconv2", "--not-transposed"]) == 0
+
+
+def test_a_pair_that_fails_writes_nothing(rng, tmp_path, capsys):
+    np.savez(tmp_path / "net.npz", **network(rng))
+    files = str(tmp_path / "net.npz"), "-o", str(tmp_path / "out.npz")
+    assert main(["fold", *files, "--pair", "block.bn1=block.conv2"]) == 2
+    assert "4 channels of input, not of output" in capsys.readouterr().err
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_what_the_command_says_where_nothing_is_folded_and_of_eps(rng, tmp_path, capsys):
+    files = str(tmp_path / "net.npz"), "-o", str(tmp_path / "out.npz")
+    np.savez(tmp_path / "net.npz", **{"stem.weight": kernel(rng, 6, 3, 1, 1)}, **norm(rng, "n", 6))
+    out = said_of(files, capsys)
+    assert "0 batch norms folded, 1 left" in out
+    assert "--pair NORM=CONV says" in out
+    assert "eps" not in out
+    assert "--pair" not in said_of([*files, "--skip", "n"], capsys)
+    out = said_of([*files, "--pair", "n=stem"], capsys)
+    assert "--pair" not in out
+    assert "eps is not in the file: 1e-05 was taken; --eps says otherwise" in out
+    assert "eps" not in said_of([*files, "--pair", "n=stem", "--eps", "1e-3"], capsys)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".onnx", ""])
+def test_what_cannot_be_written_is_refused_with_the_next_step(suffix, rng, tmp_path, capsys):
+    np.savez(tmp_path / "net.npz", **network(rng))
+    assert main(["fold", str(tmp_path / "net.npz"), "-o", f"f{suffix}"]) == 2
+    said = capsys.readouterr().err
+    assert "must end in .npz or .safetensors" in said
+    step = "torch.save({name: torch.from_numpy(array) for name, array in "
+    assert (f"{step}fastbn.load_tensors('f.npz').items()}}, 'f.pth')" in said) == (suffix == ".pth")
 
 
 # --- what is written ------------------------------------------------------------------------------
@@ -270,3 +387,14 @@ def test_nothing_is_left_of_a_norm_under_other_names(rng, tmp_path):
     fastbn.save({**found.tensors, **found.layers}, tmp_path / "x.npz")
     (again,) = fastbn.load_batch_norms(tmp_path / "x.npz").values()
     assert (again.eps, again.axis) == (1e-3, -1)
+
+
+def test_every_entry_of_a_folded_file_is_an_array_of_numbers(rng, tmp_path):
+    """So that a dictionary of tensors can be made of it without looking."""
+    found = fold_checkpoint(network(rng))
+    fastbn.save({**found.tensors, **found.layers}, tmp_path / "x.npz")
+    arrays = np.load(tmp_path / "x.npz")
+    assert set(arrays.files) == found.tensors.keys()
+    kept = fold_checkpoint(network(rng), skip=["block.bn1"])
+    fastbn.save({**kept.tensors, **kept.layers}, tmp_path / "x.npz")
+    assert "__fastbn__" in np.load(tmp_path / "x.npz").files

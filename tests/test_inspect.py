@@ -46,16 +46,23 @@ def test_each_fault_is_counted_and_named(fault):
     assert any(text.startswith("2 ") and fault in text for text in found.faults)
 
 
-@pytest.mark.parametrize("how", ["no batch", "as made"])
-def test_a_layer_that_was_never_updated(how):
-    arrays = state(batches=3 if how == "no batch" else 0)
-    if how == "no batch":
-        arrays["block.bn.num_batches_tracked"][...] = 0
-    else:
-        arrays["block.bn.num_batches_tracked"][...] = 7
-    (found,) = fastbn.inspect_batch_norms(arrays)
+def test_a_layer_that_was_never_updated():
+    (found,) = fastbn.inspect_batch_norms(state(batches=0))
     assert found.untrained
-    assert "never updated" in found.faults[-1]
+    assert found.faults == ["never updated: mean 0 and variance 1, as made"]
+
+
+def test_a_counter_of_0_beside_other_statistics_is_no_fault(tmp_path):
+    """torch puts one there where a file of before version 0.4.1 has none, and so do others."""
+    arrays = state()
+    arrays["block.bn.num_batches_tracked"][...] = 0
+    (found,) = fastbn.inspect_batch_norms(arrays)
+    assert not found.untrained
+    assert found.faults == []
+    del arrays["block.bn.num_batches_tracked"]
+    fastbn.save(fastbn.load_batch_norms(arrays), tmp_path / "x.npz")
+    (found,) = fastbn.inspect_batch_norms(tmp_path / "x.npz")
+    assert found.faults == []
 
 
 def test_eps_decides_what_is_flat_and_prefix_what_is_listed():
@@ -184,9 +191,32 @@ def test_table(file, capsys):
     out = capsys.readouterr().out
     assert "1 dead" in out
     assert "2 batch norms, faults in 1." in out
+    assert "eps is not in the file: 1e-05 was taken; --eps says otherwise" in out
     assert [line.split()[:2] for line in out.splitlines()[:3]] == [
         ["#", "layer"], ["1", "block.bn"], ["2", "sound.block.bn"],
     ]  # fmt: skip
+
+
+def test_where_nothing_is_faulty(tmp_path, capsys):
+    fastbn.save(fastbn.load_batch_norms(state()), tmp_path / "net.npz")
+    assert main(["inspect", str(tmp_path / "net.npz"), "--faulty"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "nothing found", "", "net.npz: 1 batch norm, faults in none."
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["torch", "keras", "note", "given"])
+def test_whether_eps_was_in_the_file(kind, tmp_path):
+    arrays = state()
+    if kind == "keras":
+        names = {"running_mean": "moving_mean", "running_var": "moving_variance"}
+        arrays = {f"bn/{new}": arrays[f"block.bn.{old}"] for old, new in names.items()}
+    elif kind == "note":
+        fastbn.save(fastbn.load_batch_norms(arrays, eps=1e-2), tmp_path / "net.npz")
+        arrays = tmp_path / "net.npz"
+    (found,) = fastbn.inspect_batch_norms(arrays, eps=1e-2 if kind == "given" else None)
+    assert found.eps == {"torch": 1e-5, "keras": 1e-3}.get(kind, 1e-2)
+    assert found.eps_assumed == (kind in ("torch", "keras"))
 
 
 def test_numbers_are_those_of_the_file_and_prefixes_are_left_off(file, capsys):
@@ -218,6 +248,17 @@ def test_names_are_not_read_as_markup(tmp_path, capsys, terminal, monkeypatch):
     out = capsys.readouterr().out
     assert "a[/red][conv].bn" in out
     assert "odd[bold].npz" in out
+
+
+def test_the_table_of_a_damaged_layer(tmp_path, capsys):
+    arrays = state() | {name.replace("block", "sound"): a for name, a in state().items()}
+    del arrays["block.bn.running_var"]
+    np.savez(tmp_path / "net.npz", **arrays)
+    assert main(["inspect", str(tmp_path / "net.npz")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "nan" not in lines[1]
+    assert "no other half" in lines[1]
+    assert lines[2].endswith("none")
 
 
 def test_a_pipe_gets_whole_lines(tmp_path, capsys):
@@ -266,6 +307,30 @@ def test_a_picture_of_many_layers_has_the_numbers_of_the_table(tmp_path, monkeyp
     assert seen == [[*((k, str(k)) for k in range(1, 42)), 3.5]]
 
 
+def test_channels_of_scale_0_are_in_the_picture(tmp_path, monkeypatch):
+    """A logarithm has no place for them, and they are what one looks for."""
+    pytest.importorskip("matplotlib")
+    import matplotlib.figure
+
+    arrays = {name.replace("block", "sound"): array for name, array in state().items()}
+    arrays |= state()
+    arrays["block.bn.weight"][[1, 4]] = 0
+    np.savez(tmp_path / "net.npz", **arrays)
+    seen = []
+
+    def look(figure, *_, **__):
+        for panel in figure.axes:
+            lines = {line.get_label(): line for line in panel.get_lines()}
+            zeros = lines.get("0, below the scale")
+            seen.append(None if zeros is None else list(zeros.get_xdata()))
+        seen.append([text.get_text() for text in figure.axes[0].get_legend().get_texts()])
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", look)
+    assert main(["inspect", str(tmp_path / "net.npz"), "--plot", str(tmp_path / "a.png")]) == 0
+    assert seen[:4] == [[2], None, None, None]
+    assert "0, below the scale" in seen[4]
+
+
 def test_files_that_are_not_there_or_no_checkpoint(tmp_path, capsys):
     (tmp_path / "text.pth").write_text("hello")
     for name in ("nowhere.pth", "text.pth"):
@@ -281,15 +346,27 @@ def test_files_that_are_not_there_or_no_checkpoint(tmp_path, capsys):
         ({"bn.weight": None}, "a bias and no weight"),
         ({"bn.num_batches_tracked": np.array([1, 2])}, "num_batches_tracked"),
         ({"bn.num_batches_tracked": np.array(-3)}, "num_batches_tracked"),
+        ({"bn.num_batches_tracked": np.array(np.nan)}, "num_batches_tracked"),
+        ({"bn.num_batches_tracked": np.array("three")}, "num_batches_tracked"),
+        ({"bn.running_var": None}, "no other half of the running statistics"),
+        ({"bn.running_mean": None}, "no other half of the running statistics"),
+        ({"bn.gamma": np.ones(4, np.float32)}, "both 'bn.weight' and 'bn.gamma'"),
+        ({"bn.weight": None, "bn.weight_orig": np.ones(4)}, "'bn.weight_orig', of which"),
+        (
+            {"bn.weight": None, "bn.weight_orig": np.ones(4), "bn.weight_mask": np.ones(5)},
+            "no mask of it",
+        ),
     ],
 )
 def test_what_loading_refuses_is_a_fault(change, why):
     state = {**fastbn.BatchNorm2d(4).state_dict("bn."), **change}
     state = {name: array for name, array in state.items() if array is not None}
+    sound = fastbn.BatchNorm2d(4).state_dict("sound.")
     with pytest.raises(ValueError, match="bn"):
-        fastbn.load_batch_norms(state)
-    (health,) = fastbn.inspect_batch_norms(state)
+        fastbn.load_batch_norms(state | sound)
+    (health, sound) = fastbn.inspect_batch_norms(state | sound)
     assert why in health.invalid
+    assert (health.name, sound.name, sound.invalid) == ("bn", "sound", "")
 
 
 def test_two_layers_of_one_name_are_refused():

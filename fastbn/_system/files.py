@@ -1,7 +1,9 @@
 """Files that are written wholly or not at all, and what is said where they cannot be."""
 
 import errno
+import itertools
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +22,8 @@ _WAYS = {
     errno.ENOTDIR: _NO_FOLDER,
     errno.EEXIST: _NO_FOLDER,
 }
+#: Of files that are being written, so that one thread may write several in a folder.
+_NUMBERS = itertools.count()
 
 
 @contextmanager
@@ -50,19 +54,27 @@ def writing_to(path: str | os.PathLike[str]) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """An empty file beside ``path``, to be written, which takes its place at the end of the block.
 
-    After an exception there is neither, and what was there before is as it was.
+    After an exception there is neither, and what was there before is as it was. A file that is
+    replaced keeps its mode, and a link leads to the new file, wherever the old one was.
     """
     check_writable(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    with writing_to(path):
+        place = Path(os.path.realpath(path))  # replacing a link would leave its file as it was
+        if place.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    check_writable(place)
+    # a short name: that of the file may be as long as the system allows
+    part = place.with_name(f".{os.getpid():x}.{threading.get_ident():x}.{next(_NUMBERS):x}.part")
     try:
         with writing_to(path):
             part.touch()
-            mode = part.stat().st_mode
+            mode = stat.S_IMODE((place if place.exists() else part).stat().st_mode)
+            part.chmod(mode & 0o700 | 0o600)  # nobody may read who may not read the file
             yield part
-            os.chmod(part, mode)  # safetensors makes files that only their owner can read
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
-            os.replace(part, path)
+            part.chmod(mode)
+            part.replace(place)
     finally:
         with suppress(OSError):
             part.unlink()
@@ -73,5 +85,7 @@ def check_writable(path: Path) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
-    if path.is_dir():
+    with writing_to(path):  # a name may be too long to be looked up
+        there = path.is_dir()
+    if there:
         raise ValueError(f"{path} is a folder; name a file")

@@ -23,6 +23,10 @@ class Norm(NamedTuple):
     keys: tuple[str, ...] = ()
     #: Whether it may have a bias and no weight, which then is 1: Keras's ``scale=False``.
     scale_left_out: bool = False
+    #: Whether eps is what layers of the kind have by default: the file does not say it.
+    eps_assumed: bool = False
+    #: Why no layer can be made of what the file has under its name; ``arrays`` are those there are.
+    invalid: str = ""
 
 
 class Checkpoint(NamedTuple):

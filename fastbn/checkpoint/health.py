@@ -11,7 +11,7 @@ from fastbn.checkpoint.terms import norms_below, terms_of
 
 __all__ = ["Health", "inspect_batch_norms"]
 
-#: A weight of at most this size lets nothing of its channel through that others would notice.
+#: At most this |weight|: the channel's output is practically its bias.
 DEAD = 1e-4
 #: A factor ``|weight| / sqrt(var + eps)`` from which on small changes of the input become large.
 EXPLODING = 100.0
@@ -31,12 +31,14 @@ class Health(NamedTuple):
     dead : channels whose weight is at most 1e-4 in size
     exploding : channels multiplied by more than 100, ``|weight| / sqrt(running_var + eps)``
     flat : channels whose running variance is below a tenth of eps, which then decides
-    untrained : whether the running statistics are those of a new layer: mean 0 and variance 1, or
-        no batch was counted
+    untrained : whether the running statistics are those of a new layer, mean 0 and variance 1. The
+        counter of batches says nothing: many tools write 0 there
     scale, shift, mean, var : least, median and greatest of the channels, of what evaluation
         multiplies by and adds, and of the running statistics; NaN where there are none
     invalid : why no layer can be made of the arrays (one is missing, or has another shape or
         dtype), in words; empty for a valid layer. The other fields count what they can.
+    eps : what `flat` and `scale` were worked out with
+    eps_assumed : whether neither the file nor the caller has said it
     """
 
     name: str
@@ -52,6 +54,8 @@ class Health(NamedTuple):
     mean: tuple[float, float, float]
     var: tuple[float, float, float]
     invalid: str = ""
+    eps: float = 1e-5
+    eps_assumed: bool = False
 
     @property
     def faults(self) -> list[str]:
@@ -65,7 +69,7 @@ class Health(NamedTuple):
         }
         found = [f"{n} {what}" for what, n in counted.items() if n]
         if self.untrained:
-            found.append("never updated: mean 0, variance 1, or no batch seen")
+            found.append("never updated: mean 0 and variance 1, as made")
         return [f"invalid: {self.invalid}", *found] if self.invalid else found
 
 
@@ -114,8 +118,6 @@ def _health(norm: Norm, eps: float | None) -> Health:
     finite = np.ones(max(array.size for array in arrays), bool)
     for array in arrays:
         finite[: array.size] &= np.isfinite(array)
-    counter = norm.arrays.get("num_batches_tracked")
-    uncounted = counter is not None and not np.any(np.asarray(counter))
     as_made = mean.size and var.size and (mean == 0).all() and (var == 1).all()
     return Health(
         norm.name, len(mean) or len(finite),
@@ -124,9 +126,9 @@ def _health(norm: Norm, eps: float | None) -> Health:
         dead=int((np.abs(terms.weight) <= DEAD).sum()),
         exploding=int((np.abs(terms.scale) > EXPLODING).sum()),
         flat=int(((var >= 0) & (var < FLAT * terms.eps)).sum()),
-        untrained=bool(uncounted or as_made),
+        untrained=bool(as_made),
         scale=_spread(terms.scale), shift=_spread(terms.shift), mean=_spread(mean),
-        var=_spread(var), invalid=terms.invalid,
+        var=_spread(var), invalid=terms.invalid, eps=terms.eps, eps_assumed=terms.eps_assumed,
     )  # fmt: skip
 
 

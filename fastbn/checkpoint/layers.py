@@ -32,6 +32,8 @@ def layer_of(
 
     ``eps`` and ``dimensions`` come before what the file says.
     """
+    if norm.invalid:
+        raise ValueError(norm.invalid)
     arrays = {name: np.asarray(array) for name, array in norm.arrays.items()}
     channels = _channels(norm.name, arrays)
     state = {

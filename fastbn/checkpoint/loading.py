@@ -172,7 +172,8 @@ def load_tensors(source: Any, names: Iterable[str] | None = None) -> dict[str, n
 def find_batch_norms(source: Any) -> list[Norm]:
     """What `load_batch_norms` would make layers of, as arrays without any check of their values.
 
-    For looking at a damaged network: NaN and negative variances come as they are.
+    For looking at a damaged network: NaN and negative variances come as they are, and ``invalid``
+    says of a norm why it could be no layer at all.
     """
     with files.naming(source):
         return norms_of(checkpoint_of(source))

@@ -25,23 +25,32 @@ _DIMENSIONS = {2: 1, 3: 1, 4: 2, 5: 3}
 
 
 def norms_of(checkpoint: Checkpoint) -> list[Norm]:
-    """Every batch norm of a checkpoint, in its order; arrays as they are, unchecked."""
+    """Every batch norm of a checkpoint, in its order; arrays as they are, unchecked.
+
+    One of which no layer can be made is among them, and says why: who loads refuses it, who
+    inspects lists it.
+    """
     if checkpoint.norms is not None:
         return checkpoint.norms
     tensors, ordered = checkpoint.tensors, checkpoint.ordered
     weights = _Weights(tensors, ordered, last=False)
     norms = []
-    for name, keys in _with_parts(_by_last_name(tensors, _TORCH), tensors).items():
-        norms.append(_norm(tensors, name, keys, weights.dimensions(name, keys[MEAN][0])))
+    found, faults = _by_last_name(tensors, _TORCH)
+    _add_parts(found, faults, tensors)
+    for name, keys in found.items():
+        norm = _norm(tensors, name, keys, weights.dimensions(name, keys))
+        norms.append(norm._replace(invalid=faults[name]) if name in faults else norm)
     weights = _Weights(tensors, ordered, last=True)
     keras = keras_layers.EPSILON, keras_layers.momentum(keras_layers.MOMENTUM)
-    for name, keys in _by_last_name(tensors, KERAS).items():
-        size = weights.dimensions(name, keys[MEAN][0])
-        norms.append(_norm(tensors, name, keys, size, *keras, channels_last=True))
+    found, faults = _by_last_name(tensors, KERAS)
+    for name, keys in found.items():
+        size = weights.dimensions(name, keys)
+        norm = _norm(tensors, name, keys, size, *keras, channels_last=True)
+        norms.append(norm._replace(invalid=faults[name]) if name in faults else norm)
     weights = _Weights(tensors, False, last=True)  # nested dictionaries that JAX has sorted
     flax = _FLAX_EPS, keras_layers.momentum(_FLAX_MOMENTUM)
     for name, keys in _of_flax(tensors).items():
-        size = weights.dimensions(f"params.{name}", keys[MEAN][0])
+        size = weights.dimensions(f"params.{name}", keys)
         norms.append(_norm(tensors, name, keys, size, *flax, channels_last=True))
     return [_with_settings(norm, checkpoint.settings.get(norm.name, {})) for norm in norms]
 
@@ -51,53 +60,71 @@ def _norm(
     eps: float | None = None, momentum: float | None = None, channels_last: bool = False,
 ) -> Norm:  # fmt: skip
     """A norm of the arrays that go under some keys."""
-    arrays = {
-        ours: tensors[key] if not mask else made.product(tensors, key, *mask)
-        for ours, (key, *mask) in keys.items()
-    }
+    read = {ours: _read(tensors, *of_one) for ours, of_one in keys.items()}
+    arrays = {ours: found for ours, found in read.items() if not isinstance(found, ValueError)}
+    invalid = next((str(found) for found in read.values() if isinstance(found, ValueError)), "")
     every = tuple(key for of_one in keys.values() for key in of_one)
     axis = -1 if channels_last else 1
-    return Norm(name, arrays, eps, momentum, dimensions, axis, every, channels_last)
+    return Norm(name, arrays, eps, momentum, dimensions, axis, every, channels_last, True, invalid)
+
+
+def _read(
+    tensors: Mapping[str, np.ndarray], key: str, mask: str | None = None
+) -> np.ndarray | ValueError:
+    """An array, or why there is none: it is damaged, or its mask has another shape."""
+    try:
+        return tensors[key] if mask is None else made.product(tensors, key, mask)
+    except ValueError as error:
+        return error
 
 
 def _with_settings(norm: Norm, settings: Mapping[str, Any]) -> Norm:
     """What `fastbn.save` has noted comes before what was guessed."""
-    return norm._replace(**{k: v for k, v in settings.items() if k in Norm._fields and k in NAMES})
+    known = {k: v for k, v in settings.items() if k in Norm._fields and k in NAMES}
+    return norm._replace(**known, eps_assumed="eps" not in known)
 
 
 # --- names ----------------------------------------------------------------------------------------
 
 
-def _by_last_name(tensors: Mapping[str, np.ndarray], names: Mapping[str, str]) -> dict[str, _Keys]:
-    """Keys by our names, by the layer: what stands before the last dot or slash."""
+def _by_last_name(
+    tensors: Mapping[str, np.ndarray], names: Mapping[str, str]
+) -> tuple[dict[str, _Keys], dict[str, str]]:
+    """Keys by our names, by the layer: what stands before the last dot or slash; and faults."""
     groups: dict[str, dict[str, list[str]]] = {}
     for key in tensors:
         match = re.fullmatch(r"(?:(.*)[./])?([^./]*?)(?::0)?", key, re.DOTALL)
         if match and match[2] in names:
             group = groups.setdefault(match[1] or "", {})
             group.setdefault(names[match[2]], []).append(key)
-    found = {}
+    found: dict[str, _Keys] = {}
+    faults = {}
     for layer, keys in groups.items():
-        if len({MEAN, VAR} & keys.keys()) == 1:
-            there = (keys.get(MEAN) or keys.get(VAR) or [""])[0]
-            raise ValueError(
-                f"has {there!r}, and no other half of the running statistics beside it: a batch "
-                "norm needs mean and variance"
+        statistics = [name for name in (MEAN, VAR) if name in keys]
+        if not statistics:
+            continue
+        found[layer] = {name: (keys[name][0],) for name in TORCH if name in keys}
+        twice = next((several for several in keys.values() if len(several) > 1), None)
+        if len(statistics) == 1:
+            faults[layer] = (
+                f"has {keys[statistics[0]][0]!r}, and no other half of the running statistics "
+                "beside it: a batch norm needs mean and variance"
             )
-        if MEAN in keys:
-            for several in keys.values():
-                if len(several) > 1:
-                    raise ValueError(f"has both {several[0]!r} and {several[1]!r}; expected one")
-            found[layer] = {name: tuple(keys[name]) for name in TORCH if name in keys}
-    return found
+        elif twice:
+            faults[layer] = f"has both {twice[0]!r} and {twice[1]!r}; expected one"
+    return found, faults
 
 
-def _with_parts(found: dict[str, _Keys], tensors: Mapping[str, np.ndarray]) -> dict[str, _Keys]:
-    """With what a weight or bias is made of, where torch has taken it apart."""
+def _add_parts(
+    found: dict[str, _Keys], faults: dict[str, str], tensors: Mapping[str, np.ndarray]
+) -> None:
+    """Add what a weight or bias is made of, where torch has taken it apart."""
     for (layer, name), parts in made.parts_of(tensors).items():
         if layer in found and name not in found[layer]:
-            found[layer][name] = made.keys_of(layer, name, parts)
-    return found
+            try:
+                found[layer][name] = made.keys_of(layer, name, parts)
+            except ValueError as error:
+                faults.setdefault(layer, str(error))
 
 
 def _of_flax(tensors: Mapping[str, np.ndarray]) -> dict[str, _Keys]:
@@ -139,13 +166,14 @@ class _Weights:
                     found = self._by_channels.setdefault(channels, [])
                     found.append((k, key, _DIMENSIONS[len(shape)]))
 
-    def dimensions(self, name: str, mean: str) -> int | None:
+    def dimensions(self, name: str, keys: _Keys) -> int | None:
         """Of the layer that feeds a norm, as far as names and shapes tell.
 
         Where the order of the file is that of the network, it is the nearest one before the norm
         whose output channels match; otherwise one that shares most of the norm's path, and then
         the nearest one.
         """
+        mean = (keys.get(MEAN) or keys[VAR])[0]
         channels, position = math.prod(_shape(self._tensors, mean)), self._position[mean]
         matching = self._by_channels.get(channels, [])
         if self._ordered:

@@ -73,7 +73,8 @@ def save(layers: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
             raise ValueError(f"path must end in .npz or .safetensors, got {suffix!r} in '{path}'")
     for name in arrays:
         _check_name(name, cannot(name))
-    note = noted(settings)
+    # none where it says nothing: then every entry of the file is an array of numbers
+    note = {KEY: noted(settings)} if settings else {}
     with replacing(path) as part:
         write(part, arrays, note)
 
@@ -151,15 +152,18 @@ def _is_extension(dtype: np.dtype) -> bool:
     return dtype.name.startswith(("bfloat16", "float8"))
 
 
-def _write_npz(path: Path, arrays: Mapping[str, np.ndarray], note: str) -> None:
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray], note: dict[str, str]) -> None:
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
-        for name, array in {**arrays, KEY: np.array(note)}.items():
+        for name, array in {
+            **arrays,
+            **{key: np.array(text) for key, text in note.items()},
+        }.items():
             wide = array.astype(np.float32) if _is_extension(array.dtype) else array
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 npy.write_array(file, wide, allow_pickle=False)
 
 
-def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], note: str) -> None:
+def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], note: dict[str, str]) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -167,6 +171,6 @@ def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], note: str) 
         name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
     }
     try:
-        save_file(dense, str(path), metadata={"format": "pt", KEY: note})
+        save_file(dense, str(path), metadata={"format": "pt", **note})
     except (KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"safetensors cannot hold one of the arrays: {error}") from error

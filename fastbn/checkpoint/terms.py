@@ -29,7 +29,8 @@ class ChannelTerms(NamedTuple):
     mean, var : the running statistics; empty where there are none
     weight, bias : ones and zeros where the layer has none
     scale, shift : evaluation computes ``x * scale + shift``; both are empty where ``invalid``
-    eps : the caller's, the file's, or 1e-5
+    eps : the caller's, the file's, or 1e-5 (1e-3 for names of Keras)
+    eps_assumed : whether neither the caller nor the file has said it
     invalid : why there can be no such layer, in words: an array is missing, or has another shape
         or dtype than a batch norm's; empty for a valid one
     """
@@ -42,6 +43,7 @@ class ChannelTerms(NamedTuple):
     scale: np.ndarray
     shift: np.ndarray
     eps: float
+    eps_assumed: bool
     invalid: str
 
 
@@ -101,9 +103,10 @@ def norms_below(source: Any, prefix: str, eps: float | None) -> list[Norm]:
 
 def terms_of(norm: Norm, eps: float | None = None) -> ChannelTerms:
     """Of one batch norm."""
+    assumed = eps is None and (norm.eps is None or norm.eps_assumed)
     eps = next((each for each in (eps, norm.eps) if each is not None), 1e-5)
     arrays = {name: np.asarray(norm.arrays[name]) for name in _ARRAYS if name in norm.arrays}
-    invalid = _invalid(arrays, eps) or _unloadable(norm)
+    invalid = norm.invalid or _invalid(arrays, eps) or _unloadable(norm)
     numbers = {name: _numbers(array) for name, array in arrays.items()}
     mean, var = (numbers.get(name, np.empty(0)) for name in _NEEDED)
     weight = numbers.get("weight", np.ones_like(mean))
@@ -113,7 +116,7 @@ def terms_of(norm: Norm, eps: float | None = None) -> ChannelTerms:
         with np.errstate(all="ignore"):
             scale = weight * formulas.reciprocal_std(var, eps)
             shift = bias - mean * scale
-    return ChannelTerms(norm.name, mean, var, weight, bias, scale, shift, eps, invalid)
+    return ChannelTerms(norm.name, mean, var, weight, bias, scale, shift, eps, assumed, invalid)
 
 
 def _invalid(arrays: dict[str, np.ndarray], eps: Any) -> str:

@@ -22,7 +22,8 @@ def draw(
     """Four panels over the layers: scale, shift, running mean and variance of their channels.
 
     The line is the median, the dark band has 50 % of the channels, the pale one 90 %, the dots are
-    the least and the greatest. Layers stand on red whose numbers, from 1 on, are ``faulty``.
+    the least and the greatest. Layers stand on red whose numbers, from 1 on, are ``faulty``. Zeros,
+    which a logarithm has no place for, are a triangle at the bottom, and in no band.
     """
     import matplotlib  # type: ignore[import-not-found, unused-ignore]
 
@@ -42,7 +43,15 @@ def draw(
             _panel(panel, [np.abs(v) if log else v for v in values], label, log)
             for number in faulty:
                 panel.axvspan(number - 0.5, number + 0.5, color=RED, alpha=0.15, linewidth=0)
-        panels[0].legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0))
+        handles = {
+            label: handle
+            for panel in panels
+            for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
+        panels[0].legend(
+            handles.values(), handles, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0),
+            ncols=len(handles) if len(handles) < 5 or width > 10 else 3,
+        )  # fmt: skip
         numbers = range(1, len(layers) + 1)
         few = len(layers) <= NAMED
         names = [layer.name for layer in layers] if few else list(map(str, numbers))
@@ -74,6 +83,13 @@ def _panel(panel: Any, values: list[np.ndarray], label: str, log: bool) -> None:
     panel.grid(axis="y", color="#dddddd", linewidth=0.8)
     if log and np.isfinite(quantiles).any():
         panel.set_yscale("log")
+    if log:
+        zeros = [k for k, v in enumerate(values, 1) if (v == 0).any()]
+        if zeros:  # at the bottom of the panel, whatever its numbers are
+            panel.plot(
+                zeros, [0.0] * len(zeros), "v", color=RED, markersize=5, clip_on=False,
+                transform=panel.get_xaxis_transform(), label="0, below the scale",
+            )  # fmt: skip
 
 
 def _quantiles(values: np.ndarray, log: bool) -> np.ndarray:

@@ -2,8 +2,21 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastbn.cli.options import positive, print_json, print_table
+from fastbn.cli.options import (
+    counted,
+    positive,
+    print_assumed_eps,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from fastbn.fold import FoldedCheckpoint
+
+#: Names in a sentence; JSON has them all.
+_SHOWN = 3
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -23,7 +36,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "file", metavar="CHECKPOINT", type=Path, help=".pth, .safetensors, .npz or .onnx"
     )
     parser.add_argument(
-        "-o", "--output", metavar="FOLDED", type=Path, required=True,
+        "-o", "--output", metavar="FOLDED", type=_output, required=True,
         help="the file to write, .npz or .safetensors; one that is there is replaced",
     )  # fmt: skip
     parser.add_argument(
@@ -41,8 +54,26 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--transposed", metavar="NAME", action="append",
         help="a transposed convolution, where names and shapes do not tell; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--not-transposed", action="store_true",
+        help="no convolution but those that --transposed names is a transposed one",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
+
+
+def _output(text: str) -> Path:
+    """Type of an option: a file that folded arrays can be written to."""
+    file = Path(text)
+    if file.suffix.lower() in (".npz", ".safetensors"):
+        return file
+    way = ""
+    if file.suffix.lower() in (".pth", ".pt", ".bin", ".ckpt"):
+        way = (
+            "; write one, and where torch is: torch.save({name: torch.from_numpy(array) for name, "
+            f"array in fastbn.load_tensors('{file.stem}.npz').items()}}, {text!r})"
+        )
+    raise argparse.ArgumentTypeError(f"must end in .npz or .safetensors, got {text!r}{way}")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -61,27 +92,52 @@ def run(arguments: argparse.Namespace) -> None:
     if len(pairs) < len(arguments.pair):
         norms = [norm for norm, _ in arguments.pair]
         raise ValueError(f"--pair names {max(norms, key=norms.count)!r} twice")
+    transposed = arguments.transposed
+    if transposed is None and arguments.not_transposed:
+        transposed = []
     folded = fastbn.fold.fold_checkpoint(
-        arguments.file, eps=arguments.eps, pairs=pairs, skip=arguments.skip,
-        transposed=arguments.transposed,
-    )  # fmt: skip
+        arguments.file, eps=arguments.eps, pairs=pairs, skip=arguments.skip, transposed=transposed
+    )
     fastbn.save({**folded.tensors, **folded.layers}, arguments.output)
     if arguments.json:
         print_json({
             "folded": [pair._asdict() for pair in folded.pairs],
             "left": [single._asdict() for single in folded.left],
+            "assumed_eps": folded.assumed_eps,
         })  # fmt: skip
         return
     rows = [(pair.norm, pair.layer, "") for pair in folded.pairs]
     rows += [(single.norm, "", single.why) for single in folded.left]
     print_table(("batch norm", "goes into", "or why it stays"), rows)
-    assumed = sum(bool(pair.assumed) for pair in folded.pairs)
-    if assumed:
-        print(
-            f"\n{assumed} of them are taken as not transposed: their weights have as many input as "
-            "output channels, and do not tell. --transposed NAME says which is."
-        )
+    _print_assumed(folded)
+    done = counted(len(folded.pairs), "batch norm")
     print(
-        f"\n{arguments.output}: {len(folded.pairs)} batch norms folded, {len(folded.left)} left. "
+        f"\n{arguments.output}: {done} folded, {len(folded.left)} left. "
         "Compare an output before and after: a file does not say what lies between two layers."
     )
+    if not folded.pairs and len(folded.left) > len(set(arguments.skip)):
+        print("--pair NORM=CONV says which convolution a norm goes into.")
+    print_assumed_eps(folded.assumed_eps)
+
+
+def _print_assumed(folded: "FoldedCheckpoint") -> None:
+    """Name convolutions that were taken as not transposed, where they may well be.
+
+    Most networks have none, and a shape that does not tell means nothing there.
+    """
+    from fastbn.fold.pairs import sounds_transposed
+
+    words = any(map(sounds_transposed, folded.tensors))
+    layers = [
+        pair.layer
+        for pair in folded.pairs
+        if pair.assumed
+        and (words or any(k % 2 == 0 for k in folded.tensors[f"{pair.layer}.weight"].shape[2:]))
+    ]
+    if layers:
+        shown = ", ".join(layers[:_SHOWN]) + (", …" if len(layers) > _SHOWN else "")
+        print(
+            f"\nTaken as not transposed: {shown} ({len(layers)} in all). Weights of as many input "
+            "as output channels do not tell; --transposed NAME says which is, --not-transposed "
+            "that none is."
+        )

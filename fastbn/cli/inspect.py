@@ -1,10 +1,18 @@
 """``fastbn inspect``: the batch norms of a checkpoint, and what is wrong with them."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
-from fastbn.cli.options import picture_file, positive, print_json, print_table
+from fastbn.cli.options import (
+    counted,
+    picture_file,
+    positive,
+    print_assumed_eps,
+    print_json,
+    print_table,
+)
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -69,12 +77,15 @@ def run(arguments: argparse.Namespace) -> None:
         )
         for number, health in shown.items()
     ]  # fmt: skip
-    print_table(titles, rows, right="r rrrr")
-    print(
-        f"\n{arguments.file.name}: {len(found)} batch norms, faults in "
-        f"{len(faulty) or 'none'}. Each range is the least and the greatest of a layer's channels."
-    )
+    if rows:
+        print_table(titles, rows, right="r rrrr")
+    else:
+        print("nothing found")
+    each = " Each range is the least and the greatest of a layer's channels." if rows else ""
+    norms = counted(len(found), "batch norm")
+    print(f"\n{arguments.file.name}: {norms}, faults in {len(faulty) or 'none'}.{each}")
+    print_assumed_eps([health.eps for health in found.values() if health.eps_assumed])
 
 
 def _range(spread: Any) -> str:
-    return f"{spread[0]:.3g} to {spread[2]:.3g}"
+    return "-" if math.isnan(spread[0]) else f"{spread[0]:.3g} to {spread[2]:.3g}"

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,18 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], right: str
         cells = zip(row, widths, sides, strict=True)
         aligned = (cell.rjust(width) if side else cell.ljust(width) for cell, width, side in cells)
         print("  ".join(aligned).rstrip())
+
+
+def print_assumed_eps(values: Collection[float]) -> None:
+    """Say what was taken for an eps that is not in the file, if any was."""
+    if values:
+        taken = " and ".join(f"{eps:g}" for eps in sorted(set(values)))
+        print(f"eps is not in the file: {taken} was taken; --eps says otherwise.")
+
+
+def counted(number: int, what: str) -> str:
+    """``1 batch norm``, ``2 batch norms``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def print_json(found: Any) -> None:

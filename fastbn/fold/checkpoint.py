@@ -12,7 +12,7 @@ from fastbn.checkpoint.contents import Norm
 from fastbn.checkpoint.loading import checkpoint_of, layers_of
 from fastbn.checkpoint.recognize import norms_of
 from fastbn.fold.convolutions import Folded, fold_conv_bn, fold_linear_bn
-from fastbn.fold.hints import hints_of
+from fastbn.fold.hints import Hints, hints_of
 from fastbn.fold.pairs import Pair, Single, pairs_of
 from fastbn.layers.base import BatchNorm
 from fastbn.layers.names import TORCH
@@ -32,17 +32,21 @@ class FoldedCheckpoint(NamedTuple):
         tell.
     left : list of Single
         ``norm`` stays, and ``why``.
+    assumed_eps : tuple of float
+        What was taken for the eps of norms that were folded, where neither the file nor the caller
+        says it; empty where one of them does.
     """
 
     tensors: dict[str, np.ndarray]
     layers: dict[str, BatchNorm]
     pairs: list[Pair]
     left: list[Single]
+    assumed_eps: tuple[float, ...] = ()
 
     def __repr__(self) -> str:
         return (
             f"FoldedCheckpoint({len(self.tensors)} tensors, {len(self.layers)} layers, "
-            f"pairs={self.pairs}, left={self.left})"
+            f"pairs={self.pairs}, left={self.left}, assumed_eps={self.assumed_eps})"
         )
 
 
@@ -60,7 +64,7 @@ def fold_checkpoint(
     ``conv2`` and ``bn2`` of one module. A checkpoint does not tell of an activation between the
     two, and with one the result is wrong: compare an output before and after. What you know
     better, you can say. A norm that cannot be folded stays as it is, and so do the arrays of the
-    layer before it; the others are folded all the same.
+    layer before it; the others are folded all the same. A pair that you name is folded or refused.
 
     Parameters
     ----------
@@ -70,14 +74,15 @@ def fold_checkpoint(
         Of all batch norms; by default the file's, or 1e-5.
     pairs : mapping of str to str, optional
         Names of norms to names of the weights that they go into: ``{"bn1": "stem.weight"}``; the
-        ``.weight`` may be left out. Other norms are paired as ever.
+        ``.weight`` may be left out, and so may ``module.`` before a name, which the file may have
+        of DataParallel. Other norms are paired as ever.
     skip : iterable of str
         Names of norms that stay.
     transposed : iterable of str, optional
-        Names of transposed convolutions, or of their weights. By default names with a word such
-        as ``deconv`` or ``upconv`` may be some, and so may others with another number of input
-        than output channels, where the number of the norm's says so. Shapes do not tell a
-        transposed convolution with as many of both: the ``assumed`` of a pair says where that was
+        Names of transposed convolutions, or of their weights. By default a layer counts as
+        transposed if its name has a word such as ``deconv``, or if the norm's number of channels
+        fits only that reading of its shape. Shapes do not tell a transposed convolution with as
+        many input as output channels: the ``assumed`` of a pair says where that was
         taken for a usual one. With this argument, those that it names are transposed and other
         such ones are not.
 
@@ -89,7 +94,8 @@ def fold_checkpoint(
     ------
     TypeError, ValueError, OSError
         If ``source`` cannot be read, a batch norm is not valid (NaN, a negative variance), or
-        ``pairs``, ``skip`` or ``transposed`` has a name that is not there.
+        ``pairs``, ``skip`` or ``transposed`` has a name that is not there, or a pair of ``pairs``
+        cannot be folded.
 
     Examples
     --------
@@ -106,27 +112,44 @@ def fold_checkpoint(
         layers = layers_of(checkpoint, norms, "", eps, None)
         tensors = dict(checkpoint.tensors)
         hints = hints_of(pairs, skip, transposed, layers, tensors)
-    stay = {name: "skip names it" for name in layers if name in hints.skip}
-    for name, layer in layers.items():
-        if layer.activation is not None:
-            stay.setdefault(name, f"its activation, {layer.activation}, would be lost")
-    others = [norm for norm in norms if norm.name not in stay]
-    found, left = pairs_of(tensors, others, checkpoint.ordered, hints)
-    left += [Single(name, why) for name, why in stay.items()]
-    done = []
-    for pair in found:
-        try:
-            folded = _folded(tensors, layers[pair.norm], pair)
-        except (TypeError, ValueError) as error:
-            left.append(Single(pair.norm, f"{pair.layer} cannot take it: {error}"))
-            continue
-        tensors[f"{pair.layer}.weight"], tensors[f"{pair.layer}.bias"] = folded
+        stay = _staying(layers, hints)
+        others = [norm for norm in norms if norm.name not in stay]
+        found, left = pairs_of(tensors, others, checkpoint.ordered, hints)
+        left += [Single(name, why) for name, why in stay.items()]
+        done = []
+        for pair in found:
+            try:
+                folded = _folded(tensors, layers[pair.norm], pair)
+            except (TypeError, ValueError) as error:
+                why = f"{pair.layer} cannot take it: {error}"
+                if pair.norm in hints.pairs:
+                    raise ValueError(f"pairs names {pair.norm!r}, and {why}") from error
+                left.append(Single(pair.norm, why))
+                continue
+            tensors[f"{pair.layer}.weight"], tensors[f"{pair.layer}.bias"] = folded
+            done.append(pair)
+    assumed = {
+        layers[norm.name].eps for norm in norms if eps is None and norm.eps_assumed
+        and any(pair.norm == norm.name for pair in done)
+    }  # fmt: skip
+    for pair in done:
         del layers[pair.norm]
-        done.append(pair)
     _drop(tensors, norms)
     place = {norm.name: k for k, norm in enumerate(norms)}
     left.sort(key=lambda single: place[single.norm])
-    return FoldedCheckpoint(tensors, layers, done, left)
+    return FoldedCheckpoint(tensors, layers, done, left, tuple(sorted(assumed)))
+
+
+def _staying(layers: Mapping[str, BatchNorm], hints: Hints) -> dict[str, str]:
+    """Norms that are not folded, whatever is before them, and why."""
+    stay = {name: "skip names it" for name in layers if name in hints.skip}
+    for name, layer in layers.items():
+        if layer.activation is not None:
+            why = f"its activation, {layer.activation}, would be lost"
+            if name in hints.pairs:
+                raise ValueError(f"pairs names {name!r}, and {why}")
+            stay.setdefault(name, why)
+    return stay
 
 
 def _folded(tensors: Mapping[str, np.ndarray], bn: BatchNorm, pair: Pair) -> Folded:

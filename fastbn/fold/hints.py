@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastbn.checkpoint.names import shortenings
+
 #: Arrays of a checkpoint by name.
 _Tensors = Mapping[str, np.ndarray]
 #: Names that a message shows; there may be hundreds.
@@ -31,9 +33,7 @@ def hints_of(
     tensors: _Tensors,
 ) -> Hints:
     """The arguments of `fold_checkpoint`; TypeError or ValueError if they do not fit it."""
-    stay = frozenset(_names("skip", skip))
-    for name in stay:
-        _check("skip", name, name in norms, norms, "batch norm")
+    stay = frozenset(_norm("skip", name, norms) for name in _names("skip", skip))
     of_pairs = _checked_pairs({} if pairs is None else pairs, norms, tensors)
     both = [name for name in of_pairs if name in stay]
     if both:
@@ -53,8 +53,9 @@ def _checked_pairs(pairs: Any, norms: Collection[str], tensors: _Tensors) -> dic
         for name in (norm, layer):
             if not isinstance(name, str):
                 raise TypeError(f"{kind}, got {name!r}")
-        _check("pairs", norm, norm in norms, norms, "batch norm")
-        layer = _layer("pairs", layer, tensors)
+        norm, layer = _norm("pairs", norm, norms), _layer("pairs", layer, tensors)
+        if norm in found:
+            raise ValueError(f"pairs names {norm!r} twice")
         if layer in found.values():
             other = next(name for name, taken in found.items() if taken == layer)
             raise ValueError(
@@ -76,19 +77,28 @@ def _names(argument: str, names: Any) -> Iterable[str]:
     return found
 
 
+def _norm(argument: str, name: str, norms: Collection[str]) -> str:
+    """The name of a norm, with or without what wrappers such as DataParallel put before it."""
+    known = next((short for short in shortenings(name) if short in norms), None)
+    return _known(argument, name, known, norms, "batch norm")
+
+
 def _layer(argument: str, name: str, tensors: _Tensors) -> str:
     """The name of a layer, given as such or as that of its weight."""
     weights = [key for key, array in tensors.items() if key.endswith(".weight") and array.ndim > 1]
-    weight = name if name in weights else f"{name}.weight"
-    _check(argument, name, weight in weights, weights, "weight of a convolution or linear layer")
-    return weight.removesuffix(".weight")
+    possible = (each for short in shortenings(name) for each in (short, f"{short}.weight"))
+    weight = next((each for each in possible if each in weights), None)
+    what = "weight of a convolution or linear layer"
+    return _known(argument, name, weight, weights, what).removesuffix(".weight")
 
 
-def _check(argument: str, name: str, there: bool, known: Collection[str], what: str) -> None:
-    if not there:
-        near = difflib.get_close_matches(name, known, _SHOWN) or list(known)[:_SHOWN]
-        shown = ", ".join(map(repr, near)) or "none at all"
-        raise ValueError(
-            f"{argument} names {name[:200]!r}, which is no {what} here; there are {shown}, "
-            f"{len(known)} in all"
-        )
+def _known(argument: str, name: str, found: str | None, known: Collection[str], what: str) -> str:
+    """What was found under a name; ValueError where it was nothing."""
+    if found is not None:
+        return found
+    near = difflib.get_close_matches(name, known, _SHOWN)
+    listed = ", ".join(map(repr, near or list(known)[:_SHOWN])) or "none at all"
+    raise ValueError(
+        f"{argument} names {name[:200]!r}, which is no {what} here; "
+        f"{'nearest:' if near else 'there are'} {listed} ({len(known)} in all)"
+    )

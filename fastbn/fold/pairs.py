@@ -34,7 +34,7 @@ class Pair(NamedTuple):
     assumed: str = ""
 
     def groups(self, shape: tuple[int, ...], channels: int) -> int:
-        """Of the layer, where folding needs them: a transposed convolution with so many outputs."""
+        """Groups of a transposed convolution with ``channels`` outputs; 1 for any other layer."""
         number, rest = divmod(channels, max(shape[1], 1)) if self.transposed else (1, 0)
         return number if number and not rest and shape[0] % number == 0 else 1
 
@@ -68,7 +68,7 @@ def pairs_of(
     singles: list[Single] = []
     for norm in norms:
         told = hints.pairs.get(norm.name)
-        result = layers.before(norm) if told is None else layers.told(norm.name, told)
+        result = layers.before(norm) if told is None else layers.told(norm, told)
         if isinstance(result, Single):
             singles.append(result)
         else:
@@ -151,11 +151,41 @@ class _Layers:
             self.follow = True
         return self._pair(norm.name, layer, transposed)
 
-    def told(self, norm: str, layer: str) -> Pair | Single:
-        """The pair that the caller knows of."""
+    def told(self, norm: Norm, layer: str) -> Pair:
+        """The pair that the caller knows of; ValueError where it cannot be."""
+        start = f"pairs gives {norm.name!r} to {layer!r}, and "
         if self._is_made(layer):
-            return self._made(norm, layer)
-        return self._pair(norm, layer, layer in (self._transposed or ()))
+            raise ValueError(f"{start}{self._made(norm.name, layer).why}")
+        channels, shape = len(norm.arrays["running_mean"]), self.shapes[layer]
+        if len(shape) < 3:
+            return self._pair(norm.name, layer, False)
+        if layer in (self._transposed or ()):
+            if shape[0] == channels and channels % max(shape[1], 1):
+                raise ValueError(
+                    f"{start}transposed names {layer}, whose shape {shape} has the norm's "
+                    f"{channels} channels of output as a usual convolution only; leave it out of "
+                    "transposed"
+                )
+            return self._pair(norm.name, layer, True)
+        may_be = self._transposed is None and sounds_transposed(layer)
+        ways = (
+            f"transposed=[{layer!r}] (--transposed {layer}) says that it is, transposed=[] "
+            "(--not-transposed) that it is not"
+        )
+        if may_be and shape[1] == channels != shape[0]:
+            return self._pair(norm.name, layer, True)
+        if may_be and shape[0] == channels and channels % max(shape[1], 1) == 0:
+            raise ValueError(
+                f"{start}by its name {layer} may be a transposed convolution, which its shape "
+                f"{shape} does not tell; {ways}"
+            )
+        if shape[1] == channels != shape[0]:
+            raise ValueError(
+                f"{start}{layer} of shape {shape} has {channels} channels of input, not of output: "
+                "a norm before a convolution goes into it by fold.fold_bn_conv; if it is a "
+                f"transposed one, transposed=[{layer!r}] (--transposed {layer}) says so"
+            )
+        return self._pair(norm.name, layer, False)
 
     def _pair(self, norm: str, layer: str, transposed: bool) -> Pair:
         shape = self.shapes.get(layer, ())
@@ -183,7 +213,7 @@ class _Layers:
         shape = self.shapes[layer]
         if layer in (self._transposed or ()):
             return True if len(shape) > 2 and channels % max(shape[1], 1) == 0 else None
-        named = bool(_TRANSPOSED.search(layer.lower()))
+        named = sounds_transposed(layer)
         if len(shape) > 2 and shape[1] == channels != shape[0] and (named or guess):
             return True
         usual = not named or self._transposed is not None
@@ -207,6 +237,11 @@ class _Layers:
             if not self._ordered and not _numbered(norm) and not _known(other):
                 return other
         return None
+
+
+def sounds_transposed(layer: str) -> bool:
+    """Whether the name of a layer has a word of transposed convolutions, or of what may be one."""
+    return bool(_TRANSPOSED.search(layer.lower()))
 
 
 def _split(name: str) -> tuple[str, str]:
