@@ -50,6 +50,27 @@ def test_readme_examples(monkeypatch, tmp_path):
     assert doctest.DocTestRunner().run(examples).failed == 0
 
 
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="not in a checkout")
+def test_the_contents_of_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^##+ (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    links = re.findall(r"\]\(#([^)]+)\)", text)
+    assert len(links) > 20
+    assert set(links) <= anchors
+
+
+def test_the_map_of_the_package_names_files_that_are_there():
+    package = Path(fastbn.__file__).parent
+    text = (package / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+\.py)`", text))
+    there = {path.name for path in package.rglob("*.py")}
+    assert len(named) > 50
+    others = {"cases.py", "internals.py", "internals_cache.py"}  # of the tests
+    others |= {"internals_device.py", "internals_formulas.py", "reference.py"}
+    assert {name.rpartition("/")[2] for name in named} <= there | others
+
+
 def test_every_public_name_is_documented():
     for name in fastbn.__all__:
         item = getattr(fastbn, name)

@@ -1,4 +1,4 @@
-"""Performance is tracked as the README says: its commands are run, on a checkout of their own."""
+"""Performance is tracked as benchmarks/README.md says: its commands are run, on a checkout of their own."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def channel_stats(*args):
 
 
 def section():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     return text.partition("## Tracking performance\n")[2].partition("\n## ")[0]
 
 
