@@ -1,4 +1,4 @@
-"""Performance is tracked as benchmarks/README.md says: its commands are run, on a checkout of their own."""
+"""Performance is tracked as benchmarks/README.md says: its commands are run, on a checkout."""
 
 import json
 import os
