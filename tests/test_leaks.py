@@ -24,6 +24,15 @@ X = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
 PACKAGE = Path(fastbn.__file__).parent
 
 
+@pytest.fixture(autouse=True, scope="module")
+def old_objects_are_left_alone():
+    """A collection looks at new objects alone, not at those of other tests and modules."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def refused(call):
     try:
         call()
