@@ -186,6 +186,20 @@ class TestNormalize:
             assert "the weight of the layer 'bn' is 0 in channel 2" in err
         assert not (tmp_path / "z.npy").exists()
 
+    @pytest.mark.parametrize(("channels", "dtype"), [(4, "float32"), (8, "float64")])
+    def test_a_layer_with_negative_weights_channels_last(
+        self, rng, tmp_path, capsys, channels, dtype
+    ):
+        bn = fastbn.BatchNorm1d(channels, dtype=dtype)
+        bn.weight[:] = -np.arange(1.0, channels + 1)
+        bn.running_mean[:] = rng.normal(size=channels)
+        fastbn.save({"bn": bn}, tmp_path / "net.npz")
+        x = rng.normal(size=(300, channels)).astype(dtype)
+        np.save(tmp_path / "x.npy", x)
+        options = "--checkpoint", tmp_path / "net.npz", "--layer", "bn", "--dtype", dtype
+        y = self.normalized(capsys, tmp_path / "x.npy", *options)
+        np.testing.assert_allclose(y, bn.eval()(x), rtol=2e-5, atol=2e-5)
+
     def test_a_layer_with_an_activation(self, tmp_path, capsys):
         fastbn.save({"bn": fastbn.BatchNorm2d(4, activation="relu")}, tmp_path / "net.npz")
         np.save(tmp_path / "x.npy", np.ones((2, 4), np.float32))

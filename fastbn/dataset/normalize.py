@@ -259,7 +259,8 @@ def _standardize(x: np.ndarray, terms: _Terms, axis: int, out_axis: int, out: np
     )  # fmt: skip
     channels = np.moveaxis(out, out_axis, 0)
     for channel in np.flatnonzero(terms.std < 0):
-        np.negative(channels[channel], out=channels[channel])
+        # np.negative in place is wrong where values are 16 or 64 bytes apart (NumPy 2.2 to 2.4)
+        channels[channel] *= -1
 
 
 def _source(source: Any) -> tuple[str, Stored]:
