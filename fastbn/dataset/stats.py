@@ -23,10 +23,10 @@ from fastbn.dataset import images
 from fastbn.dataset.arrays import checked_path
 from fastbn.dataset.histogram import MOST_CHANNELS, Histograms
 from fastbn.dataset.journal import Journal
-from fastbn.dataset.measure import Found, Measured, Options
+from fastbn.dataset.measure import Found, Kind, Measured, Options
 from fastbn.dataset.pool import Workers
 from fastbn.dataset.scan import bins_of, scan, settings_of
-from fastbn.dataset.sources import BLOCK_FILES, Sources, find
+from fastbn.dataset.sources import BLOCK_FILES, Sources, find, is_same
 from fastbn.stats import ChannelStats
 
 __all__ = ["DatasetStats", "dataset_stats"]
@@ -61,6 +61,19 @@ class DatasetStats:
     nan_count: np.ndarray
     unreadable: dict[str, str]
     histograms: Histograms | None = None
+
+    @property
+    def mean(self) -> np.ndarray:
+        """That of ``stats``."""
+        return self.stats.mean
+
+    def std(self, ddof: int = 0) -> np.ndarray:
+        """That of ``stats``."""
+        return self.stats.std(ddof)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save ``stats``, for `ChannelStats.load`."""
+        self.stats.save(path)
 
     @property
     def greatest(self) -> int | None:
@@ -153,20 +166,27 @@ def dataset_stats(
     >>> found.stats.mean, found.stats.var(), found.files
     (array([3.]), array([4.66666667]), 2)
     """
-    axis = 1 if axis is None else as_axis(axis)
+    axis = None if axis is None else as_axis(axis)
     if mode is not None and mode not in images.MODES:
         raise ValueError(f"mode must be one of {', '.join(images.MODES)}, got {mode!r}")
     if on_unreadable not in ("raise", "skip"):
         raise ValueError(f"on_unreadable must be 'raise' or 'skip', got {on_unreadable!r}")
     skipna = check_bool("skipna", skipna)
     target = None if save is None else _checked_target(save)
-    sources = find(_listed(paths), axis, [name for name in (save, resume) if name is not None])
-    options = Options(mode, skipna, _max_pixels(sources))
-    if histogram:
-        options = options._replace(bins=_bins(sources, axis, options))
-    journal = Journal(None if resume is None else checked_path(resume), _settings(axis, options))
+    written = {"save": target, "resume": None if resume is None else checked_path(resume)}
+    written = {name: path for name, path in written.items() if path is not None}
+    if len(written) == 2 and is_same(*written.values()):
+        raise ValueError(f"save and resume are one file, {save}; name another with one of them")
+    sources = find(_listed(paths), axis, written)
+    axis = 1 if axis is None else axis
+    has_images = any(isinstance(part, list) for part in sources.parts)
+    options = Options(mode, skipna, images.settings() if has_images else None)
+    with images.quiet():
+        options = _with_bins(sources, axis, options) if histogram else options
+    journal = Journal(written.get("resume"), settings_of(axis, options))
     try:
-        measured = _scan(sources, axis, options, journal, workers, executor, progress)
+        with images.quiet():
+            measured = _scan(sources, axis, options, journal, workers, executor, progress)
         _check_readable(measured, on_unreadable)
         kind, found = _only_kind(measured, journal)
         result = _result(kind, found, measured, options)
@@ -214,23 +234,12 @@ def _workers(asked: int | None, sources: Sources, amount: int) -> int:
     return get_num_threads()
 
 
-def _max_pixels(sources: Sources) -> int | None:
-    if not any(isinstance(part, list) for part in sources.parts):
-        return None
-    return images.library().MAX_IMAGE_PIXELS
-
-
-def _bins(sources: Sources, axis: int, options: Options) -> Any:
-    bins = bins_of(sources, axis, options)
-    if bins is not None and len(bins.low) > MOST_CHANNELS:
-        raise ValueError(f"histograms are for {MOST_CHANNELS} channels at most: {len(bins.low)}")
-    return bins
-
-
-def _settings(axis: int, options: Options) -> dict[str, Any]:
-    import fastbn
-
-    return settings_of(axis, options, fastbn.__version__)
+def _with_bins(sources: Sources, axis: int, options: Options) -> Options:
+    options = bins_of(sources, axis, options)
+    if options.bins is not None and len(options.bins.low) > MOST_CHANNELS:
+        channels = len(options.bins.low)
+        raise ValueError(f"histograms are for {MOST_CHANNELS} channels at most: {channels}")
+    return options
 
 
 def _check_readable(measured: Measured, on_unreadable: str) -> None:
@@ -250,16 +259,16 @@ def _check_readable(measured: Measured, on_unreadable: str) -> None:
         )  # fmt: skip
 
 
-def _only_kind(measured: Measured, journal: Journal) -> tuple[tuple[int, str], Found]:
+def _only_kind(measured: Measured, journal: Journal) -> tuple[Kind, Found]:
     if not measured.found:
         journal.remove()
         raise ValueError("the files hold no values: every array is empty")
     if len(measured.found) > 1:
         journal.remove()  # going on would lead here again
         lines = [
-            f"\n  {channels} channel{'s' * (channels != 1)} of {dtype}: {found.files} "
-            f"file{'s' * (found.files != 1)}, such as {found.first}"
-            for (channels, dtype), found in measured.found.items()
+            f"\n  {channels} channel{'s' * (channels != 1)} of {dtype}{colours and ', ' + colours}"
+            f": {found.files} file{'s' * (found.files != 1)}, such as {found.first}"
+            for (channels, dtype, colours), found in measured.found.items()
         ]
         raise ValueError(
             "the files are of several kinds:" + "".join(lines) + "\nName those of one kind; images "
@@ -268,10 +277,13 @@ def _only_kind(measured: Measured, journal: Journal) -> tuple[tuple[int, str], F
     return next(iter(measured.found.items()))
 
 
-def _result(
-    kind: tuple[int, str], found: Found, measured: Measured, options: Options
-) -> DatasetStats:
+def _result(kind: Kind, found: Found, measured: Measured, options: Options) -> DatasetStats:
     histograms = None
+    if options.kind is not None and options.kind != kind:
+        raise ValueError(
+            "the bins of the histogram are for the first array, which is left out as unreadable "
+            f"and was of another kind than the rest: {next(iter(measured.unreadable))}; remove it"
+        )
     if options.bins is not None and found.counts is not None:
         histograms = options.bins.histograms(found.counts)
     return DatasetStats(
