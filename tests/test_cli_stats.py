@@ -166,7 +166,8 @@ class TestNormalize:
         np.save(tmp_path / "x.npy", x)
         y = self.normalized(
             capsys, tmp_path / "x.npy", "--mean", "-0.485,0.456,0.406",
-            "--std", "[0.229, 0.224, 0.225]", "--scale", "1/255", "--axis", "-1", "--channels-first", "--dtype", "float64",
+            "--std", "[0.229, 0.224, 0.225]", "--scale", "1/255", "--axis", "-1",
+            "--channels-first", "--dtype", "float64",
         )  # fmt: skip
         right = (x / 255 - [-0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
         assert y.shape == (5, 3, 6, 7)

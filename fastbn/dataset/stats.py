@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import io
 import os
-import sys
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -24,7 +23,7 @@ from fastbn.dataset.arrays import checked_path
 from fastbn.dataset.histogram import MOST_CHANNELS, Histograms
 from fastbn.dataset.journal import Journal
 from fastbn.dataset.measure import Found, Kind, Measured, Options
-from fastbn.dataset.pool import Workers
+from fastbn.dataset.pool import Workers, can_start
 from fastbn.dataset.scan import bins_of, scan, settings_of
 from fastbn.dataset.sources import BLOCK_FILES, Sources, find, is_same
 from fastbn.stats import ChannelStats
@@ -118,6 +117,7 @@ def dataset_stats(
         Leave NaN out; else NaN makes the statistics of its channel NaN.
     workers : int, optional
         Processes; as many as `get_num_threads` says by default, or one where there is little to do.
+        Within another program, where no Python can be started, this process does all.
     executor : concurrent.futures.Executor, optional
         Where the work is done instead; its workers have to see the same files.
     on_unreadable : "raise" or "skip"
@@ -225,9 +225,10 @@ def _workers(asked: int | None, sources: Sources, amount: int) -> int:
             raise TypeError(f"workers must be an integer, got {asked!r}")
         if asked < 1:
             raise ValueError(f"workers must be 1 or more, got {asked}")
-        return int(asked)
-    if not sys.executable:  # Python within another program
+    if not can_start():  # Python within another program
         return 1
+    if asked is not None:
+        return int(asked)
     pictures = sum(len(part) for part in sources.parts if isinstance(part, list))
     if amount < _WORTH_A_WORKER and pictures < 8 * BLOCK_FILES:
         return 1
