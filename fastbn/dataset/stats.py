@@ -106,7 +106,8 @@ def dataset_stats(
     paths : path or iterable of paths
         ``.npy``, ``.npz`` (all its arrays, or ``"file.npz:name"`` for one), images (PNG, JPEG,
         TIFF, WebP, BMP; they need ``pip install 'fastbn[images]'``), and folders, which are
-        searched in the order of names. Arrays are of uint8, int8, uint16, int16, float16, float32
+        searched in the order of names. In a folder with images arrays are left out, which is a
+        warning; statistics that were saved are left out of any. Arrays are of uint8, int8, uint16, int16, float16, float32
         or float64.
     axis : int, optional
         Channel axis of arrays; 1 by default. That of images is always the last.
@@ -143,14 +144,26 @@ def dataset_stats(
         If a path is not there; an array has another dtype.
     ValueError
         If there is nothing to read, or something that cannot be read; if the data is of several
-        kinds, with 3 and 4 channels or with 8 and 16 bits; if the journal is of other data.
+        kinds, with 3 and 4 channels, with 8 and 16 bits or of CMYK and RGBA; if a file or an array
+        is there twice, by whatever names and links; if ``save`` or ``resume`` is one of the files,
+        or they are one; if the journal is of other data, or no journal.
+    OSError, MemoryError
+        If the machine fails, not a file: no memory, no more open files, a disk that cannot be read.
     ChildProcessError
         If a worker was killed. What is finished is in the journal.
+
+    Warns
+    -----
+    UserWarning
+        If arrays are left out of a folder, or, where no axis is given, the last one looks like it.
 
     Notes
     -----
     Of a TIFF all pages count, of other files the first picture. Names that begin with a dot are
-    left out of folders. 16 bits a colour, which Pillow would cut to 8, are not read.
+    left out of folders. 16 bits a colour, and a TIFF's numbers that Pillow takes for others, are
+    not read. Values of an ``.npz`` are compared with its checksums, compressed or not.
+    Pillow's limits, ``MAX_IMAGE_PIXELS`` and ``LOAD_TRUNCATED_IMAGES``, are those of the process
+    that calls, in each worker too.
 
     References
     ----------
@@ -180,12 +193,13 @@ def dataset_stats(
     sources = find(_listed(paths), axis, written)
     axis = 1 if axis is None else axis
     has_images = any(isinstance(part, list) for part in sources.parts)
+    quiet = images.quiet if has_images else contextlib.nullcontext
     options = Options(mode, skipna, images.settings() if has_images else None)
-    with images.quiet():
+    with quiet():
         options = _with_bins(sources, axis, options) if histogram else options
     journal = Journal(written.get("resume"), settings_of(axis, options))
     try:
-        with images.quiet():
+        with quiet():
             measured = _scan(sources, axis, options, journal, workers, executor, progress)
         _check_readable(measured, on_unreadable)
         kind, found = _only_kind(measured, journal)
