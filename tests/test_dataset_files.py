@@ -5,6 +5,7 @@ import os
 import shutil
 import warnings
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,6 +83,16 @@ class TestWhatIsWritten:
 
 
 class TestTwice:
+    def test_file_systems_without_numbers_of_files(self):
+        """Where every file has the number 0, only names tell them apart."""
+        status = SimpleNamespace(st_dev=1, st_ino=0)
+        assert sources._identity("a", status) == sources._identity("a", status)
+        assert sources._identity("a", status) != sources._identity("b", status)
+
+    def test_the_very_same_string(self, folder):
+        path = str(folder / "in.npz")
+        refused(folder, "is named twice, and", [path, path])
+
     def test_an_array_by_itself_and_in_its_file(self, folder):
         refused(folder, "a is named twice", [folder / "in.npz", f"{folder}/in.npz:a"])
         refused(folder, "a is named twice", [f"{folder}/in.npz:a", folder / "in.npz"])

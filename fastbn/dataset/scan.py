@@ -73,13 +73,14 @@ def scan(
                 progress.advance(amount)
             faults |= measured.unreadable
             _add(part, measured.found)
-            if isinstance(job.block, ArrayBlock) and (stored := job.block.stored).checksum:
+            stored = job.block.stored if isinstance(job.block, ArrayBlock) else None
+            if stored is not None and stored.checksum is not None:
                 size = sources.size_of(job.block, job.identity)
                 checksum = combined(checksum, measured.checksum, size)
                 if job.last and checksum != stored.checksum:
                     faults.setdefault(stored.name, WRONG_CHECKSUM)
             if job.last:
-                if not (isinstance(job.block, ArrayBlock) and faults):
+                if stored is None or not faults:
                     _add(total, part)
                 unreadable |= faults
                 part, faults, checksum = {}, {}, 0

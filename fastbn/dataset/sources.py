@@ -9,6 +9,7 @@ import stat
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,31 +98,38 @@ def find(paths: Iterable[Any], axis: int | None, written: Mapping[str, Any]) -> 
     """
     parts: list[list[_File] | tuple[_File, arrays.Stored]] = []
     unreadable: dict[str, str] = {}
-    seen: dict[tuple[int, int, str | None], str] = {}
-    for path, member in _files(paths, written, unreadable):
+    seen: dict[tuple[Any, ...], str] = {}
+    targets = {_identity(path, status): name for name, path, status in _existing(written)}
+    for path, member, named in _files(paths, unreadable):
+        found: list[arrays.Stored] = []
         try:
             status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError("is no regular file")
-            file = _File(path, status.st_size, status.st_mtime_ns)
-            of_array = path.lower().endswith(ARRAY_SUFFIXES)
-            names = _members(path, member) if of_array else [None]
-            found = [arrays.describe(path, name) for name in names] if of_array else []
+            target = targets.get(_identity(path, status))
+            if target == "resume" and not named and is_journal(path):
+                continue
+            if target is None:
+                found = _arrays_of(path, member, status)
         except TypeError:
             raise
         except Exception as error:
             refuse_system(error, path)
             unreadable[path] = reason(error, path)
             continue
-        for name in names:
-            _count_once(seen, status, path, name)
-        if not of_array:
+        if target is not None:
+            raise ValueError(
+                f"{target} names {path}, which is of the data and would be overwritten; name "
+                "another file"
+            )
+        file = _File(path, status.st_size, status.st_mtime_ns)
+        for stored in found:
+            _count_once(seen, (*_identity(path, status), stored.member), stored.name)
+            arrays.folded(stored, 1 if axis is None else axis)  # or say that there is no such axis
+            parts.append((file, stored))
+        if not path.lower().endswith(ARRAY_SUFFIXES):
+            _count_once(seen, _identity(path, status), path)
             if not (parts and isinstance(parts[-1], list) and len(parts[-1]) < BLOCK_FILES):
                 parts.append([])
             parts[-1].append(file)  # type: ignore[union-attr]
-        for stored in found:
-            arrays.folded(stored, 1 if axis is None else axis)  # or say that there is no such axis
-            parts.append((file, stored))
     if not parts and not unreadable:
         raise ValueError(f"no files to read: expected {KNOWN}, or folders of them")
     if axis is None:
@@ -129,17 +137,35 @@ def find(paths: Iterable[Any], axis: int | None, written: Mapping[str, Any]) -> 
     return Sources(parts, unreadable)
 
 
-def _count_once(
-    seen: dict[tuple[int, int, str | None], str], status: os.stat_result, path: str,
-    member: str | None,
-) -> None:  # fmt: skip
-    """Refuse a file, or an array of one, that was found before, under whatever name."""
-    identity = (status.st_dev, status.st_ino, member)
+def _existing(written: Mapping[str, Any]) -> Iterator[tuple[str, str, os.stat_result]]:
+    for name, path in written.items():
+        with suppress(FileNotFoundError):
+            yield name, os.path.abspath(path), os.stat(path)
+
+
+def _identity(path: str, status: os.stat_result) -> tuple[Any, ...]:
+    """Of a file, under whatever name; where the file system has none, its path."""
+    return (status.st_dev, status.st_ino) if status.st_ino else (path,)
+
+
+def _count_once(seen: dict[tuple[Any, ...], str], identity: tuple[Any, ...], name: str) -> None:
+    """Refuse a file, or an array of one, that was found before."""
     if identity in seen:
-        name = path if member is None else f"{path}:{member[:-4]}"
-        other = "" if seen[identity] == path else f", as {seen[identity]} too"
+        other = "" if seen[identity] == name else f", as {seen[identity]} too"
         raise ValueError(f"{name} is named twice{other}, and would be counted twice")
-    seen[identity] = path
+    seen[identity] = name
+
+
+def _arrays_of(path: str, member: str | None, status: os.stat_result) -> list[arrays.Stored]:
+    """What is in a file of arrays, or one of them."""
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("is no regular file")
+    if not path.lower().endswith(ARRAY_SUFFIXES):
+        return []
+    if path.lower().endswith(".npy"):
+        return [arrays.describe(path)]
+    names = arrays.members(path) if member is None else [member]
+    return [arrays.describe(path, name) for name in names]
 
 
 def _doubt_axis(found: list[arrays.Stored]) -> None:
@@ -155,38 +181,21 @@ def _doubt_axis(found: list[arrays.Stored]) -> None:
             return
 
 
-def _members(path: str, member: str | None) -> list[str | None]:
-    if path.lower().endswith(".npy"):
-        return [None]
-    if member is None:
-        return [*arrays.members(path)]
-    return [member]
-
-
 def _files(
-    paths: Iterable[Any], written: Mapping[str, Any], unreadable: dict[str, str]
-) -> Iterator[tuple[str, str | None]]:
+    paths: Iterable[Any], unreadable: dict[str, str]
+) -> Iterator[tuple[str, str | None, bool]]:
+    """Each file, the array of it that was asked for, and whether it was named or found."""
     for given in paths:
         path, name = arrays.split(os.path.abspath(arrays.checked_path(given)))
         if name is None and os.path.isdir(path):
-            yield from ((file, None) for file in _of_folder(path, written, unreadable))
+            yield from ((file, None, False) for file in _of_folder(path, unreadable))
             continue
         if not os.path.exists(path):
             what = "file or folder" if name is None else "file"
             raise FileNotFoundError(f"there is no {what} {str(given)!r}")
         if not path.lower().endswith((*ARRAY_SUFFIXES, *images.SUFFIXES)):
             raise ValueError(f"{given} is of no known kind; expected {KNOWN}, or a folder of them")
-        _refuse_written(path, written)
-        yield path, None if name is None else _member(path, name)
-
-
-def _refuse_written(path: str, written: Mapping[str, Any]) -> None:
-    for argument, other in written.items():
-        if is_same(path, other):
-            raise ValueError(
-                f"{argument} names {path}, which is of the data and would be overwritten; name "
-                "another file"
-            )
+        yield path, None if name is None else _member(path, name), True
 
 
 def is_same(path: Any, other: Any) -> bool:
@@ -205,21 +214,19 @@ def _member(path: str, name: str) -> str:
         raise ValueError(f"{path}: {reason(error, path)}") from error
 
 
-def _of_folder(
-    folder: str, written: Mapping[str, Any], unreadable: dict[str, str]
-) -> Iterator[str]:
+def _of_folder(folder: str, unreadable: dict[str, str]) -> Iterator[str]:
     """The data in a folder: images, or, where there are none, arrays that are no statistics."""
     found = list(_files_in(folder, set(), unreadable))
     has_images = any(path.lower().endswith(images.SUFFIXES) for path in found)
     left_out = []
     for path in found:
-        if _is_written_by_fastbn(path, written):
-            continue
-        _refuse_written(path, written)
-        if has_images and path.lower().endswith(ARRAY_SUFFIXES):
-            left_out.append(path)
-        else:
+        if path.lower().endswith(images.SUFFIXES):
             yield path
+        elif not _is_statistics(path):
+            if has_images:
+                left_out.append(path)
+            else:
+                yield path
     if left_out:
         number = f"{len(left_out)} file{'s' * (len(left_out) != 1)}"
         warnings.warn(
@@ -229,16 +236,15 @@ def _of_folder(
         )
 
 
-def _is_written_by_fastbn(path: str, written: Mapping[str, Any]) -> bool:
-    """Whether it is statistics, whosever name they have, or the journal that is gone on from."""
+def _is_statistics(path: str) -> bool:
+    """Whether it is what `DatasetStats.save` writes, whatever its name."""
     try:
         if path.lower().endswith(".npz") and {"format.npy", "m2.npy"} <= {*arrays.members(path)}:
             ChannelStats.load(path)
             return True
     except Exception as error:  # of a file that is something else, or damaged
         refuse_system(error, path)
-    journal = written.get("resume")
-    return journal is not None and is_same(path, journal) and is_journal(path)
+    return False
 
 
 def _files_in(

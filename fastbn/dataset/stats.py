@@ -107,8 +107,8 @@ def dataset_stats(
         ``.npy``, ``.npz`` (all its arrays, or ``"file.npz:name"`` for one), images (PNG, JPEG,
         TIFF, WebP, BMP; they need ``pip install 'fastbn[images]'``), and folders, which are
         searched in the order of names. In a folder with images arrays are left out, which is a
-        warning; statistics that were saved are left out of any. Arrays are of uint8, int8, uint16, int16, float16, float32
-        or float64.
+        warning; statistics that were saved are left out of any. Arrays are of uint8, int8, uint16,
+        int16, float16, float32 or float64.
     axis : int, optional
         Channel axis of arrays; 1 by default. That of images is always the last.
     mode : "L", "RGB" or "RGBA", optional
