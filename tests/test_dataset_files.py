@@ -5,13 +5,14 @@ import os
 import shutil
 import warnings
 import zipfile
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import fastbn
-from fastbn.dataset import arrays, measure, scan, sources
+from fastbn.dataset import arrays, checksum, measure, scan, sources
 
 from .test_dataset import check, same
 
@@ -228,9 +229,27 @@ class TestChecksums:
             fastbn.dataset_stats(folder)
 
 
+@pytest.mark.parametrize("length", [0, 1, 2, 255, 4097])
+def test_checksums_of_parts(rng, length):
+    first, second = rng.bytes(77), rng.bytes(length)
+    found = checksum.combined(zlib.crc32(first), zlib.crc32(second), length)
+    assert found == zlib.crc32(first + second)
+
+
+def test_channels_that_have_seen_nothing_end_no_range(rng):
+    x = rng.normal(5, 1, (20, 2))
+    some = [
+        measure.Found(fastbn.channel_stats(part, extremes=True), np.zeros(1, int), 1, "", None)
+        for part in (x[:, :1], x[:, 1:])
+    ]
+    found = measure.added(measure._spread(some[0], 0, 2), measure._spread(some[1], 1, 2)).stats
+    assert np.array_equal(found.min, x.min(0))
+    assert np.array_equal(found.max, x.max(0))
+
+
 class TestHistograms:
     def test_bins_are_for_one_kind(self, tmp_path):
-        np.save(tmp_path / "a.npy", np.full((9, 3), -5.5, np.float32))
+        np.save(tmp_path / "a.npy", np.full((9, 3), 50.5, np.float32))
         np.save(tmp_path / "b.npy", np.ones((9, 3), np.uint8))
         with pytest.raises(ValueError, match="of several kinds"):
             fastbn.dataset_stats(tmp_path, histogram=True, on_unreadable="skip")

@@ -24,9 +24,7 @@ __all__ = [
 #: Values that are read and summed at once: few enough to stay in a cache.
 PIECE = 1 << 20
 #: Errors of the machine, which say nothing about a file: the next one would meet them too.
-_SYSTEM = {
-    getattr(errno, name, None) for name in ("EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE")
-}  # fmt: skip
+_SYSTEM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
 #: What ends no channel's extremes, of a channel that has seen nothing.
 _NOTHING = {"min": np.inf, "max": -np.inf}
 
