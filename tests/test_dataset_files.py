@@ -249,8 +249,8 @@ def test_channels_that_have_seen_nothing_end_no_range(rng):
 
 class TestHistograms:
     def test_bins_are_for_one_kind(self, tmp_path):
-        np.save(tmp_path / "a.npy", np.full((9, 3), 50.5, np.float32))
-        np.save(tmp_path / "b.npy", np.ones((9, 3), np.uint8))
+        np.save(tmp_path / "a.npy", np.full((9, 3), 0.5, np.float32))
+        np.save(tmp_path / "b.npy", np.full((9, 3), 255, np.uint8))
         with pytest.raises(ValueError, match="of several kinds"):
             fastbn.dataset_stats(tmp_path, histogram=True, on_unreadable="skip")
 
@@ -259,7 +259,7 @@ class TestHistograms:
         data = bytearray((tmp_path / "a.npz").read_bytes())
         data[50_000] ^= 1
         (tmp_path / "a.npz").write_bytes(data)
-        np.save(tmp_path / "b.npy", np.ones((9, 3), np.uint8))
+        np.save(tmp_path / "b.npy", np.full((9, 3), 255, np.uint8))
         with pytest.raises(ValueError, match=r"bins .* are for the first array.*a\.npz"):
             fastbn.dataset_stats(tmp_path, histogram=True, on_unreadable="skip")
 
