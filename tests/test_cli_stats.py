@@ -60,7 +60,7 @@ def test_json_and_files(bytes_file, tmp_path, capsys):
         out, _ = run(capsys, "stats", bytes_file, "--json", "-o", tmp_path / name, "--workers", 1)
         found = json.loads(out)
         assert found["mean"] == [127.5, 25.5, 102.0]
-        assert found["scaled to 1"]["std"] == [0.5, 0.1, 0.0]
+        assert found["scaled_to_1"]["std"] == [0.5, 0.1, 0.0]
         assert (found["files"], found["dtype"], found["nan"]) == (1, "uint8", [0, 0, 0])
     assert {f.name for f in tmp_path.iterdir()} == {"x.npy", "s.npz", "s.json"}
     with np.load(tmp_path / "s.npz") as file:
@@ -99,6 +99,14 @@ def test_plot(rng, tmp_path, suffix, channels, capsys):
 def test_plot_of_what_has_no_range(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     np.save(tmp_path / "x.npy", np.array([[np.nan, 7.0, np.inf], [np.nan, 7.0, 1.0]]))
+    run(capsys, "stats", tmp_path / "x.npy", "--plot", tmp_path / "h.png")
+    assert (tmp_path / "h.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("most", [1.7e308, 1e-310])
+def test_plot_of_ends_of_the_range(tmp_path, capsys, most):
+    pytest.importorskip("matplotlib")
+    np.save(tmp_path / "x.npy", np.array([[most, 1.0], [-most, 2.0], [0.0, 3.0]]))
     run(capsys, "stats", tmp_path / "x.npy", "--plot", tmp_path / "h.png")
     assert (tmp_path / "h.png").stat().st_size > 5000
 
@@ -157,8 +165,9 @@ class TestNormalize:
         x = rng.integers(0, 256, (5, 6, 7, 3), np.uint8)
         np.save(tmp_path / "x.npy", x)
         y = self.normalized(
-            capsys, tmp_path / "x.npy", "--mean=-0.485,0.456,0.406", "--std", "0.229,0.224,0.225",
-            "--scale", "1/255", "--axis", "-1", "--channels-first", "--dtype", "float64",
+            capsys, tmp_path / "x.npy", "--mean", "-0.485,0.456,0.406",
+            "--std", "[0.229, 0.224, 0.225]", "--scale", "1/255", "--axis", "-1",
+            "--channels-first", "--dtype", "float64",
         )  # fmt: skip
         right = (x / 255 - [-0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
         assert y.shape == (5, 3, 6, 7)
@@ -186,6 +195,20 @@ class TestNormalize:
             assert "the weight of the layer 'bn' is 0 in channel 2" in err
         assert not (tmp_path / "z.npy").exists()
 
+    @pytest.mark.parametrize(("channels", "dtype"), [(4, "float32"), (8, "float64")])
+    def test_a_layer_with_negative_weights_channels_last(
+        self, rng, tmp_path, capsys, channels, dtype
+    ):
+        bn = fastbn.BatchNorm1d(channels, dtype=dtype)
+        bn.weight[:] = -np.arange(1.0, channels + 1)
+        bn.running_mean[:] = rng.normal(size=channels)
+        fastbn.save({"bn": bn}, tmp_path / "net.npz")
+        x = rng.normal(size=(300, channels)).astype(dtype)
+        np.save(tmp_path / "x.npy", x)
+        options = "--checkpoint", tmp_path / "net.npz", "--layer", "bn", "--dtype", dtype
+        y = self.normalized(capsys, tmp_path / "x.npy", *options)
+        np.testing.assert_allclose(y, bn.eval()(x), rtol=2e-5, atol=2e-5)
+
     def test_a_layer_with_an_activation(self, tmp_path, capsys):
         fastbn.save({"bn": fastbn.BatchNorm2d(4, activation="relu")}, tmp_path / "net.npz")
         np.save(tmp_path / "x.npy", np.ones((2, 4), np.float32))
@@ -204,6 +227,29 @@ class TestNormalize:
             err = run(capsys, *arguments, tmp_path / name, code=2).err
             assert name in err
             assert not (tmp_path / "y.npy").exists()
+
+    @pytest.mark.filterwarnings("default")
+    def test_units_that_do_not_fit(self, rng, bytes_file, tmp_path, capsys):
+        run(capsys, "stats", bytes_file, "-o", tmp_path / "s.npz")
+        arguments = "normalize", bytes_file, tmp_path / "y.npy"
+        err = run(capsys, *arguments, "--stats", tmp_path / "s.npz", "--scale", "1/255", code=2).err
+        assert "statistics are of the values as they are in the files" in err
+        assert not (tmp_path / "y.npy").exists()
+        err = run(capsys, *arguments, "--mean", "0.4", "--std", "0.2").err
+        assert "warning: the values are uint8, and mean and std are at most 1: scale=1/255" in err
+        scaled = "--scale", "1/255"
+        assert run(capsys, *arguments, "--mean", "0.4", "--std", "0.2", *scaled).err == ""
+        assert run(capsys, *arguments, "--mean", "0", "--std", "1").err == ""
+
+    @pytest.mark.parametrize("mean", ["[0.5, 1/4, -1e-3]", " 0.5,0.25, -0.001", "[0.5,.25,-.001]"])
+    def test_numbers_as_they_are_printed(self, bytes_file, capsys, mean):
+        y = self.normalized(capsys, bytes_file, "--mean", mean, "--std", "2")
+        np.testing.assert_allclose(y[0, :, 0], [-0.25, (0 - 0.25) / 2 + 25.5, 51.0005], rtol=1e-6)
+
+    @pytest.mark.parametrize("mean", ["-0.5,-1/4,-1e-3", "-.5,-0.25,-0.001", "-0.5, -0.25, -0.001"])
+    def test_numbers_that_begin_with_a_minus(self, bytes_file, capsys, mean):
+        y = self.normalized(capsys, bytes_file, "--mean", mean, "--std", "2")
+        np.testing.assert_allclose(y[0, :, 0], [0.25, 25.625, 51.0005], rtol=1e-6)
 
     def test_json(self, bytes_file, tmp_path, capsys):
         out, _ = run(

@@ -100,7 +100,7 @@ def test_a_record_whose_bits_have_changed_is_dropped_and_all_after_it(folder, co
     interrupted(folder, counting, len(done) + 10)
     done.clear()
     lines = (folder / "journal").read_bytes().splitlines(keepends=True)
-    lines[5] = lines[5].replace(b"1", b"2")
+    lines[6] = lines[6].replace(b"1", b"2")
     (folder / "journal").write_bytes(b"".join(lines))
     found = fastbn.dataset_stats(folder / "data", resume=folder / "journal")
     assert len(done) == 36

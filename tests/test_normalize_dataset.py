@@ -49,6 +49,21 @@ def test_dtypes(rng, tmp_path, dtype, to, small_windows):
     close(y, expected(x, mean, std, 0.25), to)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8, 16])
+@pytest.mark.parametrize("to", ["float32", "float64"])
+@pytest.mark.parametrize("out_axis", [1, 0])
+def test_negative_stds_of_channels_that_are_last(rng, tmp_path, channels, to, out_axis):
+    """NumPy negates in place wrongly where values are 16 or 64 bytes apart."""
+    x = rng.normal(size=(500, channels))
+    np.save(tmp_path / "x.npy", x)
+    mean, std = rng.normal(size=channels), rng.uniform(0.5, 2, channels)
+    std[::2] *= -1
+    fastbn.normalize_dataset(
+        tmp_path / "x.npy", tmp_path / "y.npy", mean, std, dtype=to, out_axis=out_axis
+    )
+    close(np.load(tmp_path / "y.npy"), expected(x, mean, std, out_axis=out_axis), to)
+
+
 SHAPES = [(700, 5), (4, 3, 6, 7), (3, 40, 40, 3), (2, 3, 900), (2, 30, 2, 3, 40), (1, 600, 1, 2)]
 
 

@@ -12,6 +12,8 @@ __all__ = ["draw"]
 
 #: Red, green and blue that colour-blind people can tell apart by brightness.
 RGB = "#D62728", "#2CA02C", "#1F4FD8"
+#: Matplotlib adds and multiplies coordinates: larger ones are drawn in a unit of their own.
+FAR = 1e100
 #: Panels of a picture.
 DRAWN = 16
 
@@ -47,8 +49,9 @@ def draw(found: "DatasetStats", file: Path) -> None:
             figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
         unit = f"value, {found.dtype}" if of_integers else "value"
         for column in range(columns):
-            panels[(drawn - 1 - column) // columns, column].set_xlabel(unit)
-            panels[(drawn - 1 - column) // columns, column].tick_params(labelbottom=True)
+            lowest = panels[(drawn - 1 - column) // columns, column]
+            lowest.set_xlabel(lowest.get_xlabel() or unit)
+            lowest.tick_params(labelbottom=True)
         figure.savefig(file, dpi=120)
         pyplot.close(figure)
 
@@ -64,9 +67,16 @@ def _colors(found: "DatasetStats") -> list[tuple[str, str]]:
 
 def _panel(panel: Any, found: "DatasetStats", c: int, color: str, name: str) -> None:
     histograms = found.histograms
-    assert histograms is not None
-    edges, counts = histograms.edges[c], histograms.counts[c]
+    if histograms is None:
+        raise ValueError("there are no histograms to draw: dataset_stats(..., histogram=True)")
     mean, std = found.stats.mean[c], found.stats.std()[c]
+    words = f"{name}: mean {mean:.5g}, std {std:.5g}"
+    edges, counts = histograms.edges[c], histograms.counts[c]
+    most = abs(edges).max()
+    if most > FAR:
+        unit = 10.0 ** np.floor(np.log10(most))
+        edges, mean, std = edges / unit, mean / unit, std / unit
+        panel.set_xlabel(f"value / {unit:g}")
     outside = int(histograms.below[c] + histograms.above[c])
     total = max(1, int(counts.sum()) + outside)
     one = edges[1] - edges[0] == 1
@@ -88,9 +98,7 @@ def _panel(panel: Any, found: "DatasetStats", c: int, color: str, name: str) -> 
         panel.set_xlim(edges[0] - 0.5, edges[-1] - 0.5)
     _limit(panel, share)
     beyond = f", {100 * outside / total:.2g} % outside" if outside else ""
-    panel.set_title(
-        f"{name}: mean {mean:.5g}, std {std:.5g}{beyond}", loc="left", fontsize=10, color="black"
-    )
+    panel.set_title(f"{words}{beyond}", loc="left", fontsize=10, color="black")
     panel.set_ylabel("share of values (%)" if one else "share per bin (%)")
     panel.grid(axis="y", color="#dddddd", linewidth=0.8)
     panel.set_axisbelow(True)

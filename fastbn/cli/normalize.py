@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("source", metavar="IN", help="a .npy, or FILE.npz:NAME")
     parser.add_argument("target", metavar="OUT", type=Path, help="the .npy to write")
     parser.add_argument(
-        "--stats", type=Path, metavar="STATS", help="what fastbn stats -o has written"
+        "--stats",
+        type=Path,
+        metavar="STATS",
+        help="what fastbn stats -o has written, of the values as they are in the files",
     )
     parser.add_argument(
         "--mean", type=_numbers, metavar="X,X,...",
-        help="of each channel, or one of all; with a minus in front: --mean=-0.1,0.2",
+        help="of each channel, or one of all; with brackets and spaces too: '[0.1, 0.2]'",
     )  # fmt: skip
     parser.add_argument("--std", type=_numbers, metavar="X,X,...", help="likewise")
     parser.add_argument(
@@ -50,6 +54,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of OUT")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a sentence")
+    # argparse takes only single numbers with a minus for values of an option, not -0.1,0.2
+    parser._negative_number_matcher = re.compile(r"-[\d.][-\d.,eE+/ ]*$")
     parser.set_defaults(run=run, parser=parser)
 
 
@@ -85,7 +91,14 @@ def _terms(arguments: argparse.Namespace) -> tuple[Any, Any, int | None]:
     if sum(given) != 1:
         arguments.parser.error("give one of --stats, --mean with --std, --checkpoint with --layer")
     if given[0]:
-        stats = _stats_in(arguments.stats)
+        from fastbn import ChannelStats
+
+        if arguments.scale != 1:
+            raise ValueError(
+                "--scale does not go with --stats: statistics are of the values as they are in the "
+                "files. Leave --scale out, or give --mean and --std of values that are scaled"
+            )
+        stats = ChannelStats.load(arguments.stats)
         return stats.mean, stats.std(), arguments.axis
     if given[1]:
         if arguments.mean is None or arguments.std is None:
@@ -94,12 +107,6 @@ def _terms(arguments: argparse.Namespace) -> tuple[Any, Any, int | None]:
     if arguments.checkpoint is None or arguments.layer is None:
         arguments.parser.error("--checkpoint and --layer belong together")
     return _of_layer(arguments)
-
-
-def _stats_in(file: Path) -> Any:
-    from fastbn import ChannelStats
-
-    return ChannelStats.load(file)
 
 
 def _of_layer(arguments: argparse.Namespace) -> tuple[Any, Any, int]:
@@ -128,8 +135,11 @@ def _of_layer(arguments: argparse.Namespace) -> tuple[Any, Any, int]:
 
 
 def _numbers(text: str) -> list[float]:
-    """Type of an option: numbers with commas between them."""
-    return [_number(part) for part in text.split(",")]
+    """Type of an option: numbers with commas between them, in brackets or not."""
+    bare = text.strip()
+    if bare.startswith("[") and bare.endswith("]"):
+        bare = bare[1:-1]
+    return [_number(part) for part in bare.split(",")]
 
 
 def _number(text: str) -> float:

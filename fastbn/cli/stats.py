@@ -26,8 +26,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
             "Count, mean and standard deviation of every channel of .npy, .npz (FILE.npz:NAME for "
             "one of its arrays), PNG, JPEG, TIFF, WebP and BMP files and folders of them, as if "
             "all were one array. They are read once, in little memory, by several processes; the "
-            "answer does not depend on how many, to the last bit. Images need the extra images, "
-            "--plot the extra cli."
+            "answer does not depend on how many, to the last bit. In a folder that has images, "
+            "arrays are left out, with a note; statistics that were saved always are. Images need "
+            "the extra images, --plot the extra cli."
         ),
         epilog="example: fastbn stats train/ -o stats.npz --plot histograms.png",
     )
@@ -134,7 +135,7 @@ def _json(found: "DatasetStats", arguments: argparse.Namespace) -> dict[str, Any
         }
     return {
         "files": found.files, "dtype": found.dtype, "count": stats.count.tolist(),
-        "mean": stats.mean.tolist(), "std": stats.std().tolist(), "scaled to 1": scaled,
+        "mean": stats.mean.tolist(), "std": stats.std().tolist(), "scaled_to_1": scaled,
         "nan": found.nan_count.tolist(), "unreadable": found.unreadable,
         "output": None if arguments.output is None else str(arguments.output),
     }  # fmt: skip

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,18 +18,31 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from fastbn.checkpoint import zip_file
 from fastbn.checkpoint.npz_file import checked_header
+from fastbn.dataset.checksum import combined
 
-__all__ = ["DTYPES", "Piece", "Stored", "cut", "describe", "folded", "members", "opened", "read"]
+__all__ = [
+    "DTYPES", "Piece", "Stored", "WrongChecksum", "check_values", "cut", "describe", "folded",
+    "member_of", "members", "opened", "read", "split",
+]  # fmt: skip
 
 #: What statistics are taken of.
 DTYPES = "uint8, int8, uint16, int16, float16, float32, float64"
+#: Why a member cannot be read.
+WRONG_CHECKSUM = "its values are damaged: they do not have the checksum that the zip file has"
+
+
+class WrongChecksum(ValueError):
+    """Values are not those that were written."""
 
 
 class Stored(NamedTuple):
     """An array in a file.
 
     ``offset`` is where its values begin in the file; None if they are compressed, in ``member``.
+    ``checksum`` is the CRC-32 that the values of a member have, which is not compressed; None where
+    there is none, or whoever unpacks checks it.
     """
 
     path: str
@@ -36,6 +51,7 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     fortran: bool
+    checksum: int | None = None
 
     @property
     def name(self) -> str:
@@ -102,10 +118,30 @@ def memory_axis(stored: Stored, axis: int) -> int:
     return dimensions - 1 - position if stored.fortran else position
 
 
+def split(path: str) -> tuple[str, str | None]:
+    """A path and the name of one of its arrays, of ``file.npz:name``; names may have colons."""
+    if os.path.exists(path):
+        return path, None
+    ends = [found.start() + 4 for found in re.finditer(r"\.npz:", path, re.IGNORECASE)]
+    if not ends:
+        return path, None
+    end = next((end for end in reversed(ends) if os.path.isfile(path[:end])), ends[0])
+    return path[:end], path[end + 1 :]
+
+
 def members(path: str) -> list[str]:
-    """The arrays of an ``.npz``, in their order."""
-    with zipfile.ZipFile(path) as archive:
-        return [name for name in archive.namelist() if name.endswith(".npy")]
+    """The arrays of an ``.npz``, in their order; ValueError for two of one name."""
+    with zip_file.opened(path) as archive:
+        return [name for name in zip_file.entries_of(archive) if name.endswith(".npy")]
+
+
+def member_of(path: str, name: str) -> str:
+    """An array that was asked for by name."""
+    there = members(path)
+    if f"{name}.npy" not in there:
+        names = ", ".join(member[:-4] for member in there[:10])
+        raise ValueError(f"{path} has no array {name!r}; it has {names or 'none'}")
+    return f"{name}.npy"
 
 
 def describe(path: str, member: str | None = None) -> Stored:
@@ -115,6 +151,7 @@ def describe(path: str, member: str | None = None) -> Stored:
     taken raises a TypeError.
     """
     offset: int | None
+    checksum = None
     if member is None:
         with open(path, "rb") as file:
             shape, dtype, fortran = checked_header(file, os.path.getsize(path))
@@ -125,23 +162,53 @@ def describe(path: str, member: str | None = None) -> Stored:
             with archive.open(info) as entry:
                 shape, dtype, fortran = checked_header(entry, info.file_size)
                 header = entry.tell()
-        offset = _values_of(path, info, header)
-    stored = Stored(path, member, offset, shape, dtype.str, fortran)
+            offset, checksum = _values_of(path, archive, info, header)
+    stored = Stored(path, member, offset, shape, dtype.str, fortran, checksum)
     if not (dtype.kind in "ui" and dtype.itemsize <= 2) and dtype.str[1:] not in ["f2", "f4", "f8"]:
         hint = "; name the array that is meant: FILE.npz:NAME" if member else ""
         raise TypeError(f"{stored.name} has dtype {dtype}, expected one of {DTYPES}{hint}")
     return stored
 
 
-def _values_of(path: str, info: zipfile.ZipInfo, header: int) -> int | None:
-    """Where the values of a member begin, if they are stored as they are."""
+class _Bytes:
+    """Slices of a file, which is not mapped."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def __getitem__(self, some: slice) -> bytes:
+        self._file.seek(some.start)
+        return self._file.read(some.stop - some.start)
+
+
+def _values_of(
+    path: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, header: int
+) -> tuple[int | None, int | None]:
+    """Where the values of a member begin, if they are stored as they are, and their checksum."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        return None
+        return None, None
     with open(path, "rb") as file:
-        file.seek(info.header_offset)
-        local = file.read(30)
-    names = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-    return info.header_offset + 30 + names + header
+        at, size = zip_file.Entries(archive, _Bytes(file), "NumPy").place(info.filename)
+        file.seek(at)
+        before = zlib.crc32(file.read(header))
+    # that of the whole member is that of its header, and of its values after it
+    return at + header, info.CRC ^ combined(before, 0, size - header)
+
+
+def check_values(stored: Stored) -> None:
+    """Read all values of a member that has a checksum; ValueError if they have another one."""
+    if stored.checksum is None:
+        return
+    found, left = 0, stored.nbytes
+    with opened(stored) as (file, offset):
+        file.seek(offset)
+        while left:
+            data = file.read(min(left, 1 << 20))
+            if not data:
+                raise EOFError(f"the file ends {left} bytes too early")
+            found, left = zlib.crc32(data, found), left - len(data)
+    if found != stored.checksum:
+        raise WrongChecksum(WRONG_CHECKSUM)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+import sys
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,8 +50,10 @@ class Bins(NamedTuple):
                 continue
             wide = values.astype(np.float64)
             wide = wide[~np.isnan(wide)]
-            place = np.clip(np.floor((wide - low) / width), -1, BINS).astype(np.int64)
-            edges = np.concatenate([[-np.inf], low + width * np.arange(BINS + 1), [np.inf]])
+            with np.errstate(over="ignore"):  # of values far outside
+                place = np.floor(wide / width - low / width)  # whose difference may be infinite
+            place = np.clip(place, -1, BINS).astype(np.int64)
+            edges = np.concatenate([[-np.inf], _edges(low, width), [np.inf]])
             place += wide >= edges[np.minimum(place + 2, BINS + 1)]  # the quotient was rounded
             place -= wide < edges[place + 1]
             counts[c] = np.bincount(np.minimum(place, BINS) + 1, minlength=BINS + 2)
@@ -64,8 +67,12 @@ class Bins(NamedTuple):
     def histograms(self, counts: np.ndarray) -> Histograms:
         """For the user."""
         low, width = np.array(self.low)[:, None], np.array(self.width)[:, None]
-        edges = low + width * np.arange(BINS + 1)
-        return Histograms(edges, counts[:, 1:-1], counts[:, 0], counts[:, -1])
+        return Histograms(_edges(low, width), counts[:, 1:-1], counts[:, 0], counts[:, -1])
+
+
+def _edges(low: Any, width: Any) -> np.ndarray:
+    """Where bins begin and end; by halves, because all bins may be wider than any number."""
+    return 2 * (low / 2 + width / 2 * np.arange(BINS + 1))
 
 
 class Spread:
@@ -104,9 +111,11 @@ class Spread:
                 begin = max(float(np.iinfo(self.dtype).min), math.floor((least + greatest) / 2
                             - step * BINS / 2)) - 0.5  # fmt: skip
             else:
-                spread = max(greatest - least, 1e-6 * max(abs(least), abs(greatest)), 1e-300)
-                step = 2 * spread / BINS
-                begin = (least + greatest) / 2 - spread
+                half = max(greatest / 2 - least / 2, 1e-6 * max(-least, greatest) / 2, 1e-300)
+                center, most = least / 2 + greatest / 2, sys.float_info.max / 2
+                begin = 2 * max(center / 2 - half, -most)
+                end = 2 * min(center / 2 + half, most)
+                step = end / BINS - begin / BINS
             low.append(begin)
             width.append(step)
         return Bins(low, width)

@@ -1,7 +1,7 @@
 """What is finished of a scan, in a file, so that a run that was killed can go on.
 
-A line for each block: a checksum, and what was measured as JSON, whose numbers come back to the
-last bit. A line that was not written to its end is dropped.
+A first line that says what it is, then one for each block: a checksum, and what was measured as
+JSON, whose numbers come back to the last bit. A line that was not written to its end is dropped.
 """
 
 from __future__ import annotations
@@ -12,23 +12,33 @@ import os
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from fastbn.dataset.measure import Found, Measured
-from fastbn.dataset.sources import Identity
 from fastbn.stats import ChannelStats
 
-__all__ = ["Journal"]
+__all__ = ["Identity", "Journal", "is_journal"]
 
-FORMAT = 1
+FORMAT = 2
+#: The first line: what does not begin like this is somebody else's.
+_MAGIC = b"journal of fastbn stats\n"
 #: What may differ, in words.
 _WORDS = {
     "cut": "is cut differently, or other files follow it",
     "sizes": "has another size",
     "times": "was changed since",
 }
+
+
+class Identity(NamedTuple):
+    """Of what data a block is: with another one, statistics of it do not count."""
+
+    first: str
+    cut: list[Any]
+    sizes: list[int]
+    times: list[int]
 
 
 class Journal:
@@ -56,22 +66,22 @@ class Journal:
 
     def _read(self, settings: dict[str, Any]) -> None:
         assert self._file is not None
-        lines, whole = [], 0
+        if not _begins_like_a_journal(self._file):
+            raise ValueError(f"{self.path} is no journal of fastbn; name another file")
+        lines, whole = [], self._file.tell()
         for line in self._file:
             record = _record(line)
             if record is None:
                 break
             lines.append(record)
             whole += len(line)
-        if not lines and os.path.getsize(self._file.fileno()) > 0 and whole == 0:
-            self._file.seek(0)
-            if b"\n" in self._file.read(1 << 16):
-                raise ValueError(f"{self.path} is no journal of fastbn; name another file")
         if lines:
             self._compare_settings(lines[0], settings)
             self._known = {record["block"]: record for record in lines[1:]}
         self._file.seek(whole)
         self._file.truncate()
+        if not whole:
+            self._file.write(_MAGIC)
         if not lines:
             self._write(settings)
 
@@ -90,9 +100,6 @@ class Journal:
     def __contains__(self, block: int) -> bool:
         return block in self._known
 
-    def __len__(self) -> int:
-        return len(self._known)
-
     def recall(self, block: int, identity: Identity) -> Measured:
         """What was measured, if it was of the same data."""
         record = self._known[block]
@@ -108,12 +115,15 @@ class Journal:
                     f"{self.path} is the journal of other data: {_which(was, now, name)} {words}. "
                     f"{self._way_out()}"
                 )
-        return _measured(record["found"])
+        return _measured(record["found"], record["checksum"])
 
     def keep(self, block: int, identity: Identity, measured: Measured) -> None:
         """Note a block; one with files that could not be read is read again next time."""
         if self._file is not None and not measured.unreadable:
-            self._write({"block": block, "of": identity, "found": _plain(measured)})
+            found = _plain(measured)
+            self._write(
+                {"block": block, "of": identity, "found": found, "checksum": measured.checksum}
+            )
 
     def _write(self, record: dict[str, Any]) -> None:
         assert self._file is not None
@@ -136,10 +146,30 @@ class Journal:
             self._file = None
 
     def remove(self) -> None:
-        """All is done."""
-        if self._file is not None and self.path is not None:
-            self.path.unlink(missing_ok=True)
-            self.close()
+        """All is done. What has taken the file's place meanwhile stays."""
+        if self._file is None or self.path is None:
+            return
+        with suppress(FileNotFoundError):
+            own = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
+            if os.name == "nt":  # where an open file cannot be removed
+                self.close()
+            if own:
+                self.path.unlink()
+        self.close()
+
+
+def is_journal(path: str) -> bool:
+    """Whether it begins like a journal, or like one whose first line is torn."""
+    with open(path, "rb") as file:
+        return _begins_like_a_journal(file)
+
+
+def _begins_like_a_journal(file: IO[bytes]) -> bool:
+    """Go past the first line, or to the start where it is torn."""
+    begin = file.read(len(_MAGIC))
+    if begin != _MAGIC:
+        file.seek(0)
+    return _MAGIC.startswith(begin)
 
 
 def _locked(path: Path) -> Any:
@@ -203,12 +233,12 @@ def _plain(measured: Measured) -> list[Any]:
     ]  # fmt: skip
 
 
-def _measured(records: list[Any]) -> Measured:
+def _measured(records: list[Any], checksum: int) -> Measured:
     found = {
-        (kind[0], kind[1]): Found(
+        (kind[0], kind[1], kind[2]): Found(
             ChannelStats(**fields), np.array(nan, np.int64), files, first,
             None if counts is None else np.array(counts, np.int64),
         )
         for kind, fields, nan, files, first, counts in records
     }  # fmt: skip
-    return Measured(found, {})
+    return Measured(found, {}, checksum)

@@ -7,6 +7,7 @@ import io
 import math
 import os
 import shutil
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,9 +21,22 @@ from fastbn._call.arguments import as_axis
 from fastbn._call.standardize_terms import number, numbers
 from fastbn._system.files import check_writable, replacing
 from fastbn._system.progress import Progress
-from fastbn.dataset import arrays
-from fastbn.dataset.arrays import Stored, checked_path, cut, folded, memory_axis, opened, read
-from fastbn.dataset.measure import PIECE, reason
+from fastbn.dataset.arrays import (
+    Stored,
+    WrongChecksum,
+    check_values,
+    checked_path,
+    cut,
+    describe,
+    folded,
+    member_of,
+    members,
+    memory_axis,
+    opened,
+    read,
+    split,
+)
+from fastbn.dataset.measure import PIECE, reason, refuse_system
 from fastbn.standardize import standardize
 
 __all__ = ["normalize_dataset"]
@@ -92,8 +106,15 @@ def normalize_dataset(
     OSError
         If the disk is too full for the target, which is checked before.
 
+    Warns
+    -----
+    UserWarning
+        If the array is of integers, and mean and std look like those of values from 0 to 1.
+
     Notes
     -----
+    An array in an ``.npz`` that is not compressed is read twice: its checksum is compared before.
+
     A source in Fortran order makes a target in Fortran order.
 
     Examples
@@ -114,6 +135,7 @@ def normalize_dataset(
     moved = axis if out_axis is None else as_axis(out_axis)
     to = memory_axis(stored, moved)
     terms = _checked_terms(mean, std, scale, folded(stored, axis)[1])
+    _doubt_scale(terms, np.dtype(stored.dtype))
     kind = np.dtype(dtype)
     if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise ValueError(f"dtype must be float32 or float64, got {kind}")
@@ -136,9 +158,10 @@ def normalize_dataset(
             else _moving(stored, position, to, terms, kind, file, len(header))
         )
         try:
+            check_values(stored)
             for done in steps:
                 bar.advance(done)
-        except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (EOFError, WrongChecksum, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{stored.name}: {error}") from error
         if file.seek(0, os.SEEK_END) != len(header) + values * kind.itemsize:
             raise AssertionError("a part of the array was not written")
@@ -259,38 +282,34 @@ def _standardize(x: np.ndarray, terms: _Terms, axis: int, out_axis: int, out: np
     )  # fmt: skip
     channels = np.moveaxis(out, out_axis, 0)
     for channel in np.flatnonzero(terms.std < 0):
-        np.negative(channels[channel], out=channels[channel])
+        # np.negative in place is wrong where values are 16 or 64 bytes apart (NumPy 2.2 to 2.4)
+        channels[channel] *= -1
 
 
 def _source(source: Any) -> tuple[str, Stored]:
-    given = os.path.abspath(checked_path(source))
-    head, colon, name = given.rpartition(":")
-    member = None
-    path = given
-    if colon and head.lower().endswith(".npz") and not os.path.exists(given):
-        path, member = head, f"{name}.npy"
+    path, name = split(os.path.abspath(checked_path(source)))
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no file {str(source)!r}")
     if not path.lower().endswith((".npy", ".npz")):
         raise ValueError(f"the source must be a .npy, or an array of an .npz, got {source}")
     try:
+        member = None
         if path.lower().endswith(".npz"):
-            member = _only_member(path, member)
-        return path, arrays.describe(path, member)
+            member = _only_member(path) if name is None else member_of(path, name)
+        return path, describe(path, member)
     except TypeError:
         raise
     except Exception as error:
+        refuse_system(error, path)
         raise ValueError(f"{source}: {reason(error, path)}") from error
 
 
-def _only_member(path: str, member: str | None) -> str:
-    there = arrays.members(path)
-    names = ", ".join(name[:-4] for name in there[:10]) or "none"
-    if member is not None and member not in there:
-        raise ValueError(f"there is no array {member[:-4]!r}; it has {names}")
-    if member is None and len(there) != 1:
+def _only_member(path: str) -> str:
+    there = members(path)
+    if len(there) != 1:
+        names = ", ".join(name[:-4] for name in there[:10]) or "none"
         raise ValueError(f"name one of its arrays, as in file.npz:name; it has {names}")
-    return member or there[0]
+    return there[0]
 
 
 def _checked_target(target: Any, source: str) -> Path:
@@ -324,6 +343,19 @@ def _checked_terms(mean: Any, std: Any, scale: Any, channels: int) -> _Terms:
     if scale == 0:
         raise ValueError(f"scale must be a number other than 0, got {scale}")
     return _Terms(found[0], found[1], scale)
+
+
+def _doubt_scale(terms: _Terms, dtype: np.dtype) -> None:
+    """Warn of mean and std of values from 0 to 1 for values that are integers."""
+    small = (abs(terms.mean) <= 1).all() and (abs(terms.std) <= 1).all()
+    trivial = not terms.mean.any() and (terms.std == 1).all()
+    if dtype.kind in "ui" and terms.scale == 1 and small and not trivial:
+        most = np.iinfo(dtype).max
+        warnings.warn(
+            f"the values are {dtype}, and mean and std are at most 1: scale=1/{most} (--scale "
+            f"1/{most}) is probably meant, unless the values are as small",
+            stacklevel=3,
+        )
 
 
 def _moved(shape: tuple[int, ...], axis: int, to: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import pickle
 import queue
+import secrets
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
-__all__ = ["Workers", "in_order", "serve"]
+__all__ = ["Workers", "can_start", "in_order", "serve"]
 
 _J = TypeVar("_J")
 _R = TypeVar("_R")
@@ -28,13 +29,26 @@ _R = TypeVar("_R")
 #: Jobs that are under way or wait for one before them, for each worker.
 AHEAD = 4
 
-#: What a worker runs; where modules are found is its first message.
+#: What a worker runs. Where modules are found is its first message; until then none may be found
+#: in the current folder, where `-c` looks first (`-P`, which forbids it, is of Python 3.11).
 _PROGRAM = """
-import pickle, sys
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]
+import pickle
 sys.path[:] = pickle.load(sys.stdin.buffer)
 from fastbn.dataset.pool import serve
-serve()
+serve(pickle.load(sys.stdin.buffer))
 """
+#: Set in workers, which start none themselves: a program that takes no Python to run would be
+#: started again and again.
+_MARK = "FASTBN_WORKER"
+
+
+def can_start() -> bool:
+    """Whether `sys.executable` is a Python that runs what it is told, and not another program."""
+    name = os.path.basename(sys.executable or "").lower()
+    known = "python" in name or "pypy" in name
+    return known and not getattr(sys, "frozen", False) and _MARK not in os.environ
 
 
 def in_order(
@@ -107,10 +121,10 @@ class Workers:
 
     def _do(self, call: Callable[..., Any], given: tuple[Any, ...]) -> Any:
         try:
-            process = self._idle.get_nowait()
-        except queue.Empty:
-            process = self._start()
-        try:
+            try:
+                process = self._idle.get_nowait()
+            except queue.Empty:
+                process = self._start()
             _send(process.stdin, (call, given))
             answer, error = pickle.load(process.stdout)  # type: ignore[arg-type]
         except (EOFError, OSError, pickle.UnpicklingError) as end:
@@ -124,16 +138,21 @@ class Workers:
         return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
+        if _MARK in os.environ:
+            raise RuntimeError("a worker process starts no others; take workers=1")
+        begin = secrets.token_bytes(16)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the workers are gone")
             # Ctrl-C in a terminal goes to a whole group of processes; this one alone answers it
             process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                start_new_session=True,
+                start_new_session=True, env={**os.environ, _MARK: "1"},
             )  # fmt: skip
             self._all.append(process)
         _send(process.stdin, sys.path)
+        _send(process.stdin, begin)
+        _skip(process.stdout, begin)
         return process
 
 
@@ -142,13 +161,28 @@ def _send(pipe: Any, message: Any) -> None:
     pipe.flush()
 
 
-def serve() -> None:
-    """What a worker does: answer each message, until nobody is there any more."""
+def _skip(pipe: Any, mark: bytes) -> None:
+    """Pass over what was printed before the answers begin, by whatever runs at start-up."""
+    last = b""
+    while last != mark:
+        byte = pipe.read(1)
+        if not byte:
+            raise EOFError("the process ended")
+        last = last[1 - len(mark) :] + byte
+
+
+def serve(begin: bytes) -> None:
+    """What a worker does: answer each message, until nobody is there any more.
+
+    ``begin``: what to write before the first answer.
+    """
     import fastbn
 
     fastbn.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints, the answers stay what they are
+    answers.write(begin)
+    answers.flush()
     jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     while True:

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastbn._system.progress import Progress
-from fastbn.dataset.histogram import Bins, Spread
+from fastbn.dataset.arrays import WRONG_CHECKSUM
+from fastbn.dataset.checksum import combined
+from fastbn.dataset.histogram import Spread
 from fastbn.dataset.images import pictures
-from fastbn.dataset.journal import Journal
+from fastbn.dataset.journal import Identity, Journal
 from fastbn.dataset.measure import (
     ArrayBlock,
     Block,
     Found,
+    Kind,
     Measured,
     Options,
     added,
     arrays_of,
+    kind_of,
     measure,
+    refuse_system,
 )  # fmt: skip
 from fastbn.dataset.pool import Workers, in_order
-from fastbn.dataset.sources import Identity, Sources
+from fastbn.dataset.sources import Sources
 
 __all__ = ["bins_of", "scan"]
 
@@ -48,9 +53,10 @@ def scan(
     array whose last block cannot be read is left out from its first on.
     """
     unreadable = dict(sources.unreadable)
-    total: dict[tuple[int, str], Found] = {}
-    part: dict[tuple[int, str], Found] = {}
+    total: dict[Kind, Found] = {}
+    part: dict[Kind, Found] = {}
     faults: dict[str, str] = {}
+    checksum = 0
 
     def given(job: _Job) -> tuple[Block, Options] | None:
         return None if job.number in journal else (job.block, options)
@@ -67,15 +73,21 @@ def scan(
                 progress.advance(amount)
             faults |= measured.unreadable
             _add(part, measured.found)
+            stored = job.block.stored if isinstance(job.block, ArrayBlock) else None
+            if stored is not None and stored.checksum is not None:
+                size = sources.size_of(job.block, job.identity)
+                checksum = combined(checksum, measured.checksum, size)
+                if job.last and checksum != stored.checksum:
+                    faults.setdefault(stored.name, WRONG_CHECKSUM)
             if job.last:
-                if not (isinstance(job.block, ArrayBlock) and faults):
+                if stored is None or not faults:
                     _add(total, part)
                 unreadable |= faults
-                part, faults = {}, {}
+                part, faults, checksum = {}, {}, 0
     return Measured(total, unreadable)
 
 
-def _add(total: dict[tuple[int, str], Found], more: dict[tuple[int, str], Found]) -> None:
+def _add(total: dict[Kind, Found], more: dict[Kind, Found]) -> None:
     for kind, found in more.items():
         total[kind] = added(total.get(kind), found)
 
@@ -88,43 +100,57 @@ def _jobs(sources: Sources, axis: int) -> Iterator[_Job]:
             number += 1
 
 
-def bins_of(sources: Sources, axis: int, options: Options) -> Bins | None:
-    """Bins of a histogram, by the first values that can be read of each channel."""
+def bins_of(sources: Sources, axis: int, options: Options) -> Options:
+    """With bins of a histogram, by the first values that can be read of each channel."""
     spread: Spread | None = None
-    for x, first, channels in _first_values(sources, axis, options):
-        spread = spread or Spread(channels, x.dtype)
-        if channels != spread.least.size:
+    first_kind: Kind | None = None
+    for x, first, kind in _first_values(sources, axis, options):
+        first_kind = first_kind or kind
+        spread = spread or Spread(kind[0], x.dtype)
+        if kind != first_kind:
             break
         spread.add(x, first)
         if spread.full or x.dtype.itemsize == 1:
             break
-    return None if spread is None else spread.bins()
+    return options if spread is None else options._replace(bins=spread.bins(), kind=first_kind)
 
 
 def _first_values(
     sources: Sources, axis: int, options: Options
-) -> Iterator[tuple[np.ndarray, int, int]]:
+) -> Iterator[tuple[np.ndarray, int, Kind]]:
     for blocks in sources.blocks(axis):
         for block, _ in blocks:
-            with suppress(Exception):  # the scan says what is wrong
-                if isinstance(block, ArrayBlock):
+            if isinstance(block, ArrayBlock):
+                kind = kind_of(block.channels, np.dtype(block.stored.dtype))
+                with _left_out(block.stored.name):
                     for piece, x in arrays_of(block):
-                        yield x, piece.channel, block.channels
-                else:
-                    for path in block.paths:
-                        yield from _of_pictures(path, options)
+                        yield x, piece.channel, kind
+                continue
+            for path in block.paths:
+                pages: list[tuple[np.ndarray, str]] = []
+                with _left_out(path):
+                    pages = list(pictures(path, options.mode))  # or none of a damaged one
+                for x, colours in pages:
+                    kind = kind_of(x.shape[2], x.dtype, colours)
+                    yield x.reshape(-1, x.shape[2], 1), 0, kind
 
 
-def _of_pictures(path: str, options: Options) -> Iterator[tuple[np.ndarray, int, int]]:
-    with suppress(Exception):
-        for x in pictures(path, options.mode, options.max_pixels):
-            yield x.reshape(-1, x.shape[2], 1), 0, x.shape[2]
+@contextmanager
+def _left_out(name: str) -> Iterator[None]:
+    """Pass over what cannot be read: the scan says what is wrong."""
+    try:
+        yield
+    except Exception as error:
+        refuse_system(error, name)
 
 
-def settings_of(axis: int, options: Options, version: str) -> dict[str, Any]:
+def settings_of(axis: int, options: Options) -> dict[str, Any]:
     """What a journal has to agree on."""
+    import fastbn
+
     return {
-        "version": version, "axis": axis, "mode": options.mode, "skipna": options.skipna,
-        "histogram": options.bins is not None,
+        "version": fastbn.__version__, "axis": axis, "mode": options.mode,
+        "skipna": options.skipna, "histogram": options.bins is not None,
         "bins": None if options.bins is None else list(options.bins),
+        "truncated images": options.pillow is not None and options.pillow.truncated,
     }  # fmt: skip

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import io
 import os
-import sys
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -23,10 +22,10 @@ from fastbn.dataset import images
 from fastbn.dataset.arrays import checked_path
 from fastbn.dataset.histogram import MOST_CHANNELS, Histograms
 from fastbn.dataset.journal import Journal
-from fastbn.dataset.measure import Found, Measured, Options
-from fastbn.dataset.pool import Workers
+from fastbn.dataset.measure import Found, Kind, Measured, Options
+from fastbn.dataset.pool import Workers, can_start
 from fastbn.dataset.scan import bins_of, scan, settings_of
-from fastbn.dataset.sources import BLOCK_FILES, Sources, find
+from fastbn.dataset.sources import BLOCK_FILES, Sources, find, is_same
 from fastbn.stats import ChannelStats
 
 __all__ = ["DatasetStats", "dataset_stats"]
@@ -63,6 +62,19 @@ class DatasetStats:
     histograms: Histograms | None = None
 
     @property
+    def mean(self) -> np.ndarray:
+        """That of ``stats``."""
+        return self.stats.mean
+
+    def std(self, ddof: int = 0) -> np.ndarray:
+        """That of ``stats``."""
+        return self.stats.std(ddof)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save ``stats``, for `ChannelStats.load`."""
+        self.stats.save(path)
+
+    @property
     def greatest(self) -> int | None:
         """The greatest value that unsigned integers of this dtype have; of others None."""
         return int(np.iinfo(self.dtype).max) if self.dtype.startswith("uint") else None
@@ -94,8 +106,9 @@ def dataset_stats(
     paths : path or iterable of paths
         ``.npy``, ``.npz`` (all its arrays, or ``"file.npz:name"`` for one), images (PNG, JPEG,
         TIFF, WebP, BMP; they need ``pip install 'fastbn[images]'``), and folders, which are
-        searched in the order of names. Arrays are of uint8, int8, uint16, int16, float16, float32
-        or float64.
+        searched in the order of names. In a folder with images arrays are left out, which is a
+        warning; statistics that were saved are left out of any. Arrays are of uint8, int8, uint16,
+        int16, float16, float32 or float64.
     axis : int, optional
         Channel axis of arrays; 1 by default. That of images is always the last.
     mode : "L", "RGB" or "RGBA", optional
@@ -105,6 +118,7 @@ def dataset_stats(
         Leave NaN out; else NaN makes the statistics of its channel NaN.
     workers : int, optional
         Processes; as many as `get_num_threads` says by default, or one where there is little to do.
+        Within another program, where no Python can be started, this process does all.
     executor : concurrent.futures.Executor, optional
         Where the work is done instead; its workers have to see the same files.
     on_unreadable : "raise" or "skip"
@@ -130,14 +144,26 @@ def dataset_stats(
         If a path is not there; an array has another dtype.
     ValueError
         If there is nothing to read, or something that cannot be read; if the data is of several
-        kinds, with 3 and 4 channels or with 8 and 16 bits; if the journal is of other data.
+        kinds, with 3 and 4 channels, with 8 and 16 bits or of CMYK and RGBA; if a file or an array
+        is there twice, by whatever names and links; if ``save`` or ``resume`` is one of the files,
+        or they are one; if the journal is of other data, or no journal.
+    OSError, MemoryError
+        If the machine fails, not a file: no memory, no more open files, a disk that cannot be read.
     ChildProcessError
         If a worker was killed. What is finished is in the journal.
+
+    Warns
+    -----
+    UserWarning
+        If arrays are left out of a folder, or, where no axis is given, the last one looks like it.
 
     Notes
     -----
     Of a TIFF all pages count, of other files the first picture. Names that begin with a dot are
-    left out of folders. 16 bits a colour, which Pillow would cut to 8, are not read.
+    left out of folders. 16 bits a colour, and a TIFF's numbers that Pillow takes for others, are
+    not read. Values of an ``.npz`` are compared with its checksums, compressed or not.
+    Pillow's limits, ``MAX_IMAGE_PIXELS`` and ``LOAD_TRUNCATED_IMAGES``, are those of the process
+    that calls, in each worker too.
 
     References
     ----------
@@ -153,20 +179,28 @@ def dataset_stats(
     >>> found.stats.mean, found.stats.var(), found.files
     (array([3.]), array([4.66666667]), 2)
     """
-    axis = 1 if axis is None else as_axis(axis)
+    axis = None if axis is None else as_axis(axis)
     if mode is not None and mode not in images.MODES:
         raise ValueError(f"mode must be one of {', '.join(images.MODES)}, got {mode!r}")
     if on_unreadable not in ("raise", "skip"):
         raise ValueError(f"on_unreadable must be 'raise' or 'skip', got {on_unreadable!r}")
     skipna = check_bool("skipna", skipna)
     target = None if save is None else _checked_target(save)
-    sources = find(_listed(paths), axis, [name for name in (save, resume) if name is not None])
-    options = Options(mode, skipna, _max_pixels(sources))
-    if histogram:
-        options = options._replace(bins=_bins(sources, axis, options))
-    journal = Journal(None if resume is None else checked_path(resume), _settings(axis, options))
+    written = {"save": target, "resume": None if resume is None else checked_path(resume)}
+    written = {name: path for name, path in written.items() if path is not None}
+    if len(written) == 2 and is_same(*written.values()):
+        raise ValueError(f"save and resume are one file, {save}; name another with one of them")
+    sources = find(_listed(paths), axis, written)
+    axis = 1 if axis is None else axis
+    has_images = any(isinstance(part, list) for part in sources.parts)
+    quiet = images.quiet if has_images else contextlib.nullcontext
+    options = Options(mode, skipna, images.settings() if has_images else None)
+    with quiet():
+        options = _with_bins(sources, axis, options) if histogram else options
+    journal = Journal(written.get("resume"), settings_of(axis, options))
     try:
-        measured = _scan(sources, axis, options, journal, workers, executor, progress)
+        with quiet():
+            measured = _scan(sources, axis, options, journal, workers, executor, progress)
         _check_readable(measured, on_unreadable)
         kind, found = _only_kind(measured, journal)
         result = _result(kind, found, measured, options)
@@ -205,32 +239,22 @@ def _workers(asked: int | None, sources: Sources, amount: int) -> int:
             raise TypeError(f"workers must be an integer, got {asked!r}")
         if asked < 1:
             raise ValueError(f"workers must be 1 or more, got {asked}")
-        return int(asked)
-    if not sys.executable:  # Python within another program
+    if not can_start():  # Python within another program
         return 1
+    if asked is not None:
+        return int(asked)
     pictures = sum(len(part) for part in sources.parts if isinstance(part, list))
     if amount < _WORTH_A_WORKER and pictures < 8 * BLOCK_FILES:
         return 1
     return get_num_threads()
 
 
-def _max_pixels(sources: Sources) -> int | None:
-    if not any(isinstance(part, list) for part in sources.parts):
-        return None
-    return images.library().MAX_IMAGE_PIXELS
-
-
-def _bins(sources: Sources, axis: int, options: Options) -> Any:
-    bins = bins_of(sources, axis, options)
-    if bins is not None and len(bins.low) > MOST_CHANNELS:
-        raise ValueError(f"histograms are for {MOST_CHANNELS} channels at most: {len(bins.low)}")
-    return bins
-
-
-def _settings(axis: int, options: Options) -> dict[str, Any]:
-    import fastbn
-
-    return settings_of(axis, options, fastbn.__version__)
+def _with_bins(sources: Sources, axis: int, options: Options) -> Options:
+    options = bins_of(sources, axis, options)
+    if options.bins is not None and len(options.bins.low) > MOST_CHANNELS:
+        channels = len(options.bins.low)
+        raise ValueError(f"histograms are for {MOST_CHANNELS} channels at most: {channels}")
+    return options
 
 
 def _check_readable(measured: Measured, on_unreadable: str) -> None:
@@ -250,16 +274,16 @@ def _check_readable(measured: Measured, on_unreadable: str) -> None:
         )  # fmt: skip
 
 
-def _only_kind(measured: Measured, journal: Journal) -> tuple[tuple[int, str], Found]:
+def _only_kind(measured: Measured, journal: Journal) -> tuple[Kind, Found]:
     if not measured.found:
         journal.remove()
         raise ValueError("the files hold no values: every array is empty")
     if len(measured.found) > 1:
         journal.remove()  # going on would lead here again
         lines = [
-            f"\n  {channels} channel{'s' * (channels != 1)} of {dtype}: {found.files} "
-            f"file{'s' * (found.files != 1)}, such as {found.first}"
-            for (channels, dtype), found in measured.found.items()
+            f"\n  {channels} channel{'s' * (channels != 1)} of {dtype}{colours and ', ' + colours}"
+            f": {found.files} file{'s' * (found.files != 1)}, such as {found.first}"
+            for (channels, dtype, colours), found in measured.found.items()
         ]
         raise ValueError(
             "the files are of several kinds:" + "".join(lines) + "\nName those of one kind; images "
@@ -268,10 +292,13 @@ def _only_kind(measured: Measured, journal: Journal) -> tuple[tuple[int, str], F
     return next(iter(measured.found.items()))
 
 
-def _result(
-    kind: tuple[int, str], found: Found, measured: Measured, options: Options
-) -> DatasetStats:
+def _result(kind: Kind, found: Found, measured: Measured, options: Options) -> DatasetStats:
     histograms = None
+    if options.kind is not None and options.kind != kind:
+        raise ValueError(
+            "the bins of the histogram are for the first array, which is left out as unreadable "
+            f"and was of another kind than the rest: {next(iter(measured.unreadable))}; remove it"
+        )
     if options.bins is not None and found.counts is not None:
         histograms = options.bins.histograms(found.counts)
     return DatasetStats(
