@@ -12,7 +12,7 @@ import pytest
 import fastbn
 from fastbn.distributed import SyncBatchNorm, collectives, convert_sync_batchnorm, exchange
 from tests import reference
-from tests.fake_comm import AskedComm, on_ranks, values
+from tests.fake_comm import AskedComm, FakeComm, on_ranks, values
 
 GOOD = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
 
@@ -210,19 +210,26 @@ def test_ranks_wait_ten_minutes_at_most(monkeypatch, compiled):
     raised(answers, TimeoutError, "within 1 s", [0])
 
 
-@pytest.mark.parametrize("kind", [AskedComm, None])
-def test_without_a_limit(monkeypatch, kind):
-    """By MPI's own waiting."""
+def test_without_a_limit(monkeypatch):
     monkeypatch.setenv("FASTBN_RANKS_TIMEOUT", "0")
+    monkeypatch.setattr(collectives, "LIMIT", 0.01)
 
     def program(comm):
-        layer, begun = SyncBatchNorm(6, comm=comm), len(comm.threads.begun)
-        layer.backward(layer(of_rank(comm)))
-        return begun == len(comm.threads.begun), layer.state_dict()["running_mean"].tobytes()
+        layer = SyncBatchNorm(6, comm=comm)
+        if comm.rank == 1:
+            time.sleep(0.2)
+        return layer(GOOD).tobytes()
 
-    (waits, one), other = values(on_ranks(2, program, **({} if kind is None else {"kind": kind})))
-    assert waits
-    assert other == (True, one)
+    one, other = values(on_ranks(2, program, kind=AskedComm))
+    assert one == other
+
+
+def test_communicators_without_what_can_be_given_up(monkeypatch):
+    """They wait themselves, by default."""
+    monkeypatch.delenv("FASTBN_RANKS_TIMEOUT", raising=False)
+    assert collectives.limit_for(FakeComm) == float("inf")
+    monkeypatch.setenv("FASTBN_RANKS_TIMEOUT", "0")
+    assert collectives.limit_for(FakeComm) == float("inf")
 
 
 def test_a_limit_that_cannot_be_kept(limited):
@@ -232,9 +239,9 @@ def test_a_limit_that_cannot_be_kept(limited):
 
 
 def test_limits_that_ranks_were_told_otherwise(monkeypatch):
-    monkeypatch.setattr(exchange, "limit_for", lambda comm: 60.0 * comm.rank)
+    monkeypatch.setattr(exchange, "limit_for", lambda comm: 60.0 if comm.rank else 1.0)
     answers, _ = on_ranks(2, lambda comm: SyncBatchNorm(6, comm=comm), kind=AskedComm)
-    raised(answers, ValueError, "0 s .* on rank 0 and 60 s on rank 1; set FASTBN_RANKS_TIMEOUT")
+    raised(answers, ValueError, "wait 1 s .* on rank 0 and 60 s on rank 1; set FASTBN")
 
 
 def test_waiting_does_not_sleep_at_first(monkeypatch):

@@ -50,7 +50,6 @@ from fastbn.distributed.collectives import (
     VARIABLE,
     Communicator,
     alltoall,
-    can_ask,
     limit_for,
 )  # fmt: skip
 from fastbn.stats import ChannelStats
@@ -75,7 +74,7 @@ class Terms(NamedTuple):
     """What ranks have agreed on for a layer: its number, and how its exchanges go."""
 
     number: int
-    limit: float | None
+    limit: float
     headers_ahead: bool
 
 
@@ -101,17 +100,15 @@ def agree(comm: Communicator, make: Callable[[], tuple[str, Iterable[np.ndarray]
         said = f"{limit:g} {_checksum(arrays)} {made}{' with FASTBN_CHECK_CALLS' * ahead}"
     except BaseException as problem:  # the user's interrupt as well: others must hear of it
         error, said = problem, "!" + headers.described(problem)
-    # here always by what can be given up, so that ranks meet which were told different limits
-    wait = (limit or float("inf")) if can_ask(comm) else None
-    headers.check(comm, headers.all_rows(comm, headers.header_of("make"), wait), None, wait)
-    texts = headers.all_texts(comm, f"{_last + 1} {said}", wait)
+    headers.check(comm, headers.all_rows(comm, headers.header_of("make"), limit), None, limit)
+    texts = headers.all_texts(comm, f"{_last + 1} {said}", limit)
     numbered = [text.partition(" ") for text in texts]
     number = max(int(given) for given, _, _ in numbered)
     _last = max(_last, number)
     if error is not None:
         raise error
     _compare([text for _, _, text in numbered])
-    return Terms(number, limit or None, ahead)
+    return Terms(number, limit, ahead)
 
 
 def _compare(texts: list[str]) -> None:

@@ -54,7 +54,7 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def all_texts(comm: Any, text: str, limit: float | None) -> list[str]:
+def all_texts(comm: Any, text: str, limit: float) -> list[str]:
     """The texts of all ranks; of long ones the beginning."""
     sent = np.zeros(_TEXT, np.uint8)
     kept = text.encode()[:_TEXT]
@@ -64,7 +64,7 @@ def all_texts(comm: Any, text: str, limit: float | None) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in received]
 
 
-def all_rows(comm: Any, sent: np.ndarray, limit: float | None) -> np.ndarray:
+def all_rows(comm: Any, sent: np.ndarray, limit: float) -> np.ndarray:
     """What every rank has sent, by rank."""
     ranks = comm.Get_size()
     if ranks == 1:
@@ -75,7 +75,7 @@ def all_rows(comm: Any, sent: np.ndarray, limit: float | None) -> np.ndarray:
     return received
 
 
-def check(comm: Any, headers: np.ndarray, error: BaseException | None, limit: float | None) -> None:
+def check(comm: Any, headers: np.ndarray, error: BaseException | None, limit: float) -> None:
     """Raise on all ranks if one has refused, or if they make different calls."""
     refused = np.flatnonzero(headers[:, _REFUSED] == 1)  # not NaN
     if refused.size:
