@@ -3,7 +3,8 @@
 Whoever calls hands in an *exchange* (`fastbn.distributed`), which is asked once in each direction:
 it takes the statistics or sums of this part and gives back those of all parts together. All checks
 are made before it is asked, so that it can tell the other processes. What may still fail on one
-process alone after that is to get memory, for arrays in layouts that no kernel walks.
+process alone after that is to get memory, for arrays in layouts that no kernel walks; the exchange
+then finds the processes apart in the next call.
 """
 
 import zlib
@@ -30,11 +31,13 @@ class Share(Protocol):
     #: Forward: mean and m2 of each channel; backward: sums of ``dy * x_hat`` and of ``dy``.
     rows: np.ndarray
 
+    def finish(self, whole: "Whole") -> Any:
+        """What the call is for, from all shares together."""
+
 
 class Whole(NamedTuple):
-    """What comes back: this share itself, and number of values and rows of all together."""
+    """What comes back: number of values and rows of all shares together."""
 
-    share: Any
     values: int
     rows: np.ndarray
 
@@ -42,8 +45,8 @@ class Whole(NamedTuple):
 class Exchange(Protocol):
     """What gets all parts together."""
 
-    def together(self, call: str, prepare: Callable[[], Share], settings: Any = ()) -> Whole:
-        """The share that ``prepare`` makes, and the whole; an error of any is one of all.
+    def together(self, call: str, prepare: Callable[[], Share], settings: Any = ()) -> Any:
+        """What the share that ``prepare`` makes finishes with; an error of any is one of all.
 
         ``settings`` must be alike.
         """
@@ -91,7 +94,7 @@ class Sync(Forward):
 
     def finish(self, whole: Whole) -> Any:
         """Normalize with the statistics of the whole batch, then move the running ones."""
-        _, self.count, (mean, m2) = whole
+        self.count, (mean, m2) = whole
         if self.count == 0:
             self.statistics = np.zeros(3 * self.channels)
             return self.returned
@@ -150,8 +153,7 @@ def backward(dy: Any, cache: SyncCache, out: Any) -> tuple[Any, ...]:
     # takes those of each part
     own = cache.evaluated and cache.batch_statistics
     alike = None if own else zlib.crc32(cache.statistics.tobytes())
-    whole = cache.exchange.together("backward", lambda: kind(dy, cache, out), alike)
-    return whole.share.finish(whole)
+    return cache.exchange.together("backward", lambda: kind(dy, cache, out), alike)
 
 
 class _Gradient:

@@ -140,7 +140,7 @@ def _compare(texts: list[str]) -> None:
 class Unconnected:
     """In place of an exchange where there is no communicator."""
 
-    def together(self, call: str, prepare: Callable[[], Share], settings: Any = ()) -> Whole:
+    def together(self, call: str, prepare: Callable[[], Share], settings: Any = ()) -> Any:
         """Nothing can be told to nobody."""
         raise RuntimeError(
             "the layer has no communicator, which a pickle leaves out; set it on all ranks: "
@@ -162,8 +162,8 @@ class MpiExchange:
         received = self.ranks * (headers.BYTES + 16 * channels)
         self.in_slices = received > LARGEST and hasattr(comm, "Alltoall")
         self.always_ahead = terms.headers_ahead
-        #: How many calls all ranks have come through, and whether headers still go ahead of them.
-        self.done, self.ahead = 0, True
+        #: How many calls have gone well, how many messages, and whether headers still go ahead.
+        self.done, self.gone, self.ahead = 0, 0, True
         #: Copies that this one has had.
         self.copies = 0
 
@@ -178,16 +178,17 @@ class MpiExchange:
         text = f"{self.number} {self.copies}".encode()
         digest = hashlib.blake2b(text, digest_size=6).digest()
         new.number = _COPIES + int.from_bytes(digest, "big")  # exact as a float64
-        new.done = new.copies = 0
+        new.done = new.gone = new.copies = 0
         return new
 
-    def together(self, call: str, prepare: Callable[[], Share], settings: Any = ()) -> Whole:
-        """What ``prepare`` makes of this rank's part, and count and rows of all ranks together.
+    def together(self, call: str, prepare: Callable[[], Share], settings: Any = ()) -> Any:
+        """What the share that ``prepare`` makes of this rank's part finishes with.
 
         ``settings`` must be alike on all ranks. If ``prepare`` raises on a rank, all ranks raise:
         that one its own error, the others a RuntimeError that names it.
         """
-        error, share, rows = None, None, np.zeros((2, self.channels))
+        share: Any = None
+        error, rows = None, np.zeros((2, self.channels))
         header = headers.header_of(call, self.number, self.done)
         try:
             share = prepare()
@@ -200,10 +201,12 @@ class MpiExchange:
             self._check(headers.all_rows(self.comm, header, self.limit), error)
         exchange = self._sliced if self.in_slices else self._gathered
         counts, rows = exchange(header, rows, _JOINS[call], error)
-        self.done += 1
-        if call == "backward" or self.done >= AHEAD:
+        self.gone += 1
+        if call == "backward" or self.gone >= AHEAD:
             self.ahead = self.always_ahead
-        return Whole(share, int(counts.sum()), rows)
+        found = share.finish(Whole(int(counts.sum()), rows))
+        self.done += 1  # not where it has failed on this rank alone: others find that out
+        return found
 
     def refuse(self, call: str, error: BaseException) -> NoReturn:
         """Raise ``error``, and tell the other ranks, which make the call."""

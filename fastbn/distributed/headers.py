@@ -17,7 +17,7 @@ BYTES = 8 * NUMBERS
 #: What a header is of: a call of a layer, or that one is made.
 CALLS = "forward", "backward", "make"
 _DTYPES = "float16", "bfloat16", "float32", "float64"
-#: `_DONE`: how many exchanges of the layer all ranks have come through, `_COUNT`: values of a
+#: `_DONE`: how many calls of the layer have gone well, `_COUNT`: values of a
 #: channel, which alone may differ.
 _REFUSED, _CALL, _LAYER, _DONE, _DTYPE, _SETTINGS, _COUNT = range(NUMBERS)
 #: Bytes of a text that ranks show each other: why one has refused, or how its layer was made.
@@ -106,8 +106,8 @@ def _differ(one: np.ndarray, other: np.ndarray, rank: int) -> NoReturn:
         )
     if one[_DONE] != other[_DONE]:
         raise RuntimeError(
-            f"rank 0 has {one[_DONE]:.0f} exchanges of the layer behind it, and rank {rank} "
-            f"{other[_DONE]:.0f}: one has repeated or left out a call{ALIKE}"
+            f"of the layer's calls {one[_DONE]:.0f} have gone well on rank 0, and on rank {rank} "
+            f"{other[_DONE]:.0f}: one has failed on one rank alone{ALIKE}"
         )
     if one[_DTYPE] != other[_DTYPE]:
         names = [_DTYPES[int(header[_DTYPE])] for header in (one, other)]

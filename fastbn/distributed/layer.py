@@ -262,12 +262,16 @@ class SyncBatchNorm(BatchNorm):
             raise
 
     def _train(self, x: Any, out: Any, residual: Any, mask: Any) -> tuple[np.ndarray, ForwardCache]:
+        call: Any = None
+
         def prepare() -> Any:
-            return self._checked_call(x, out, residual, mask)
+            nonlocal call
+            call = self._checked_call(x, out, residual, mask)
+            return call
 
         alike = [getattr(self, name) for name in _ALIKE]
-        whole = self._ranks().together("forward", prepare, alike)
-        return whole.share.finish(whole), whole.share.cache()
+        y = self._ranks().together("forward", prepare, alike)
+        return y, call.cache()
 
     def _call(self, x: Any, axis: int, out: Any, fused: Any, mask: Any) -> Forward:
         if not self._backward_exchanges:
