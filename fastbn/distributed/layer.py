@@ -43,7 +43,7 @@ class SyncBatchNorm(BatchNorm):
     samples, or none. All ranks get the same bits of statistics, whoever comes first.
 
     A training call, its ``backward``, the constructor and ``layer.comm = comm`` are collective: all
-    all ranks make them, in the same order, from one thread. A rank whose batches have ended goes on
+    ranks make them, in the same order, from one thread. A rank whose batches have ended goes on
     with empty ones, as many as the longest has. If a check fails on one rank, all ranks raise, and
     nothing has changed on any. An evaluation call exchanges nothing, and without running statistics
     (``track_running_stats=False``) takes those of its own part alone. Its ``backward`` exchanges
