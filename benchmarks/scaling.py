@@ -173,7 +173,8 @@ what makes the share smaller as well: convolutions take most of a step.
 - Few ranks: the time of Python for each call and the latency decide, not bytes. Messages do not
   grow with the batch, so larger local batches make up for both.
 - Many ranks: an allgather of all statistics grows with their number ({whole:.0f} MB with
-  {most} ranks, a step). So large messages go in slices, of which {slices:.1f} MB come in.
+  {most} ranks, a step). So large messages go in slices, of which {slices:.1f} MB come in, most to
+  be passed on.
 - Below the batch of "even at", take statistics over groups of ranks, such as those of one
   machine (`comm.Split(comm.rank // 8)`): 8 ranks of a few samples already give fair statistics.
 - A layer needs its statistics before it can go on, so its exchange hides behind nothing of the
