@@ -12,7 +12,8 @@ The model of P ranks has three parts:
 - network: each collective takes ``ceil(log2(P)) * latency`` and the time of its bytes. Of an
   allgather of m bytes a rank these are ``(P - 1) * m``, of an alltoall ``P * m / 2`` in each of
   log2(P) steps, or ``(P - 1) * m`` in P - 1 steps where that takes less (Thakur, Rabenseifner &
-  Gropp, "Optimization of Collective Communication Operations in MPICH", 2005).
+  Gropp, "Optimization of Collective Communication Operations in MPICH", 2005). Bytes are counted
+  of the way whose time is taken, those that a rank passes on for others included.
 
 It leaves out: ranks that come late, for which all wait; ranks that share a network card or are on
 one machine; congestion; and the rest of the network, which takes most of a training step.
@@ -30,6 +31,7 @@ from pathlib import Path
 from benchmarks.results import ROOT, Unusable
 from benchmarks.scaling_ranks import LAYERS, alone
 from fastbn.distributed.exchange import LARGEST
+from fastbn.distributed.headers import BYTES as HEADER
 
 PAGE = ROOT / "benchmarks" / "SCALING.md"
 #: Ranks that are measured, and those of the model.
@@ -37,8 +39,8 @@ MEASURED, MODELLED = (1, 2, 4), (2, 8, 64, 1024)
 #: Of the model: latency of a step in microseconds and bandwidth in Gbit/s, as of a 100 Gbit/s
 #: fabric with remote memory access; samples of a rank.
 LATENCY, BANDWIDTH, BATCH, ROUNDS = 2.0, 100.0, 8, 5
-#: Bytes of a message.
-HEADER, PER_CHANNEL = 48, 16
+#: Bytes of a message besides its header, for each channel.
+PER_CHANNEL = 16
 
 
 def sliced(ranks: int, channels: int) -> bool:
@@ -58,10 +60,9 @@ def collectives(ranks: int, channels: int, latency: float, gap: float) -> tuple[
         return steps * latency + nbytes * gap, nbytes
     width = math.ceil(channels / ranks)
     part, results = HEADER + PER_CHANNEL * width, (ranks - 1) * PER_CHANNEL * width
-    few_steps = steps * latency + steps * (ranks / 2) * part * gap
-    few_bytes = (ranks - 1) * (latency + part * gap)
-    seconds = min(few_steps, few_bytes) + steps * latency + results * gap
-    return seconds, (ranks - 1) * part + results
+    ways = (steps, steps * ranks // 2 * part), (ranks - 1, (ranks - 1) * part)
+    seconds, nbytes = min((n * latency + moved * gap, moved) for n, moved in ways)
+    return seconds + steps * latency + results * gap, nbytes + results
 
 
 def network(ranks: int, latency: float, gap: float) -> tuple[float, float]:
@@ -100,12 +101,12 @@ def _table(titles: list[str], rows: list[list[object]]) -> str:
     return tabulate(rows, titles, tablefmt="github", floatfmt=".3g")
 
 
-def measured_table(found: dict[int, dict]) -> str:
+def measured_table(found: dict[int, dict], latency: float, gap: float) -> str:
     """Times of a step in ms, and bytes of a rank."""
     rows = [
         [
             ranks, run["plain"] * 1e3, run["sync"] * 1e3, (run["sync"] - run["plain"]) * 1e3,
-            run["sync"] / run["plain"], network(ranks, 0, 0)[1] / 1e6 if ranks > 1 else 0,
+            run["sync"] / run["plain"], network(ranks, latency, gap)[1] / 1e6 if ranks > 1 else 0,
         ]
         for ranks, run in found.items()
     ]  # fmt: skip
@@ -139,8 +140,9 @@ TEXT = """# How synchronized batch norm scales
 Written by `{command}` on {machine}.
 
 All times are of one step: forward and backward of ResNet-50's 53 batch norms, float32, {batch}
-samples of 224x224 pixels a rank, one thread a rank. A rank sends 106 messages, of 16 bytes a
-channel and 48 more.
+samples of 224x224 pixels a rank, one thread a rank. A step has 106 exchanges. In each a rank sends
+16 bytes a channel and {header} more; or, where the messages of all ranks are more than {largest}
+bytes, so much of a slice of the channels to each rank, and then its joined slice to all.
 
 ## Measured here
 
@@ -171,7 +173,8 @@ what makes the share smaller as well: convolutions take most of a step.
 - Few ranks: the time of Python for each call and the latency decide, not bytes. Messages do not
   grow with the batch, so larger local batches make up for both.
 - Many ranks: an allgather of all statistics grows with their number ({whole:.0f} MB with
-  {most} ranks, a step). So large messages go in slices, of which {slices:.1f} MB come in.
+  {most} ranks, a step). So large messages go in slices, of which {slices:.1f} MB come in, most to
+  be passed on.
 - Below the batch of "even at", take statistics over groups of ranks, such as those of one
   machine (`comm.Split(comm.rank // 8)`): 8 ranks of a few samples already give fair statistics.
 - A layer needs its statistics before it can go on, so its exchange hides behind nothing of the
@@ -200,12 +203,13 @@ def scaling(
     page = TEXT.format(
         command=" ".join(["python -m benchmarks scaling", *sys.argv[2:]]),
         machine=f"{platform.machine()} with {os.cpu_count()} processors, {platform.system()}",
-        batch=batch, load=load, processors=os.cpu_count(), measured=measured_table(found),
+        batch=batch, load=load, processors=os.cpu_count(),
+        measured=measured_table(found, latency * 1e-6, gap),
         mpi=next(iter(found.values()))["mpi"], allgather=allgather_table(found),
         latency=latency, bandwidth=bandwidth,
         model=model_table(here, batch, latency * 1e-6, gap), most=most,
         whole=(most - 1) * (PER_CHANNEL * channels + 106 * HEADER) / 1e6,
-        slices=network(most, 0, 0)[1] / 1e6,
+        slices=network(most, latency * 1e-6, gap)[1] / 1e6, header=HEADER, largest=LARGEST,
     )  # fmt: skip
     to.write_text(page, encoding="utf-8")
     print(page)

@@ -18,9 +18,7 @@ class Threads:
         self.barrier = threading.Barrier(size, timeout=PATIENCE)
         self.slots = [None] * size
         self.collectives = self.nbytes = 0
-
-    def comm(self, rank):
-        return FakeComm(self, rank)
+        self.lock, self.begun = threading.Lock(), {}
 
 
 class FakeComm:
@@ -60,19 +58,58 @@ class FakeComm:
             _received(row, sent[self.rank])
 
 
+class AskedComm(FakeComm):
+    """With collectives that return at once and are asked whether they are done, as MPI's are.
+
+    The n-th of a rank belongs to the n-th of each other, whatever they are of.
+    """
+
+    def __init__(self, threads, rank):
+        super().__init__(threads, rank)
+        self.made = 0
+
+    def Iallgather(self, send, receive):
+        return self._begin(send, receive.reshape(self.threads.size, -1), slice(None))
+
+    def Ialltoall(self, send, receive):
+        return self._begin(send, receive, self.rank)
+
+    def _begin(self, send, receive, own):
+        with self.threads.lock:
+            sent = self.threads.begun.setdefault(self.made, {})
+            sent[self.rank] = np.array(send)
+        self.made += 1
+        return Request(self.threads.size, sent, receive, own)
+
+
+class Request:
+    """A collective under way."""
+
+    def __init__(self, size, sent, receive, own):
+        self.size, self.sent, self.receive, self.own = size, sent, receive, own
+
+    def Test(self):
+        time.sleep(0)  # other threads may go on
+        if len(self.sent) < self.size:
+            return False
+        for rank, row in enumerate(self.receive):
+            _received(row, self.sent[rank][self.own].ravel())
+        return True
+
+
 def _received(place, sent):
     """Bytes, whatever they mean; a message may be shorter than the place for it."""
     assert sent.nbytes <= place.nbytes, "message truncated"
     place.view(np.uint8)[: sent.nbytes] = sent.view(np.uint8)
 
 
-def on_ranks(size, program, late=None):
+def on_ranks(size, program, late=None, kind=FakeComm):
     """What ``program(comm)`` returns on each rank, an exception included; and the `Threads`."""
     shared = Threads(size, late)
 
     def run(rank):
         try:
-            return program(shared.comm(rank))
+            return program(kind(shared, rank))
         except Exception as error:
             return error
 

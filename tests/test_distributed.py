@@ -174,15 +174,17 @@ def test_slices_have_the_same_bits(monkeypatch, ranks, channels):
 
 @pytest.mark.parametrize(
     ("ranks", "channels", "collectives", "nbytes"),
-    [(2, 2048, 1, 48 + 16 * 2048), (2, 4096, 2, 2 * 48 + 48 * 2048), (4, 8, 1, 48 + 16 * 8)],
+    [(2, 2048, 1, 56 + 16 * 2048), (2, 4096, 2, 2 * 56 + 48 * 2048), (4, 8, 1, 56 + 16 * 8)],
 )
 def test_large_messages_go_in_slices(ranks, channels, collectives, nbytes):
     def program(comm):
         layer, threads = SyncBatchNorm(channels, comm=comm), comm.threads
+        x = np.ones((2, channels), np.float32)
+        layer.backward(layer(x))  # until then headers go ahead
         comm.meet()
         before = threads.collectives, threads.nbytes
         comm.meet()
-        layer(np.ones((2, channels), np.float32))
+        layer(x)
         comm.meet()
         return threads.collectives - before[0], threads.nbytes - before[1]
 
@@ -234,12 +236,14 @@ def test_one_exchange_in_each_direction_and_none_in_evaluation():
             seen.append(comm.threads.collectives)
             comm.meet()  # nobody goes on before all have counted
 
-        count()
         x = np.random.default_rng(comm.rank).normal(size=(4, 6)).astype(np.float32)
+        count()
+        layer.backward(layer(x))  # headers of both go ahead
+        count()
         for call in (lambda: layer(x), lambda: layer.backward(x)):
             before = comm.threads.nbytes
             call()
-            assert comm.threads.nbytes - before == 48 + 16 * 6
+            assert comm.threads.nbytes - before == 56 + 16 * 6
             count()
         layer.eval()
         if comm.rank == 1:  # alone
@@ -251,7 +255,7 @@ def test_one_exchange_in_each_direction_and_none_in_evaluation():
         count()
         return seen
 
-    assert values(on_ranks(2, program)) == [[1, 2, 3, 3]] * 2
+    assert values(on_ranks(2, program)) == [[2, 6, 7, 8, 8]] * 2
 
 
 def test_frozen_and_untracked_layers():

@@ -187,32 +187,30 @@ def test_ranks_that_do_different_things(call, kind, match):
     raised(on_ranks(RANKS, program)[0], kind, match)
 
 
-def test_layers_of_different_sizes(monkeypatch):
-    """Found by headers that go ahead."""
-    monkeypatch.setenv("FASTBN_CHECK_CALLS", "1")
+@pytest.mark.parametrize("always", [False, True])
+def test_layers_of_different_sizes(monkeypatch, always):
+    """Found by headers that go ahead: of the first calls of a layer, or of all."""
+    monkeypatch.setenv("FASTBN_CHECK_CALLS", str(int(always)))
 
     def program(comm):
         layers = [SyncBatchNorm(channels, comm=comm) for channels in (6, 7)]
+        if always:
+            for layer in layers:
+                layer.backward(layer(np.ones((4, layer.num_features), "f4")))
         try:
             return different(comm, *layers)(GOOD if comm.rank < 2 else np.ones((4, 7), "f4"))
         finally:
-            layers[0](GOOD)
+            layers[0].backward(layers[0](GOOD))
 
     raised(on_ranks(RANKS, program)[0], RuntimeError, "rank 2 calls another layer than rank 0")
 
 
-def test_a_layer_made_while_others_call_one(way):
-    """Messages of 29 channels are as long as those of a constructor."""
-    x = np.ones((4, 29), np.float32)
-
+def test_a_layer_made_while_others_call_one():
     def program(comm):
-        layer = SyncBatchNorm(29, comm=comm)
-        return SyncBatchNorm(29, comm=comm) if comm.rank == 1 else layer(x)
+        layer = SyncBatchNorm(6, comm=comm)
+        return SyncBatchNorm(6, comm=comm) if comm.rank == 1 else layer(GOOD)
 
-    if exchange.LARGEST:
-        answers, _ = on_ranks(RANKS, program)
-        raised(answers, RuntimeError, "rank 1 calls another layer than rank 0", [0, 2])
-        raised(answers, RuntimeError, "rank 0 does not make a layer, as rank 1 does", [1])
+    raised(on_ranks(RANKS, program)[0], RuntimeError, "rank 1 makes a layer, and rank 0 calls one")
 
 
 def test_a_message_too_short_is_no_header():
@@ -220,6 +218,8 @@ def test_a_message_too_short_is_no_header():
 
     def program(comm):
         layers = [SyncBatchNorm(channels, comm=comm) for channels in (6, 2)]
+        for layer in layers:
+            layer.backward(layer(np.ones((4, layer.num_features), "f4")))
         return different(comm, *layers)(GOOD if comm.rank < 2 else np.ones((4, 2), "f4"))
 
     answers, _ = on_ranks(RANKS, program)
@@ -359,9 +359,10 @@ def test_what_is_not_converted(layer, kind, match):
 
 def test_converting_different_layers():
     def program(comm):
-        return convert_sync_batchnorm([fastbn.BatchNorm1d(2)] * comm.rank, comm)
+        layers = [fastbn.BatchNorm1d(2) for _ in range(1 + comm.rank)]
+        return convert_sync_batchnorm(layers, comm)
 
-    raised(on_ranks(RANKS, program)[0], ValueError, "0 layers to convert.* 1 layers to convert")
+    raised(on_ranks(RANKS, program)[0], ValueError, "1 layers to convert.* 2 layers to convert")
 
 
 def test_attributes_that_a_layer_has_not():
@@ -376,8 +377,8 @@ def test_attributes_that_a_layer_has_not():
     assert on_ranks(1, program)[0] == [True]
 
 
-@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan"])
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
 def test_a_limit_that_is_none(monkeypatch, text):
     monkeypatch.setenv("FASTBN_RANKS_TIMEOUT", text)
     answers, _ = on_ranks(1, lambda comm: SyncBatchNorm(6, comm=comm))
-    raised(answers, ValueError, f"positive number of seconds, got '{text}'", [0])
+    raised(answers, ValueError, f"positive number of seconds, .*got '{text}'", [0])

@@ -1,10 +1,13 @@
 """Batch norm whose batch is spread over several processes, each of which has a part of it.
 
 Whoever calls hands in an *exchange* (`fastbn.distributed`), which is asked once in each direction:
-it takes the statistics or sums of this part and gives back those of all parts together. All that
-can fail is done before it is asked, so that it can tell the other processes.
+it takes the statistics or sums of this part and gives back those of all parts together. All checks
+are made before it is asked, so that it can tell the other processes. What may still fail on one
+process alone after that is to get memory, for arrays in layouts that no kernel walks; the exchange
+then finds the processes apart in the next call.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -19,7 +22,7 @@ from fastbn.kernels import formulas
 from fastbn.kernels.held import computed
 
 
-class Part(Protocol):
+class Share(Protocol):
     """What one process gives to an exchange."""
 
     dtype: np.dtype
@@ -28,11 +31,13 @@ class Part(Protocol):
     #: Forward: mean and m2 of each channel; backward: sums of ``dy * x_hat`` and of ``dy``.
     rows: np.ndarray
 
+    def finish(self, whole: "Whole") -> Any:
+        """What the call is for, from all shares together."""
+
 
 class Whole(NamedTuple):
-    """What comes back: the part itself, and number of values and rows of all parts together."""
+    """What comes back: number of values and rows of all shares together."""
 
-    part: Any
     values: int
     rows: np.ndarray
 
@@ -40,8 +45,8 @@ class Whole(NamedTuple):
 class Exchange(Protocol):
     """What gets all parts together."""
 
-    def together(self, call: str, prepare: Callable[[], Part], settings: Any = ()) -> Whole:
-        """The part that ``prepare`` makes, and the whole; an error of any part is one of all.
+    def together(self, call: str, prepare: Callable[[], Share], settings: Any = ()) -> Any:
+        """What the share that ``prepare`` makes finishes with; an error of any is one of all.
 
         ``settings`` must be alike.
         """
@@ -56,6 +61,8 @@ class SyncCache(ForwardCache):
     count: int
     #: Whether gradients of weight and bias are those of the whole batch.
     total: bool
+    #: Whether this is of an evaluation call, whose statistics are no function of the whole batch.
+    evaluated: bool = False
 
 
 class Sync(Forward):
@@ -87,7 +94,7 @@ class Sync(Forward):
 
     def finish(self, whole: Whole) -> Any:
         """Normalize with the statistics of the whole batch, then move the running ones."""
-        _, self.count, (mean, m2) = whole
+        self.count, (mean, m2) = whole
         if self.count == 0:
             self.statistics = np.zeros(3 * self.channels)
             return self.returned
@@ -114,19 +121,39 @@ class Sync(Forward):
 
     def cache(self) -> ForwardCache:
         """For `backward`."""
+        return _with(super().cache(), exchange=self.exchange, count=self.count, total=self.total)
+
+
+class Evaluation(Forward):
+    """An evaluation call on a part of a batch, whose parameters get gradients of the whole.
+
+    It exchanges nothing; its backward does, the two sums.
+    """
+
+    def __init__(self, exchange: Exchange, *arguments: Any):
+        self.exchange = exchange
+        super().__init__(*arguments)
+
+    def cache(self) -> ForwardCache:
+        """For `backward`."""
         plain = super().cache()
-        return SyncCache(
-            **{field.name: getattr(plain, field.name) for field in fields(plain)},
-            exchange=self.exchange, count=self.count, total=self.total,
-        )  # fmt: skip
+        if self.tracked:
+            plain.statistics = self._running_statistics()  # of no samples too: all parts compare
+        return _with(plain, exchange=self.exchange, count=self.count, total=True, evaluated=True)
+
+
+def _with(plain: ForwardCache, **more: Any) -> SyncCache:
+    return SyncCache(**{f.name: getattr(plain, f.name) for f in fields(plain)}, **more)
 
 
 def backward(dy: Any, cache: SyncCache, out: Any) -> tuple[Any, ...]:
     """Gradients in x, weight and bias, and in the residual if there was one."""
-    # all parts have the same statistics, unless they are of different forwards
-    some = cache.statistics[:8].tobytes()
-    whole = cache.exchange.together("backward", lambda: _Gradient(dy, cache, out), some)
-    return whole.part.finish(whole)
+    kind: Any = _Evaluated if cache.evaluated else _Gradient
+    # alike, unless parts are of different forwards: but an evaluation without running statistics
+    # takes those of each part
+    own = cache.evaluated and cache.batch_statistics
+    alike = None if own else zlib.crc32(cache.statistics.tobytes())
+    return cache.exchange.together("backward", lambda: kind(dy, cache, out), alike)
 
 
 class _Gradient:
@@ -170,3 +197,25 @@ class _Gradient:
         with np.errstate(over="ignore", under="ignore"):
             of_parameters = whole.rows if cache.total else self.rows
             return self.returned, *of_parameters.astype(computed(self.dtype)), *self.residual
+
+
+class _Evaluated:
+    """The same after an evaluation call: the gradient in x needs this part alone."""
+
+    def __init__(self, dy, cache, out):
+        dy, x = operations.checked_gradient(dy, cache), cache.x
+        self.dtype, self.count = arguments.native(x.dtype), x.size // x.shape[cache.axis]
+        self.out = self.target = out
+        if out is not None:
+            self.target = arguments.check_out(out, x.shape, self.dtype, {"dy": dy, "x": x})
+        self.dx, *sums_and_residual = operations.backward(dy, cache, None)
+        self.rows = np.array(sums_and_residual[:2], np.float64)
+        self.residual = sums_and_residual[2:]
+
+    def finish(self, whole: Whole) -> tuple[Any, ...]:
+        """The gradients, those of parameters summed over all parts."""
+        if self.out is not None:
+            np.copyto(self.target, self.dx)
+        with np.errstate(over="ignore", under="ignore"):
+            sums = whole.rows.astype(computed(self.dtype))
+        return self.dx if self.out is None else self.out, *sums, *self.residual

@@ -3,6 +3,8 @@
 import zlib
 from typing import Any
 
+import numpy as np
+
 from fastbn.distributed.collectives import Communicator, check_comm
 from fastbn.distributed.exchange import agree
 from fastbn.distributed.layer import Sums, SyncBatchNorm
@@ -40,11 +42,13 @@ def convert_sync_batchnorm(
     Raises
     ------
     TypeError
-        For a layer of a class derived from BatchNorm, such as BatchRenorm2d, which does more.
+        For a layer of a class derived from BatchNorm, such as BatchRenorm2d, which does more; or
+        if there is no batch norm in ``layers``: the attributes of an object are not looked at.
     NotImplementedError
         For a layer with ``virtual_batch_size``, or on a device.
     ValueError, RuntimeError
-        If ranks have different layers, or another rank has raised. No layer was made then.
+        If ranks have different layers, weights or running statistics, or another rank has raised.
+        No layer was made then.
 
     Examples
     --------
@@ -59,29 +63,46 @@ def convert_sync_batchnorm(
     >>> network["blocks"]
     [SyncBatchNorm(4, eps=0.001, momentum=0.1, affine=True, bias=True, track_running_stats=True)]
     """
-    found: dict[int, BatchNorm] = {}
+    found: list[tuple[str, BatchNorm]] = []
+    plain: dict[int, BatchNorm] = {}
 
-    def look() -> str:
+    def look() -> tuple[str, list[np.ndarray]]:
         _collect(layers, "layers", found)
-        described = ", ".join(map(repr, found.values()))
-        return f"{len(found)} layers to convert (checksum {zlib.crc32(described.encode()):08x})"
+        if not found:
+            raise TypeError(
+                f"there is no BatchNorm1d, 2d or 3d in layers, got a {type(layers).__name__}; pass "
+                "a layer, or a dict or list of layers, such as vars(network)"
+            )
+        for _, layer in found:
+            if not isinstance(layer, SyncBatchNorm):
+                plain[id(layer)] = layer
+        # the checksum is of all of it, since a long text is cut off
+        described = ", ".join(f"{path}: {layer!r}" for path, layer in found)
+        checksum = zlib.crc32(described.encode())
+        arrays = [array for layer in plain.values() for array in layer._arrays().values()]
+        said = f"{len(plain)} layers to convert (checksum {checksum:08x} of {described})"
+        return said, arrays
 
     agree(check_comm(comm), look)
     made = {
-        key: _converted(layer, comm, parameter_gradients) for key, layer in found.items()
+        key: _converted(layer, comm, parameter_gradients) for key, layer in plain.items()
     }  # fmt: skip
     return _replaced(layers, made)
 
 
-def _collect(item: Any, path: str, found: dict[int, BatchNorm]) -> None:
-    """All layers to convert, in the order of the containers; or an error that says where."""
+def _collect(item: Any, path: str, found: list[tuple[str, BatchNorm]]) -> None:
+    """All layers of batch norm, in the order of the containers; or an error that says where."""
     if isinstance(item, dict):
-        for key, value in item.items():
-            _collect(value, f"{path}[{key!r}]", found)
+        for k, (key, value) in enumerate(item.items()):
+            # a key of another kind may be shown otherwise by each process
+            shown = repr(key) if isinstance(key, (str, int)) else f"<{type(key).__name__} {k}>"
+            _collect(value, f"{path}[{shown}]", found)
     elif isinstance(item, (list, tuple)):
         for k, value in enumerate(item):
             _collect(value, f"{path}[{k}]", found)
-    elif isinstance(item, BatchNorm) and not isinstance(item, SyncBatchNorm):
+    elif isinstance(item, SyncBatchNorm):
+        found.append((path, item))
+    elif isinstance(item, BatchNorm):
         if type(item) not in _PLAIN:
             raise TypeError(
                 f"{path} is a {type(item).__name__}, expected BatchNorm1d, 2d or 3d, which are "
@@ -93,7 +114,7 @@ def _collect(item: Any, path: str, found: dict[int, BatchNorm]) -> None:
                 f"{item._device!r}, and SyncBatchNorm has no virtual batches and is on the CPU; "
                 "set bn.virtual_batch_size = None, bn.to('cpu')"
             )
-        found[id(item)] = item
+        found.append((path, item))
 
 
 def _converted(layer: BatchNorm, comm: Communicator, parameter_gradients: Sums) -> SyncBatchNorm:

@@ -1,9 +1,9 @@
 """What ranks tell each other in a call: statistics or sums, and whether anybody has refused.
 
-Each rank sends one message in each direction: a header, then two numbers for each channel (mean and
-m2 forward, the sums of ``dy * x_hat`` and ``dy`` backward). Messages of a layer all have one size,
-whatever the call, so ranks that make different calls find that out by the headers. A rank whose
-checks fail sends a message too, which says so: then all ranks raise, and none waits for ever.
+Each rank sends a header, then two numbers for each channel (mean and m2 forward, the sums of
+``dy * x_hat`` and ``dy`` backward). Messages of a layer all have one size, whatever the call, so
+ranks that make different calls find that out by the headers. A rank whose checks fail sends a
+message too, which says so: then all ranks raise, and none waits for ever.
 
 MPI's own reductions are not used. In which order ``Allreduce`` adds is up to the library, to the
 number of ranks and to the size of the message, and MPI only recommends that all ranks get the same
@@ -12,11 +12,12 @@ with 1, 2 with 3, and so on. So all ranks have the same bits, whichever rank com
 
 For C channels on P ranks there are two ways, with the same tree and the same bits:
 
-- ``Allgather``: every rank gets all messages, one collective of ``16 * C * P`` bytes per rank. The
-  least latency, for few ranks or few channels.
-- in slices: by ``Alltoall`` each rank gets its C / P of the channels from all ranks, joins them,
-  and an ``Allgather`` of the results follows. Two collectives, and ``32 * C`` bytes per rank for
-  any number of ranks, besides ``48 * P`` of headers.
+- ``Allgather``: every rank gets all messages, each of ``16 * C`` bytes and a header, in one
+  collective. The least latency, for few ranks or few channels.
+- in slices of ``ceil(C / P)`` channels: by ``Alltoall`` each rank gets its slice from all ranks, P
+  messages of a slice and a header each, and joins it; an ``Allgather`` of the joined slices
+  follows. Two collectives, and besides P headers ``32 * P * ceil(C / P)`` bytes per rank: about
+  ``32 * C`` where there are more channels than ranks, and ``32 * P`` where there are fewer.
 
 The second is taken where the first would have a rank receive more than `LARGEST` bytes. There the
 time that the bytes take is about that of one more collective: at 12.5 GB/s and 2 us for each of
@@ -24,132 +25,190 @@ log2(P) steps, 128 KiB take 10 us. Two ranks of one machine were found to take a
 between 2,048 and 8,192 channels, which is 64 to 256 KiB. P and C decide alone, so all ranks decide
 alike.
 
-What headers cannot show is that ranks call layers of different sizes: then MPI gets messages of
-different sizes, which is an error to some libraries and a hang to others. With the environment
-variable ``FASTBN_CHECK_CALLS=1`` the headers go ahead, in a collective of their own. It finds that
-too, and costs its latency once more.
+What headers of whole messages cannot show is that ranks call layers of different sizes: then MPI
+gets messages of different sizes, which is an error to some libraries and a hang to others. So until
+the first backward of a layer is done, where mistakes of a program show, headers go ahead in a
+collective of their own. It costs its latency once more, so later calls do without, and so does a
+layer that nobody differentiates after `AHEAD` forwards; ``FASTBN_CHECK_CALLS=1`` in the environment
+has all calls do it. Which call is made does not decide, since ranks may make different ones.
 """
 
+import copy
+import hashlib
 import operator
 import os
 import zlib
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from fastbn._call.sync import Part, Whole
-from fastbn.distributed.collectives import Communicator, allgather, alltoall
+from fastbn._call.sync import Share, Whole
+from fastbn.distributed import headers
+from fastbn.distributed.collectives import (
+    LIMIT,
+    VARIABLE,
+    Communicator,
+    alltoall,
+    limit_for,
+)  # fmt: skip
 from fastbn.stats import ChannelStats
 
 #: Bytes that a rank may receive by one ``Allgather``; above, messages go in slices.
 LARGEST = 128 * 1024
-#: Bytes of a text that ranks show each other: why one has refused, or how its layer was made.
-_TEXT = 512
-_CALLS = "forward", "backward"
-_DTYPES = "float16", "bfloat16", "float32", "float64"
-_REFUSED, _CALL, _LAYER, _DTYPE, _SETTINGS, _COUNT = range(6)
-_HEADER = 6
-_ALIKE = "; all ranks of comm must make the same calls in the same order"
+#: Forwards of a layer without a backward before headers no longer go ahead.
+AHEAD = 8
+#: Numbers of copies begin here; ranks count layers that they make from 1.
+_COPIES = 1 << 48
 
 #: Number of the last layer; ranks agree on the largest that any would give next.
 _last = 0
 
 
-def _text_of(received: np.ndarray) -> str:
-    return bytes(received).rstrip(b"\0").decode(errors="ignore")
-
-
-def _all_texts(comm: Communicator, text: str) -> list[str]:
-    """The texts of all ranks."""
-    sent = np.zeros(_TEXT, np.uint8)
-    kept = text.encode()[:_TEXT]
-    sent[: len(kept)] = np.frombuffer(kept, np.uint8)
-    received = np.zeros((comm.Get_size(), _TEXT), np.uint8)
-    allgather(comm, sent, received)
-    return [_text_of(row) for row in received]
-
-
 def _checks_calls() -> bool:
-    """Whether headers go ahead; read whenever a layer is made."""
+    """Whether headers always go ahead; read whenever a layer is made."""
     return os.environ.get("FASTBN_CHECK_CALLS", "0") not in ("", "0")
 
 
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+class Terms(NamedTuple):
+    """What ranks have agreed on for a layer: its number, and how its exchanges go."""
+
+    number: int
+    limit: float
+    headers_ahead: bool
 
 
-def agree(comm: Communicator, make: Callable[[], str]) -> int:
-    """A number for a new layer, once every rank has made the same.
+def _checksum(arrays: Iterable[np.ndarray]) -> str:
+    found = 0
+    for array in arrays:
+        found = zlib.crc32(array.tobytes(), found)
+    return f"{found:08x}"
 
-    ``make`` makes it and says how. Its error is raised where it happens; the other ranks raise one
-    that names it. Ranks that have made different things all raise.
+
+def agree(comm: Communicator, make: Callable[[], tuple[str, Iterable[np.ndarray]]]) -> Terms:
+    """Terms for a new layer, once every rank has made the same.
+
+    ``make`` makes it and gives how, and the arrays that it starts from. Its error is raised where
+    it happens; the other ranks raise one that names it. Ranks that have made different things all
+    raise.
     """
-    error, said = None, ""
-    try:
-        said = make() + (" with FASTBN_CHECK_CALLS" if _checks_calls() else "")
-    except Exception as problem:
-        error = problem
-        said = "!" + _described(problem)
     global _last
-    numbered = [text.partition(" ") for text in _all_texts(comm, f"{_last + 1} {said}")]
-    for rank, (given, _, _) in enumerate(numbered):
-        if not (given.isascii() and given.isdigit()):
-            raise RuntimeError(
-                f"rank {rank} does not make a layer, as rank {comm.Get_rank()} does{_ALIKE}"
-            )
+    error, limit, ahead, said = None, LIMIT, _checks_calls(), ""
+    try:
+        limit = limit_for(comm)
+        made, arrays = make()
+        said = f"{limit:g} {_checksum(arrays)} {made}{' with FASTBN_CHECK_CALLS' * ahead}"
+    except BaseException as problem:  # the user's interrupt as well: others must hear of it
+        error, said = problem, "!" + headers.described(problem)
+    headers.check(comm, headers.all_rows(comm, headers.header_of("make"), limit), None, limit)
+    texts = headers.all_texts(comm, f"{_last + 1} {said}", limit)
+    numbered = [text.partition(" ") for text in texts]
     number = max(int(given) for given, _, _ in numbered)
     _last = max(_last, number)
-    texts = [text for _, _, text in numbered]
     if error is not None:
         raise error
+    _compare([text for _, _, text in numbered])
+    return Terms(number, limit, ahead)
+
+
+def _compare(texts: list[str]) -> None:
+    """Raise if a rank has not made the layer, or another."""
     for rank, text in enumerate(texts):
         if text.startswith("!"):
             raise RuntimeError(f"rank {rank} has not made the layer: {text[1:]}")
-        if text != texts[0]:
+    first = texts[0].split(" ", 2)
+    for rank, text in enumerate(texts):
+        limit, arrays, made = text.split(" ", 2)
+        if limit != first[0]:
             raise ValueError(
-                f"ranks must make layers alike, in the same order: rank 0 has {texts[0]}, rank "
-                f"{rank} has {text}"
+                f"ranks wait {first[0]} s for each other on rank 0 and {limit} s on rank {rank}; "
+                f"set {VARIABLE} alike in the environment of all ranks"
             )
-    return number
+        if made != first[2]:
+            raise ValueError(
+                f"ranks must make layers alike, in the same order: rank 0 has {first[2]}, rank "
+                f"{rank} has {made}"
+            )
+        if arrays != first[1]:
+            raise ValueError(
+                f"weights or running statistics of rank {rank} are not those of rank 0, and would "
+                "stay apart; first load one state dict on all ranks: "
+                "bn.load_state_dict(comm.bcast(bn.state_dict()))"
+            )
+
+
+class Unconnected:
+    """In place of an exchange where there is no communicator."""
+
+    def together(self, call: str, prepare: Callable[[], Share], settings: Any = ()) -> Any:
+        """Nothing can be told to nobody."""
+        raise RuntimeError(
+            "the layer has no communicator, which a pickle leaves out; set it on all ranks: "
+            "layer.comm = MPI.COMM_WORLD. Evaluation needs none"
+        )
+
+    def refuse(self, call: str, error: BaseException) -> NoReturn:
+        """Raise ``error``."""
+        raise error
 
 
 class MpiExchange:
     """The ranks of a communicator as a layer meets them: one exchange for each call."""
 
-    def __init__(self, comm: Communicator, channels: int, number: int) -> None:
+    def __init__(self, comm: Communicator, channels: int, terms: Terms) -> None:
         self.comm: Any = comm
-        self.channels, self.number = channels, number
+        self.channels, self.number, self.limit = channels, terms.number, terms.limit
         self.ranks = comm.Get_size()
-        received = 8 * self.ranks * (_HEADER + 2 * channels)
+        received = self.ranks * (headers.BYTES + 16 * channels)
         self.in_slices = received > LARGEST and hasattr(comm, "Alltoall")
-        self.headers_ahead = _checks_calls()
+        self.always_ahead = terms.headers_ahead
+        #: How many calls have gone well, how many messages, and whether headers still go ahead.
+        self.done, self.gone, self.ahead = 0, 0, True
+        #: Copies that this one has had.
+        self.copies = 0
 
-    def together(self, call: str, prepare: Callable[[], Part], settings: Any = ()) -> Whole:
-        """What ``prepare`` makes of this rank's part, and count and rows of all ranks together.
+    def copied(self) -> "MpiExchange":
+        """That of a copy of the layer.
+
+        Its number follows from this one's and how many copies there were, so ranks that copy
+        alike have the same without a message.
+        """
+        self.copies += 1
+        new = copy.copy(self)
+        text = f"{self.number} {self.copies}".encode()
+        digest = hashlib.blake2b(text, digest_size=6).digest()
+        new.number = _COPIES + int.from_bytes(digest, "big")  # exact as a float64
+        new.done = new.gone = new.copies = 0
+        return new
+
+    def together(self, call: str, prepare: Callable[[], Share], settings: Any = ()) -> Any:
+        """What the share that ``prepare`` makes of this rank's part finishes with.
 
         ``settings`` must be alike on all ranks. If ``prepare`` raises on a rank, all ranks raise:
         that one its own error, the others a RuntimeError that names it.
         """
-        header, rows = np.zeros(_HEADER), np.zeros((2, self.channels))
-        header[_CALL], header[_LAYER] = _CALLS.index(call), self.number
-        error, part = None, None
+        share: Any = None
+        error, rows = None, np.zeros((2, self.channels))
+        header = headers.header_of(call, self.number, self.done)
         try:
-            part = prepare()
-            rows = part.rows
-            header[_DTYPE] = _DTYPES.index(part.dtype.name)
-            header[_SETTINGS] = zlib.crc32(repr(settings).encode())
-            header[_COUNT] = part.count
-        except Exception as problem:
+            share = prepare()
+            rows = share.rows
+            headers.tell_share(header, share, settings)
+        except BaseException as problem:  # the user's interrupt as well: others must hear of it
             error = problem
-            header[_REFUSED] = 1
-        if self.headers_ahead:
-            self._check(self._allgather(header), error)
+            headers.tell_refusal(header)
+        if self.ahead:
+            self._check(headers.all_rows(self.comm, header, self.limit), error)
         exchange = self._sliced if self.in_slices else self._gathered
         counts, rows = exchange(header, rows, _JOINS[call], error)
-        return Whole(part, int(counts.sum()), rows)
+        self.gone += 1
+        if call == "backward" or self.gone >= AHEAD:
+            self.ahead = self.always_ahead
+        found = share.finish(Whole(int(counts.sum()), rows))
+        self.done += 1  # not where it has failed on this rank alone: others find that out
+        return found
 
-    def refuse(self, call: str, error: Exception) -> NoReturn:
+    def refuse(self, call: str, error: BaseException) -> NoReturn:
         """Raise ``error``, and tell the other ranks, which make the call."""
 
         def prepare() -> Any:
@@ -158,86 +217,37 @@ class MpiExchange:
         self.together(call, prepare)
         raise AssertionError("an exchange without this rank's part has gone well")
 
+    def _check(self, found: np.ndarray, error: BaseException | None) -> None:
+        headers.check(self.comm, found, error, self.limit)
+
     def _gathered(self, header, rows, join, error):
         """Counts of the ranks, and rows of all together: every rank joins all of them."""
-        received = self._allgather(np.concatenate([header, rows.reshape(-1)]))
-        headers, parts = received[:, :_HEADER], received[:, _HEADER:]
-        self._check(headers, error)
-        counts = headers[:, _COUNT]
+        sent = np.concatenate([header, rows.reshape(-1)])
+        received = headers.all_rows(self.comm, sent, self.limit)
+        found, parts = received[:, : headers.NUMBERS], received[:, headers.NUMBERS :]
+        self._check(found, error)
+        counts = headers.counts_of(found)
         return counts, join(counts, parts.reshape(self.ranks, 2, -1))
 
     def _sliced(self, header, rows, join, error):
         """The same: every rank joins a slice of the channels, then all get all slices."""
         width = -(-self.channels // self.ranks)
-        sent = np.zeros((self.ranks, _HEADER + 2 * width))
+        sent = np.zeros((self.ranks, headers.NUMBERS + 2 * width))
         padded = np.zeros((2, self.ranks * width))
         padded[:, : self.channels] = rows
-        sent[:, :_HEADER] = header
+        sent[:, : headers.NUMBERS] = header
         slices = padded.reshape(2, self.ranks, width).swapaxes(0, 1)
-        sent[:, _HEADER:] = slices.reshape(self.ranks, -1)
+        sent[:, headers.NUMBERS :] = slices.reshape(self.ranks, -1)
         received = np.full_like(sent, np.nan)
-        alltoall(self.comm, sent, received)
-        headers = received[:, :_HEADER]
-        self._check(headers, error)
-        counts = headers[:, _COUNT]
-        own = join(counts, received[:, _HEADER:].reshape(self.ranks, 2, width))
-        slices = self._allgather(own.reshape(-1)).reshape(self.ranks, 2, width)
+        alltoall(self.comm, sent, received, self.limit)
+        found = received[:, : headers.NUMBERS]
+        self._check(found, error)
+        counts = headers.counts_of(found)
+        own = join(counts, received[:, headers.NUMBERS :].reshape(self.ranks, 2, width))
+        joined = headers.all_rows(self.comm, own.reshape(-1), self.limit)
+        slices = joined.reshape(self.ranks, 2, width)
         rows = slices.swapaxes(0, 1).reshape(2, -1)[:, : self.channels]
         return counts, np.ascontiguousarray(rows)  # as kernels take it
-
-    def _allgather(self, sent: np.ndarray) -> np.ndarray:
-        """What every rank has sent, by rank."""
-        if self.ranks == 1:
-            return sent[None]
-        # NaN, so that what a message too short has left empty is no header
-        received = np.full((self.ranks, sent.size), np.nan)
-        allgather(self.comm, sent, received)
-        return received
-
-    def _check(self, headers: np.ndarray, error: Exception | None) -> None:
-        """Raise on all ranks if one has refused, or if they make different calls."""
-        refused = np.flatnonzero(headers[:, _REFUSED] == 1)  # not NaN
-        if refused.size:
-            texts = _all_texts(self.comm, "" if error is None else _described(error))
-            if error is not None:
-                raise error
-            rank = int(refused[0])
-            raise RuntimeError(
-                f"rank {rank} has refused its part, so no rank has changed anything: {texts[rank]}"
-            )
-        same = headers[:, :_COUNT] == headers[0, :_COUNT]
-        if not same.all():
-            _differ(headers, max(1, int(np.flatnonzero(~same.all(axis=1))[0])))
-
-
-def _differ(headers: np.ndarray, rank: int) -> NoReturn:
-    """Say what a rank does otherwise than rank 0."""
-    one, other = headers[0], headers[rank]
-    if one[_LAYER] != other[_LAYER]:
-        raise RuntimeError(f"rank {rank} calls another layer than rank 0{_ALIKE}")
-    if one[_CALL] != other[_CALL]:
-        calls = (_CALLS[int(header[_CALL])] for header in (one, other))
-        raise RuntimeError(
-            "rank 0 calls {} of a layer, and rank {} calls its {}".format(*_between(calls, rank))
-            + _ALIKE
-        )
-    if one[_DTYPE] != other[_DTYPE]:
-        names = (_DTYPES[int(header[_DTYPE])] for header in (one, other))
-        raise ValueError(
-            "x has dtype {} on rank 0, and on rank {} dtype {}".format(*_between(names, rank))
-            + "; expected one dtype on all ranks, for an empty batch too: x.astype(np.float32)"
-        )
-    if _CALLS[int(one[_CALL])] == "backward":
-        raise RuntimeError(f"rank {rank} differentiates another forward than rank 0{_ALIKE}")
-    raise ValueError(
-        f"eps, momentum, on_nonfinite, activation or negative_slope of the layer are others on "
-        f"rank {rank} than on rank 0; set them alike on all ranks"
-    )
-
-
-def _between(pair, rank: int):
-    one, other = pair
-    return one, rank, other
 
 
 def _tree(parts: np.ndarray, join: Callable[[Any, Any], Any]) -> np.ndarray:

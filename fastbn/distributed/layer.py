@@ -3,6 +3,7 @@
 from __future__ import annotations  # so that `help` shows types as they are written here
 
 import copy
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_args
 
 import numpy as np
@@ -13,9 +14,9 @@ from fastbn._call.epilogue import Activation, refuse_with
 from fastbn._call.keywords import hide_foreign, refuse
 from fastbn._call.operations import Forward, ForwardCache
 from fastbn._call.settings import Device, OnNonfinite
-from fastbn._call.sync import Sync
+from fastbn._call.sync import Evaluation, Sync
 from fastbn.distributed.collectives import Communicator, check_comm
-from fastbn.distributed.exchange import MpiExchange, agree
+from fastbn.distributed.exchange import MpiExchange, Terms, Unconnected, agree
 from fastbn.functional import Gradients
 from fastbn.layers.base import BatchNorm
 
@@ -24,7 +25,7 @@ _Layer = TypeVar("_Layer", bound="SyncBatchNorm")
 #: Whose sums the gradients of weight and bias are: this rank's, or those of all ranks.
 Sums = Literal["local", "global"]
 #: What may be set on a layer, and must be set alike on all ranks.
-_ALIKE = "eps", "momentum", "on_nonfinite", "activation", "negative_slope"
+_ALIKE = "eps", "momentum", "on_nonfinite", "activation", "negative_slope", "parameter_gradients"
 #: As many dimensions as an array of NumPy's can have.
 _MOST = 64
 
@@ -42,13 +43,21 @@ class SyncBatchNorm(BatchNorm):
     samples, or none. All ranks get the same bits of statistics, whoever comes first.
 
     A training call, its ``backward``, the constructor and ``layer.comm = comm`` are collective: all
-    ranks make them, in the same order, from one thread. Each training call and each ``backward``
-    exchanges one message of ``16 * C + 48`` bytes per rank. If a check fails on one rank, all ranks
-    raise, and nothing has changed on any. An evaluation call exchanges nothing. A rank that ends,
-    or goes to evaluation alone, lets the others wait: start programs by ``mpiexec -n 4 python -m
-    mpi4py program.py``, which ends all ranks if one fails. In the environment of all ranks,
-    ``FASTBN_RANKS_TIMEOUT=60`` makes a wait of more than 60 seconds a TimeoutError, and
-    ``FASTBN_CHECK_CALLS=1`` has each exchange say first which layer and call it is of.
+    ranks make them, in the same order, from one thread. A rank whose batches have ended goes on
+    with empty ones, as many as the longest has. If a check fails on one rank, all ranks raise, and
+    nothing has changed on any. An evaluation call exchanges nothing, and without running statistics
+    (``track_running_stats=False``) takes those of its own part alone. Its ``backward`` exchanges
+    something, and is collective, with ``parameter_gradients="global"`` alone.
+
+    A rank sends ``16 * C + 56`` bytes in each direction; large messages in slices for each of P
+    ranks, which are P times ``16 * ceil(C / P) + 56`` bytes, and then ``16 * ceil(C / P)``.
+
+    A rank that ends, or goes to evaluation alone, lets the others wait: start programs by ``mpiexec
+    -n 4 python -m mpi4py program.py``, by which an uncaught exception of one rank ends all. Who has
+    waited 10 minutes raises TimeoutError, and the communicator takes no more calls. In the
+    environment of all ranks, ``FASTBN_RANKS_TIMEOUT=60`` says how many seconds else, 0 for ever;
+    ``FASTBN_CHECK_CALLS=1`` has each exchange say first which layer and call it is of, and not only
+    the first of each layer.
 
     `fastbn.recalibrate` sees the batches of its own rank alone: do it on one rank, and load its
     state dict on the others.
@@ -64,7 +73,9 @@ class SyncBatchNorm(BatchNorm):
     comm : communicator of mpi4py
         ``MPI.COMM_WORLD``, or a part of it (``comm.Split``), which is what torch calls a process
         group. Any object with ``Get_rank``, ``Get_size`` and ``Allgather`` of arrays does.
-        Pickles leave it out: set ``layer.comm`` on all ranks after loading. A copy shares it.
+        Pickles leave it out: set ``layer.comm`` on all ranks after loading. Then, as in
+        `convert_sync_batchnorm`, all ranks must have the same weights and running statistics. A
+        copy shares it; ranks that train copies make as many of them.
         Where other threads use the communicator, give layers their own: ``comm.Dup()``.
     axis : int
         Channel axis; -1 for channels last. Of an ``x`` of two dimensions it is always 1.
@@ -83,7 +94,9 @@ class SyncBatchNorm(BatchNorm):
         per channel.
     RuntimeError
         If another rank has refused its part (the message names it and has its error), if ranks
-        make different calls, or if the layer has no communicator.
+        make different calls, if the layer has no communicator, or one on which a call was given up.
+    TimeoutError
+        If another rank does not come.
     NotImplementedError
         With a mask, ``virtual_batch_size`` or a device.
 
@@ -132,7 +145,7 @@ class SyncBatchNorm(BatchNorm):
         device: Device = None,
         dtype: DTypeLike | None = None,
         *,
-        comm: Communicator,
+        comm: Communicator = None,  # type: ignore[assignment]  # so that this says what it is
         bias: bool = True,
         axis: int = 1,
         on_nonfinite: OnNonfinite = "propagate",
@@ -141,7 +154,7 @@ class SyncBatchNorm(BatchNorm):
         parameter_gradients: Sums = "local",
         **foreign: NoReturn,
     ) -> None:
-        def make() -> str:
+        def make() -> tuple[str, list[np.ndarray]]:
             if foreign:
                 refuse(type(self), foreign)
             self._refuse_device(device)
@@ -151,18 +164,32 @@ class SyncBatchNorm(BatchNorm):
                 bias=bias, axis=axis, on_nonfinite=on_nonfinite, activation=activation,
                 negative_slope=negative_slope,
             )  # fmt: skip
-            return repr(self)
+            return repr(self), []
 
-        number = agree(check_comm(comm), make)
-        self._join(comm, number)
+        if comm is None and foreign:
+            refuse(type(self), foreign)  # process_group=None, of which others cannot hear
+        self._join(comm, agree(check_comm(comm), make))
 
-    def _join(self, comm: Any, number: int) -> None:
+    def _join(self, comm: Any, terms: Terms) -> None:
         object.__setattr__(self, "comm", comm)
-        self._exchange = MpiExchange(comm, self.num_features, number)
+        self._exchange = MpiExchange(comm, self.num_features, terms)
+
+    def _set_comm(self, comm: Any) -> None:
+        def make() -> tuple[str, list[np.ndarray]]:
+            check_comm(comm)
+            return repr(self), list(self._arrays().values())
+
+        try:
+            told = check_comm(comm)
+        except (TypeError, ValueError):
+            if self.comm is None:
+                raise
+            told = self.comm  # whose other ranks wait
+        self._join(comm, agree(told, make))
 
     def _checked(self, name: str, value: Any) -> Any:
         if name == "comm":
-            self._join(value, agree(check_comm(value), lambda: repr(self)))
+            self._set_comm(value)
         if name == "parameter_gradients" and not (
             isinstance(value, str) and value in get_args(Sums)
         ):
@@ -219,32 +246,49 @@ class SyncBatchNorm(BatchNorm):
     def _plain_training(self) -> bool:
         return False
 
-    def _connected(self) -> MpiExchange:
-        if self._exchange is None:
-            raise RuntimeError(
-                "the layer has no communicator, which a pickle leaves out; set it on all ranks: "
-                "layer.comm = MPI.COMM_WORLD. Evaluation needs none"
-            )
-        return self._exchange
+    def _ranks(self) -> MpiExchange | Unconnected:
+        return self._exchange or Unconnected()
+
+    @property
+    def _backward_exchanges(self) -> bool:
+        return self._in_training or self.parameter_gradients == "global"
+
+    def _refuse_call(self, foreign: Mapping[str, object]) -> NoReturn:
+        try:
+            super()._refuse_call(foreign)
+        except TypeError as error:
+            if self._in_training:
+                self._ranks().refuse("forward", error)
+            raise
 
     def _train(self, x: Any, out: Any, residual: Any, mask: Any) -> tuple[np.ndarray, ForwardCache]:
+        call: Any = None
+
         def prepare() -> Any:
-            return self._checked_call(x, out, residual, mask)
+            nonlocal call
+            call = self._checked_call(x, out, residual, mask)
+            return call
 
         alike = [getattr(self, name) for name in _ALIKE]
-        whole = self._connected().together("forward", prepare, alike)
-        return whole.part.finish(whole), whole.part.cache()
+        y = self._ranks().together("forward", prepare, alike)
+        return y, call.cache()
 
     def _call(self, x: Any, axis: int, out: Any, fused: Any, mask: Any) -> Forward:
-        if not self._in_training:
+        if not self._backward_exchanges:
             return super()._call(x, axis, out, fused, mask)
+        if not self._in_training:
+            backend.cpu_only(x, "synchronized batch norm")
+            return Evaluation(
+                self._ranks(), x, self.running_mean, self.running_var, self.weight, self.bias,
+                False, self.momentum, self.eps, axis, out, self.on_nonfinite, None, fused, mask,
+            )  # fmt: skip
         backend.cpu_only(x, "synchronized batch norm")
         otherwise = "with BatchNorm1d, 2d or 3d, each rank for itself"
         refuse_with("synchronized batch norm", x, None, mask, otherwise, True)
         return Sync(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.momentum,
             self.eps, axis, out, self.on_nonfinite, self.num_batches_tracked, fused,
-            self._connected(), self.parameter_gradients == "global",
+            self._ranks(), self.parameter_gradients == "global",
         )  # fmt: skip
 
     def backward(
@@ -253,8 +297,9 @@ class SyncBatchNorm(BatchNorm):
         """Gradients in ``x``, ``weight`` and ``bias``: `fastbn.batch_norm_backward`.
 
         After a training call this is collective: all ranks call it, those without samples as
-        well. Gradients of ``x`` are of the sum of the losses of all ranks; those of weight and
-        bias are as ``parameter_gradients`` says.
+        well. After an evaluation call, frozen layers included, it is so with
+        ``parameter_gradients="global"``. Gradients of ``x`` are of the sum of the losses of all
+        ranks; those of weight and bias are as ``parameter_gradients`` says.
 
         Parameters
         ----------
@@ -273,8 +318,8 @@ class SyncBatchNorm(BatchNorm):
         try:
             operations.check_cache(self._or_last(cache))
         except (RuntimeError, TypeError) as error:
-            if self._in_training and self._exchange is not None:
-                self._exchange.refuse("backward", error)
+            if self._backward_exchanges:
+                self._ranks().refuse("backward", error)
             raise
         return super().backward(dy, cache, out=out)
 
@@ -292,10 +337,10 @@ class SyncBatchNorm(BatchNorm):
         return copy.deepcopy(self)
 
     def __deepcopy__(self: _Layer, memo: dict[int, Any]) -> _Layer:
-        """A layer of its own on the same communicator."""
+        """A layer of its own on the same communicator, which is not mixed up with this one."""
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         object.__setattr__(new, "comm", self.comm)
-        new._exchange = self._exchange
+        new._exchange = None if self._exchange is None else self._exchange.copied()
         return new

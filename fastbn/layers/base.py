@@ -2,7 +2,7 @@
 
 from __future__ import annotations  # so that `help` shows types as they are written here
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -127,8 +127,12 @@ class BatchNorm(LayerState):
         ) -> np.ndarray:
             """Normalize ``x``: `forward`, which says more."""
             if foreign:
-                refuse_call(self, foreign, ("x", "out", "residual", "mask"))
+                self._refuse_call(foreign)
             return self.forward(x, out=out, residual=residual, mask=mask)
+
+    def _refuse_call(self, foreign: Mapping[str, object]) -> NoReturn:
+        """Raise the error of keywords that a call does not have."""
+        refuse_call(self, foreign, ("x", "out", "residual", "mask"))
 
     def forward(
         self,

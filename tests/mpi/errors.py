@@ -55,10 +55,17 @@ def check():
     assert layer.num_batches_tracked == 1
 
 
-def check_sizes():
-    """Layers of different sizes: found by headers that go ahead."""
+def check_ahead():
+    """Messages of different sizes: found by headers that go ahead."""
+    layer, small = (SyncBatchNorm(channels, comm=COMM) for channels in (6, 3))
+    different = RuntimeError, f"rank {LAST} calls another layer than rank 0"
+    raises(different, different, lambda wrong: small(X[:, :3]) if wrong else layer(X))
+    different = RuntimeError, f"rank {LAST} makes a layer, and rank 0 calls one"
+    raises(different, different, lambda wrong: SyncBatchNorm(3, comm=COMM) if wrong else layer(X))
     os.environ["FASTBN_CHECK_CALLS"] = "1"
     layer, small = (SyncBatchNorm(channels, comm=COMM) for channels in (6, 3))
+    for norm, x in ((layer, X), (small, X[:, :3])):
+        norm.backward(norm(x))
     different = RuntimeError, f"rank {LAST} calls another layer than rank 0"
     raises(different, different, lambda wrong: small(X[:, :3]) if wrong else layer(X))
     layer(X)
@@ -67,8 +74,20 @@ def check_sizes():
     raises(different, different, lambda wrong: SyncBatchNorm(6, comm=COMM))
 
 
+def check_limits():
+    """Told to one rank alone: found, since layers are made by what can be given up."""
+    before = os.environ.get("FASTBN_RANKS_TIMEOUT")
+    os.environ["FASTBN_RANKS_TIMEOUT"] = "400" if RANK == LAST else "0"
+    different = ValueError, "set FASTBN_RANKS_TIMEOUT alike"
+    raises(different, different, lambda wrong: SyncBatchNorm(6, comm=COMM))
+    del os.environ["FASTBN_RANKS_TIMEOUT"]
+    if before is not None:
+        os.environ["FASTBN_RANKS_TIMEOUT"] = before
+
+
 check()
-check_sizes()
+check_limits()
+check_ahead()
 COMM.Barrier()
 if RANK == 0:
     print("fine on", LAST + 1)
