@@ -6,13 +6,16 @@ argument, what came, what was expected, and the way out. No check changes anythi
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from fastbn._call import neighbours, overlap
+
+#: Integers that statistics and `standardize` take as they are: what images have.
+SMALL_INTEGERS = "uint8", "int8", "uint16", "int16"
 
 # --- x --------------------------------------------------------------------------------------------
 
@@ -38,9 +41,9 @@ def as_array(name: str, x: Any) -> np.ndarray:
     return neighbours.borrowed(name, x)
 
 
-def as_input(x: Any) -> np.ndarray:
+def as_input(x: Any, name: str = "x") -> np.ndarray:
     """``x`` as a plain ndarray; without values, if Dask asks about the dtype alone."""
-    x = as_array("x", x)
+    x = as_array(name, x)
     return x[(slice(0),) * x.ndim] if neighbours.is_question(x) else x
 
 
@@ -76,11 +79,11 @@ def check_dtype(name: str, dtype: np.dtype) -> None:
 
 
 def is_small_integer(dtype: np.dtype) -> bool:
-    """Whether it is uint8, int8, uint16 or int16, in any byte order: what images have."""
-    return dtype.kind in "iu" and dtype.itemsize <= 2
+    """Whether it is one of `SMALL_INTEGERS`, in any byte order."""
+    return dtype.name in SMALL_INTEGERS
 
 
-def as_axis(axis: Any) -> int:
+def as_axis(axis: Any, name: str = "axis") -> int:
     """``axis`` as an int; whether there is such an axis is for `describe` to say."""
     if type(axis) is int:
         return axis
@@ -89,7 +92,7 @@ def as_axis(axis: Any) -> int:
             raise TypeError
         return operator.index(axis)
     except TypeError:
-        raise TypeError(f"axis must be an integer, got {axis!r}") from None
+        raise TypeError(f"{name} must be an integer, got {axis!r}") from None
 
 
 def channel_axis(shape: tuple[int, ...], axis: int) -> int:
@@ -134,7 +137,7 @@ def describe_counted(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> tupl
     elif dtype.kind in "iub":
         way = "x.view(np.uint8)" if dtype.kind == "b" else "x.astype(np.float64)"
         raise TypeError(
-            "x must be uint8, int8, uint16, int16, float32, float64, float16 or bfloat16, got "
+            f"x must be {', '.join(SMALL_INTEGERS)}, float32, float64, float16 or bfloat16, got "
             f"dtype {dtype}; convert it: {way}"
         )
     return describe(shape, dtype, axis)
@@ -179,14 +182,14 @@ def check_finite(x: np.ndarray, axis: int, not_finite: Mapping[str, np.ndarray])
         if not bad.size:
             continue
         if name != "x":
-            why = f"would make {name} infinite in channel {_some(bad)}"
+            why = f"would make {name} infinite in channel {some_of(bad)}"
             way = "keep running statistics in float64 (a layer's dtype)"
         else:
             holds = np.array([c for c in bad if not np.isfinite(x.take(c, axis)).all()])
-            why, way = f"holds NaN or infinity in channel {_some(holds)}", "clean x"
+            why, way = f"holds NaN or infinity in channel {some_of(holds)}", "clean x"
             if not holds.size:
                 why, way = (
-                    f"is finite, but its statistics overflow in channel {_some(bad)}",
+                    f"is finite, but its statistics overflow in channel {some_of(bad)}",
                     "scale x",
                 )
         raise ValueError(
@@ -195,8 +198,9 @@ def check_finite(x: np.ndarray, axis: int, not_finite: Mapping[str, np.ndarray])
         )
 
 
-def _some(channels: np.ndarray) -> str:
-    return ", ".join(map(str, channels[:5])) + (", ..." if channels.size > 5 else "")
+def some_of(channels: Sequence[int] | np.ndarray) -> str:
+    """The first five of them, as messages have it."""
+    return ", ".join(map(str, channels[:5])) + (", ..." if len(channels) > 5 else "")
 
 
 def check_parameter(name: str, value: Any, shape: tuple[int, ...], of: str) -> np.ndarray:

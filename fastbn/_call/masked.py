@@ -98,7 +98,7 @@ def check_counts(count: np.ndarray, shape: tuple[int, ...]) -> None:
         )
     few = np.flatnonzero(count < 2)
     if few.size:
-        shown = ", ".join(map(str, few[:5])) + (", ..." if few.size > 5 else "")
+        shown = arguments.some_of(few)
         raise ValueError(
             f"mask keeps {int(count[few[0]])} values of channel {shown} of x of shape {shape}; "
             "expected more than 1 to take statistics of: use running statistics (eval(), or "

@@ -51,6 +51,11 @@ def lends(array: Any) -> bool:
     return hasattr(kind, "__array__") or hasattr(kind, "__dlpack__")
 
 
+def is_array(array: Any) -> bool:
+    """Whether it is an array of another library, which lends its values or says how to get them."""
+    return not isinstance(array, np.ndarray) and (lends(array) or _library(array) in _REFUSED)
+
+
 def borrowed(name: str, array: Any) -> np.ndarray:
     """The values of an array of another library, in its own memory where it lends that.
 

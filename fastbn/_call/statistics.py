@@ -48,7 +48,7 @@ def _on_device(x: Any, axis: Any, plain: bool) -> Fields:
     if not plain:
         raise NotImplementedError(_NO_MASK_YET)
     dtype = str(getattr(x, "dtype", "")).rpartition(".")[2]
-    if dtype in ("uint8", "int8", "uint16", "int16"):
+    if dtype in arguments.SMALL_INTEGERS:
         raise NotImplementedError(
             f"statistics of integers are there on the CPU alone so far, got dtype {dtype} on a "
             "device; copy x to NumPy, or convert it there to float32"
