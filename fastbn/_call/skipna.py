@@ -3,8 +3,8 @@
 The plain kernels sum pieces in which every NaN has been replaced by a *filling*, a value near the
 channel's mean; what it has added is then taken out of count, mean and m2 again. A piece stays in
 cache, so that this costs one more pass over memory. A filling within a standard deviation of the
-mean costs no digits; where it turns out to be further away, the piece is done again around the
-mean that it has given.
+mean costs no digits; where it turns out to be further away, the piece is done again with the
+value nearest to the mean that it has given, until that is near.
 """
 
 import numpy as np
@@ -17,6 +17,8 @@ PIECE = 1 << 20
 SAMPLED = 64
 #: Taking the filling out may cost this part of the squares, or more where it is done again.
 LEAST_LEFT = 0.25
+#: How often a piece is done at most: each brings the filling nearer by all digits of x's dtype.
+TRIES = 5
 
 
 def moments(x: np.ndarray, axis: int) -> pieces.Moments:
@@ -54,6 +56,14 @@ def _sample(x: np.ndarray, axis: int) -> np.ndarray:
     return some if axis < longest else some.T
 
 
+def _nearest(values: np.ndarray, mean: float) -> np.ndarray:
+    """The value nearest to the mean: of a constant it is that, to the last bit."""
+    values = values.ravel()
+    with np.errstate(all="ignore"):
+        distances = abs(values.astype(np.float64) - mean)
+    return values[int(np.where(np.isnan(distances), np.inf, distances).argmin())]
+
+
 class _Fillings:
     """What stands for NaN in each channel: a value of x's dtype, near the mean so far."""
 
@@ -74,9 +84,12 @@ class _Fillings:
         several = pieces.halves(x, self.axis) if x.size > PIECE else [x]
         if len(several) > 1:
             return pieces.merged(*map(self.moments, several))
-        count, mean, m2, spoiled = self._of_piece(x)
-        if spoiled.any():
-            count, mean, m2, _ = self._of_piece(x)
+        for _ in range(TRIES):
+            count, mean, m2, spoiled = self._of_piece(x)
+            if not spoiled.any():
+                break
+            for channel in np.flatnonzero(spoiled):
+                self.values[channel] = _nearest(x.take(channel, self.axis), mean[channel])
         return count, mean, m2
 
     def _of_piece(self, x: np.ndarray) -> tuple[np.ndarray, ...]:

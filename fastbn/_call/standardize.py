@@ -233,6 +233,14 @@ def _refuse_nan(y: ndarray) -> None:
 # --- work -----------------------------------------------------------------------------------------
 
 
+def affine_pass(x: np.ndarray, out: np.ndarray, axis: int, affine: Affine) -> None:
+    """Write ``(x - center) * factor + shift`` to ``out``, of x's shape; it may be x itself.
+
+    Both have been checked, and are not empty.
+    """
+    _work(x, out, axis, x.dtype.name, out.dtype, affine)
+
+
 def _work(
     x: ndarray, out: ndarray, axis: int, read: str, wanted: np.dtype, affine: Affine
 ) -> tuple[Plan, ndarray, int] | None:
