@@ -493,8 +493,9 @@ def test_what_is_scaled_comes_back(size):
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(
     ("dtype", "scale"),
-    [("f8", 1e-200), ("f8", 1e200), ("f8", 1e-308), ("f8", 4e-320), ("f8", -2.0), ("f4", -2.0), ("f8", 1e305), ("f4", 1e-40),
-     ("f4", 1e-200), ("f4", 1e38), ("f4", 1e25), ("f4", 1e-25), ("f2", 1e-7), ("f2", 1e4)],
+    [("f8", 1e-200), ("f8", 1e200), ("f8", 1e-308), ("f8", 4e-320), ("f8", 1e305), ("f8", -2.0),
+     ("f4", 1e-40), ("f4", 1e-200), ("f4", 1e38), ("f4", 1e25), ("f4", 1e-25), ("f4", -2.0),
+     ("f2", 1e-7), ("f2", 1e4)],
 )  # fmt: skip
 def test_any_scale(dtype, scale, axis, in_place):
     """Squares of them, and some of what they are divided by, are beyond the range of float64."""

@@ -20,7 +20,7 @@ SMALL_INTEGERS = "uint8", "int8", "uint16", "int16"
 # --- x --------------------------------------------------------------------------------------------
 
 
-def as_array(name: str, x: Any) -> np.ndarray:
+def as_array(name: str, x: Any, integers: bool = False) -> np.ndarray:
     """``x`` as a plain ndarray, or TypeError.
 
     One rule for all arguments that are read: an ndarray of any subclass is taken in its own
@@ -28,6 +28,7 @@ def as_array(name: str, x: Any) -> np.ndarray:
     where that library lends its memory; read-only memory will do. What comes out of a call is
     always NumPy's own array. Refused are what would be copied from a device or loaded from a file,
     a tensor whose gradient would be lost (``requires_grad``), masked arrays, lists and scalars.
+    ``integers`` says that those of pictures may stay what they are.
     """
     if type(x) is np.ndarray:
         return x
@@ -38,12 +39,12 @@ def as_array(name: str, x: Any) -> np.ndarray:
         )
     if isinstance(x, np.ndarray):
         return x.view(np.ndarray)
-    return neighbours.borrowed(name, x)
+    return neighbours.borrowed(name, x, integers)
 
 
-def as_input(x: Any, name: str = "x") -> np.ndarray:
+def as_input(x: Any, name: str = "x", integers: bool = False) -> np.ndarray:
     """``x`` as a plain ndarray; without values, if Dask asks about the dtype alone."""
-    x = as_array(name, x)
+    x = as_array(name, x, integers)
     return x[(slice(0),) * x.ndim] if neighbours.is_question(x) else x
 
 
@@ -130,12 +131,20 @@ def describe(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> tuple[int, i
     return position, channels, count
 
 
-def describe_counted(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> tuple[int, int, int]:
-    """`describe` for statistics, which take small integers too."""
+def as_float64(name: str, given: Any) -> str:
+    """How numbers of another dtype become such: a frame's may have missing ones among them."""
+    how = "to_numpy" if neighbours.is_frame(given) else "astype"
+    return f"{name}.{how}(np.float64)"
+
+
+def describe_counted(
+    shape: tuple[int, ...], dtype: np.dtype, axis: int, given: Any = None
+) -> tuple[int, int, int]:
+    """`describe` for statistics, which take small integers too. ``given`` is x as it came."""
     if is_small_integer(dtype):
         dtype = np.dtype(np.float32)
     elif dtype.kind in "iub":
-        way = "x.view(np.uint8)" if dtype.kind == "b" else "x.astype(np.float64)"
+        way = "x.view(np.uint8)" if dtype.kind == "b" else as_float64("x", given)
         raise TypeError(
             f"x must be {', '.join(SMALL_INTEGERS)}, float32, float64, float16 or bfloat16, got "
             f"dtype {dtype}; convert it: {way}"

@@ -144,8 +144,8 @@ def checked_call(
 ) -> Any:  # fmt: skip
     """One call with every check first."""
     given = x, mean, std, scale, axis, dtype, out, out_axis, zero_std
-    x = arguments.as_input(x, call.x)
-    read = _checked_kind(call, x.dtype)
+    x = arguments.as_input(x, call.x, integers=not call.inverse)
+    read = _checked_kind(call, x.dtype, given[0])
     position = arguments.channel_axis(x.shape, arguments.as_axis(axis))
     target = position if out_axis is None else _checked_out_axis(out_axis, x.ndim)
     with np.errstate(all="ignore"):
@@ -185,10 +185,10 @@ def _remember(call: Call, given: tuple, known: Known) -> None:
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def _checked_kind(call: Call, dtype: np.dtype) -> str:
+def _checked_kind(call: Call, dtype: np.dtype, given: Any) -> str:
     if dtype.name in call.reads:
         return dtype.name
-    fix = f"convert it: {call.x}.astype(np.float64)" if dtype.kind in "iuf" else (
+    fix = f"convert it: {arguments.as_float64(call.x, given)}" if dtype.kind in "iuf" else (
         f"{call.x}.view(np.uint8) has 0 and 1 for it" if dtype.kind == "b"
         else f"convert it to numbers: {call.x}.astype(np.float32)"
     )  # fmt: skip
