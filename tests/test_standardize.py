@@ -229,7 +229,7 @@ def test_views(view, out_axis, order, rng):
 
 
 def test_many_dimensions_go_in_pieces(rng, monkeypatch):
-    monkeypatch.setattr(call, "PIECE", 100)
+    monkeypatch.setattr("fastbn._call.pieces.PIECE", 100)
     x = drawn(rng, (2, 9, 9, 9, 9, 3), "uint8")[:, 1:8, 1:8, 1:8, 1:8]
     mean, std = vectors(rng, 3, 100.0)
     for out_axis in (None, 1):

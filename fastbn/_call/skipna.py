@@ -11,8 +11,6 @@ import numpy as np
 
 from fastbn._call import arguments, exact, pieces, work
 
-#: Values of a piece: 4 MiB of float32.
-PIECE = 1 << 20
 #: Rows that a channel's first filling, and a guess whether there is any NaN, are taken from.
 SAMPLED = 64
 #: Taking the filling out may cost this part of the squares, or more where it is done again.
@@ -48,7 +46,7 @@ def _repeated(found: pieces.Moments, repeats: int) -> pieces.Moments:
 
 def _sample(x: np.ndarray, axis: int) -> np.ndarray:
     """Some values of each channel, (C, some), in float64."""
-    longest = max((k for k in range(x.ndim) if k != axis), key=lambda k: x.shape[k])
+    longest = pieces.longest(x, axis)
     step = max(1, x.shape[longest] // SAMPLED)
     index: list[slice | int] = [n // 2 for n in x.shape]
     index[axis], index[longest] = slice(None), slice(None, None, step)
@@ -81,7 +79,7 @@ class _Fillings:
 
     def moments(self, x: np.ndarray) -> pieces.Moments:
         """Count, mean and m2 of what is not NaN, piece by piece, merged pairwise."""
-        several = pieces.halves(x, self.axis) if x.size > PIECE else [x]
+        several = pieces.halves(x, self.axis) if x.size > pieces.PIECE else [x]
         if len(several) > 1:
             return pieces.merged(*map(self.moments, several))
         for _ in range(TRIES):

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from fastbn._call import arguments, overlap
-from fastbn._call.pieces import PIECE
+from fastbn._call import arguments, overlap, pieces
 from fastbn._call.plan import KEPT
 from fastbn._call.run import launch
 from fastbn._call.standardize_plan import KEPT_CHANNELS, Plan, walk_of
@@ -276,9 +275,8 @@ def _in_pieces(
     x: ndarray, out: ndarray, axis: int, read: str, wanted: np.dtype, affine: Affine
 ) -> None:
     """Halve arrays that no kernel can walk until one can, or they are worth a copy."""
-    sizes = [n if k != axis else 0 for k, n in enumerate(x.shape)]
-    longest = int(np.argmax(sizes))
-    if x.size > PIECE and sizes[longest] > 1:
+    longest = pieces.longest(x, axis)
+    if x.size > pieces.PIECE and x.shape[longest] > 1:
         halves = (np.array_split(array, 2, axis=longest) for array in (x, out))
         for some, target in zip(*halves, strict=True):
             _work(some, target, axis, read, wanted, affine)
