@@ -167,7 +167,8 @@ def checked_call(
         _refuse_nan(x)
     if x.size:
         found = _work(x, np.moveaxis(plain, target, position), position, read, wanted, affine)
-        if found and type(given[0]) is ndarray and type(axis) is int:
+        few = x.shape[position] <= KEPT_CHANNELS
+        if found and few and type(given[0]) is ndarray and type(axis) is int:
             _remember(call, given, Known(*found, order, wanted))
     return out
 
