@@ -149,6 +149,25 @@ def test_far_fillings_cost_no_digits_of_float64(rng):
     np.testing.assert_allclose(stats.m2, m2.astype(np.float64), rtol=1e-12)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_float64_keeps_the_digits_of_a_mean_far_from_zero(share, rng):
+    """As many as without NaN."""
+    x = rng.normal(1e6, 1, (4000, 3))
+    x[rng.random(x.shape) < share] = np.nan
+    stats, columns = fastbn.channel_stats(x, skipna=True), x.astype(np.longdouble).T
+    for c, column in enumerate(columns):
+        values = column[~np.isnan(column)]
+        np.testing.assert_allclose(stats.mean[c], float(values.mean()), rtol=4e-16)
+        m2 = float(((values - values.mean()) ** 2).sum())
+        np.testing.assert_allclose(stats.m2[c], m2, rtol=1e-12)
+
+
+def test_float64_so_large_that_nothing_is_taken_away():
+    x = np.array([[1.7e300, 1e300, np.nan, 1.2e300, np.nan]] * 200).reshape(-1, 1)
+    stats = fastbn.channel_stats(x, skipna=True)
+    np.testing.assert_allclose(stats.mean, 1.3e300, rtol=1e-15)
+
+
 def test_nothing_is_left():
     stats = fastbn.channel_stats(np.full((70, 2), np.nan, np.float32), skipna=True, extremes=True)
     np.testing.assert_array_equal([stats.count, stats.mean, stats.m2], np.zeros((3, 2)))

@@ -15,6 +15,8 @@ from fastbn._call import arguments, exact, pieces, work
 SAMPLED = 64
 #: Taking the filling out may cost this part of the squares, or more where it is done again.
 LEAST_LEFT = 0.25
+#: Nothing of float64 overflows when less than this is taken from it.
+LARGE = 1e290
 #: How often a piece is done at most: each brings the filling nearer by all digits of x's dtype.
 TRIES = 5
 
@@ -93,13 +95,14 @@ class _Fillings:
     def _of_piece(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         """The three, and where the filling was too far from the mean; it is nearer now."""
         filled, missing = self._filled(x)
+        base, filling = self._moved(filled)
         walk = work.moments(filled, self.axis)
         assert walk
-        size, (mean, m2), filling = float(walk[0].count), walk[1:], self.values.astype(np.float64)
+        size, (mean, m2) = float(walk[0].count), walk[1:]
         count = size - missing
         with np.errstate(all="ignore"):
             offset = mean - filling
-            right = np.where(missing > 0, mean + offset * (missing / count), mean)
+            right = base + np.where(missing > 0, mean + offset * (missing / count), mean)
             added = offset * (offset * (missing * (size / count)))
             left = np.where(missing > 0, m2 - added, m2)
             spoiled = (missing > 0) & (count > 0) & (left < LEAST_LEFT * m2)
@@ -107,6 +110,19 @@ class _Fillings:
         some, left = count > 0, np.where(none, 0.0, left)
         self.values = np.where(some & np.isfinite(right), self._rounded(right), self.values)
         return count, np.where(some, right, 0.0), np.where(some, left, 0.0), spoiled
+
+    def _moved(self, filled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Take the filling from float64, whose mean far from zero would lack digits.
+
+        What has been taken away, and what now stands for NaN. Not of values so large that their
+        difference might be infinite.
+        """
+        filling = self.values.astype(np.float64)
+        if self.dtype != np.float64:
+            return np.zeros(filling.shape), filling
+        base = np.where(abs(filling) < LARGE, filling, 0.0)
+        work.normalize(filled, filled, self.axis, base, np.ones(base.shape), None, None, 0.0)
+        return base, filling - base
 
     def _filled(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A copy without NaN, in memory that all pieces use, and how many there were."""
