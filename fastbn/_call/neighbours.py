@@ -119,7 +119,7 @@ def is_question(x: np.ndarray) -> bool:
 def not_numpy(name: str, array: Any, why: str = "", integers: bool = False) -> TypeError:
     """The error that says what came and how it becomes what is taken."""
     library = _library(array)
-    as_it_is = integers and hasattr(array, "__array_interface__")  # a picture, for instance
+    as_it_is = integers and hasattr(type(array), "__array_interface__")  # a picture, for instance
     dtype = "" if as_it_is else ", np.float32"
     way = _TO_NUMPY.get(library, f"np.asarray({{name}}{dtype}) converts array-likes")
     if library == "torch":
