@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastbn._call import arguments, settings
-from fastbn._estimator import containers, features, standardize
+from fastbn._estimator import containers, features, passes
 from fastbn._estimator.base import Estimator
 from fastbn._estimator.table import Table, as_table, as_weights
 from fastbn.stats import ChannelStats
@@ -60,9 +60,9 @@ class StandardScaler(Estimator):
     array([[2., 0.]])
     """
 
-    mean_: np.ndarray | None
-    var_: np.ndarray | None
-    scale_: np.ndarray | None
+    mean_: np.ndarray  # or None, which who has asked for that knows; so are the next two
+    var_: np.ndarray
+    scale_: np.ndarray
     n_samples_seen_: int | float | np.ndarray
     n_features_in_: int
     feature_names_in_: np.ndarray
@@ -132,7 +132,7 @@ class StandardScaler(Estimator):
         """
         table = self._ready(X, names=True)
         if not containers.sklearn_setting("assume_finite", False):
-            standardize.check_no_infinity(table.values, table.axis)
+            passes.check_no_infinity(table.values, table.axis)
         return self._scaled(X, table, copy)
 
     def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
@@ -143,10 +143,10 @@ class StandardScaler(Estimator):
     def inverse_transform(self, X: Any, copy: bool | None = None) -> np.ndarray:
         """Undo `transform`: ``X * scale_ + mean_``. Arguments and errors are the same."""
         table = self._ready(X, names=False)
-        standardize.check_no_infinity(table.values, table.axis)
+        passes.check_no_infinity(table.values, table.axis)
         mean, scale = self._terms(table)
         out = table.target(self._copies(copy))
-        standardize.restored(table.values, mean, scale, table.axis, out)
+        passes.restored(table.values, mean, scale, table.axis, out)
         return out
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -174,12 +174,12 @@ class StandardScaler(Estimator):
             self._check_features(names, number)
         if weights is not None:
             weights = as_weights(weights, table.values, table.axis)
-        stats = standardize.statistics(table.values, table.axis, weights)
+        stats = passes.statistics(table.values, table.axis, weights)
         fractions = weights is not None
         if not first:
             stats = self._stats.merge(stats)
             fractions |= np.asarray(self.n_samples_seen_).dtype.kind == "f"
-        standardize.check_no_overflow(stats)
+        passes.check_no_overflow(stats)
         self._keep(stats, with_mean, with_std, fractions)
         self.n_features_in_ = number
         if names is not None:
@@ -193,9 +193,10 @@ class StandardScaler(Estimator):
         mean, var = np.where(stats.count > 0, stats.mean, np.nan), stats.var()
         self._stats = stats
         self.n_samples_seen_ = count if np.ptp(count) else count[0].item()
-        self.mean_ = mean if with_mean or with_std else None
-        self.var_ = var if with_std else None
-        self.scale_ = _scale_of(mean, var, stats.count) if with_std else None
+        nothing: Any = None
+        self.mean_ = mean if with_mean or with_std else nothing
+        self.var_ = var if with_std else nothing
+        self.scale_ = _scale_of(mean, var, stats.count) if with_std else nothing
 
     def _ready(self, x: Any, names: bool) -> Table:
         """X of a fitted scaler, checked."""
@@ -237,7 +238,7 @@ class StandardScaler(Estimator):
     def _scaled(self, x: Any, table: Table, copy: bool | None) -> Any:
         mean, scale = self._terms(table)
         out = table.target(self._copies(copy))
-        standardize.standardized(table.values, mean, scale, table.axis, out)
+        passes.standardized(table.values, mean, scale, table.axis, out)
         chosen = getattr(self, "_sklearn_output_config", {}).get("transform")
         return containers.wrapped(out, x, chosen, self.get_feature_names_out)
 

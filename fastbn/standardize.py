@@ -32,8 +32,11 @@ def standardize(
     image networks want of ``(N, H, W, 3)`` uint8 is ``axis=-1, out_axis=1, scale=1 / 255``.
 
     Each value is worked out as ``(x - mean / scale) * (scale / std)``, and what rounding leaves of
-    ``mean / scale`` is not lost. So in float32 a result is within 2.4e-7 of itself of the formula
-    in real numbers, also where the mean is far from 0. There is no eps: `batch_norm` has one.
+    ``mean / scale`` is not lost. So the relative error in float32 is at most 2.4e-7, also where the
+    mean is far from 0. There is no eps: `batch_norm` has one.
+
+    Dask's ``map_blocks`` keeps ``dtype=`` for itself; there, give
+    ``functools.partial(standardize, dtype=...)``.
 
     Parameters
     ----------

@@ -20,13 +20,15 @@ class ChannelStats:
     """Count, mean and sum of squared deviations (m2) of every channel.
 
     Statistics of parts are merged, by `merge` or ``+``, to those of the whole: a sum over files
-    or workers is ``sum(parts)``. Standard deviations of parts have no such rule, and their mean is
+    or workers is ``sum(parts)``, or ``sum(parts, ChannelStats.empty(C))`` where there may be none
+    or types are checked. Standard deviations of parts have no such rule, and their mean is
     not that of the whole: it lacks how far the means of the parts are from each other.
 
     Attributes
     ----------
     count, mean, m2 : ndarray of float64, shape (C,)
-        ``m2`` is ``sum((x - mean)**2)``; the variance is ``m2 / (count - ddof)``.
+        ``m2`` is ``sum((x - mean)**2)``; the variance is ``m2 / (count - ddof)``. Arrays that are
+        given are copied.
     mean_low, m2_low : ndarray of float64, shape (C,)
         What rounding to float64 has left: ``mean + mean_low`` has twice the digits. So merging
         many parts loses none. Zeros where nothing is known.
@@ -70,7 +72,7 @@ class ChannelStats:
             if value is None and field.name in _LOWS:
                 value = np.zeros(self.mean.shape)
             if value is not None or field.name not in _EXTREMES:
-                object.__setattr__(self, field.name, np.asarray(value, np.float64))
+                object.__setattr__(self, field.name, np.array(value, np.float64))
         if self.mean.ndim != 1 or not self.count.shape == self.mean.shape == self.m2.shape:
             raise ValueError(
                 "count, mean and m2 must have one shape (C,), got "
@@ -81,6 +83,15 @@ class ChannelStats:
                 raise ValueError(
                     f"{name} has shape {array.shape}, expected that of mean, {self.mean.shape}"
                 )
+
+    @classmethod
+    def _of(cls, fields: dict[str, np.ndarray]) -> "ChannelStats":
+        """Of arrays that nobody else has: they are not copied, nor looked at."""
+        made = object.__new__(cls)
+        made.__dict__.update(dict.fromkeys(_EXTREMES), **fields)
+        if "mean_low" not in fields:
+            made.__dict__.update({name: np.zeros(fields["mean"].shape) for name in _LOWS})
+        return made
 
     def _arrays(self) -> dict[str, np.ndarray]:
         """What there is, by name."""
@@ -145,7 +156,7 @@ class ChannelStats:
         if found is not None:
             count, both = found
             mean, m2 = both.reshape(2, -1)
-            return cls(np.full(mean.size, float(count)), mean, m2)
+            return cls._of({"count": np.full(mean.size, float(count)), "mean": mean, "m2": m2})
         return cls(**statistics.of_array(x, axis, mask, skipna, extremes))
 
     # --- together ---------------------------------------------------------------------------------
@@ -173,7 +184,7 @@ class ChannelStats:
         one, two = self._extremes(), other._extremes()
         if one is not None and two is not None:
             fields |= one.merge(two)._asdict()
-        return ChannelStats(**fields)
+        return ChannelStats._of(fields)
 
     def _rows(self) -> list[np.ndarray]:
         return [getattr(self, name) for name in statistics.ROWS]
@@ -260,7 +271,7 @@ class ChannelStats:
             If there is no such file.
         ValueError
             If the path does not end in ``.npz`` or ``.json``, or the file is damaged or holds
-            something else. Nothing in it is run.
+            something else, such as a count below 0. Nothing in it is run.
         """
         names = {field.name: field.name not in _EXTREMES for field in dataclasses.fields(cls)}
         return cls(**stats_file.read(path, names))

@@ -22,7 +22,6 @@ from fastbn._call import (
     prepared,
     row_plan,
     rows,
-    skipna,
     work,
 )
 from fastbn._call import pieces as _pieces
@@ -372,7 +371,6 @@ def small_copies(monkeypatch):
     """Let what is copied to be summed be copied in pieces of few values."""
     small_pieces(monkeypatch)
     monkeypatch.setattr(_pieces, "PIECE", 500)
-    monkeypatch.setattr(skipna, "PIECE", 500)
 
 
 def sum_at_most(monkeypatch, number):

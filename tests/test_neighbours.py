@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -502,3 +503,50 @@ def test_nothing_of_them_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- ways out -------------------------------------------------------------------------------------
+
+
+def test_pictures_become_arrays_of_bytes_where_these_are_taken():
+    image = pytest.importorskip("PIL.Image", reason="another library's images").new("RGB", (4, 5))
+    for call in (lambda x: fastbn.standardize(x, 0, 1, axis=-1), fastbn.channel_stats):
+        with pytest.raises(TypeError, match=r"np\.asarray\(x\) converts"):
+            call(image)
+        call(np.asarray(image))
+    with pytest.raises(TypeError, match=r"np\.asarray\(x, np\.float32\) converts"):
+        fastbn.batch_norm(image, training=True)
+
+
+@pytest.mark.parametrize("kind", ["negative", "conjugate", "sparse", "meta", "quantized"])
+def test_the_way_out_of_an_odd_tensor_leads_out(kind):
+    torch = pytest.importorskip("torch", reason="another library's tensors")
+    z = torch.arange(12.0).reshape(4, 3)
+    x = {
+        "negative": lambda: torch.complex(z, z).conj().imag,
+        "conjugate": lambda: torch.complex(z, z).conj(),
+        "sparse": z.to_sparse,
+        "meta": lambda: z.to("meta"),
+        "quantized": lambda: torch.quantize_per_tensor(z, 0.1, 0, torch.qint8),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x = x[kind]()
+    with pytest.raises(TypeError) as caught:
+        fastbn.batch_norm(x, training=True)
+    way = str(caught.value).rpartition("; ")[2].partition(" ")[0]
+    if kind == "meta":
+        assert "has no values" in str(caught.value)
+    else:
+        assert isinstance(eval(way, {"x": x}), np.ndarray)
+
+
+def test_frames_of_integers_say_how_they_become_numbers():
+    pandas = pytest.importorskip("pandas", reason="another library's frames")
+    frame = pandas.DataFrame({"a": [1, 2, 4], "b": [3, 4, 5]})
+    for call in (fastbn.channel_stats, lambda x: fastbn.standardize(x, 0, 1)):
+        with pytest.raises(TypeError, match=r"x\.to_numpy\(np\.float64\)"):
+            call(frame)
+        with pytest.raises(TypeError, match=r"x\.astype\(np\.float64\)"):
+            call(frame.to_numpy())
+        call(frame.to_numpy(np.float64))

@@ -206,10 +206,29 @@ def test_a_weight_is_how_often_a_sample_counts(shape, axis, rng):
 def test_weights_of_many_blocks(rng, monkeypatch):
     x, weights = rng.normal(5, 2, (100, 3)), rng.uniform(size=100)
     at_once = StandardScaler().fit(x, sample_weight=weights)
-    monkeypatch.setattr("fastbn._estimator.standardize.BLOCK", 30)
+    monkeypatch.setattr("fastbn._estimator.passes.BLOCK", 30)
     in_blocks = StandardScaler().fit(x, sample_weight=weights)
     np.testing.assert_allclose(in_blocks.mean_, at_once.mean_, rtol=1e-14)
     np.testing.assert_allclose(in_blocks.var_, at_once.var_, rtol=1e-13)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("weight", [0.0, 1e-80])
+def test_rows_of_no_weight_cost_no_digits(weight, first, rng):
+    """Such as those with a value that marks what is missing."""
+    x, weights = rng.normal(5, 2, (30, 3)), rng.uniform(0.5, 1, 30)
+    row = 0 if first else 7
+    x[row], weights[row] = [1e36, np.nan, -1e30], weight
+    x[1, 2] = x[9, 0] = np.nan
+    scaler = StandardScaler().fit(x, sample_weight=weights)
+    for c in range(3):
+        there = ~np.isnan(x[:, c])
+        there[row] = False
+        values, each = x[there, c].astype(np.longdouble), weights[there].astype(np.longdouble)
+        mean = (values * each).sum() / each.sum()
+        var = ((values - mean) ** 2 * each).sum() / each.sum()
+        np.testing.assert_allclose(scaler.mean_[c], float(mean), rtol=1e-13)
+        np.testing.assert_allclose(scaler.var_[c], float(var), rtol=1e-6 if weight else 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -468,3 +487,40 @@ def test_what_is_scaled_comes_back(size):
     scaler = fastbn.StandardScaler().fit(x)
     back = scaler.inverse_transform(scaler.transform(x))
     np.testing.assert_allclose(back, x, rtol=1e-12, atol=1e-15 * size)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [("f8", 1e-200), ("f8", 1e200), ("f8", 1e-308), ("f8", 4e-320), ("f8", 1e305), ("f8", -2.0),
+     ("f4", 1e-40), ("f4", 1e-200), ("f4", 1e38), ("f4", 1e25), ("f4", 1e-25), ("f4", -2.0),
+     ("f2", 1e-7), ("f2", 1e4)],
+)  # fmt: skip
+def test_any_scale(dtype, scale, axis, in_place):
+    """Squares of them, and some of what they are divided by, are beyond the range of float64."""
+    size = (
+        abs(scale)
+        if dtype == "f8"
+        else np.clip(abs(scale), *{"f4": (1e-44, 1e37), "f2": (1e-7, 5e3)}[dtype])
+    )
+    x = (np.random.default_rng(5).normal(size=(50, 3)) * size).astype(dtype)
+    scaler = StandardScaler(axis=axis, copy=not in_place)
+    mean = x.astype("f8").mean(1 - axis)
+    mean[1] = np.nan
+    scaler.mean_, scaler.scale_ = mean, np.full(mean.size, scale)
+    at = (lambda v: v) if axis else (lambda v: v[:, None])
+    with np.errstate(all="ignore"):
+        right = ((x.astype("g") - at(mean)) / at(scaler.scale_)).astype(dtype)
+    y = scaler.transform(x.copy())
+    assert y.dtype == x.dtype
+    tolerance = {
+        "rtol": 4 * np.finfo(dtype).eps,
+        "atol": 2 * float(np.finfo(dtype).smallest_subnormal),
+    }
+    np.testing.assert_allclose(y, right, **tolerance)
+    y = np.random.default_rng(6).normal(size=x.shape).astype(dtype)
+    with np.errstate(all="ignore"):
+        back = (y.astype("g") * at(scaler.scale_) + at(mean)).astype(dtype)
+    tolerance["atol"] += float(2 * np.finfo(dtype).eps * np.nanmax(abs(mean)))
+    np.testing.assert_allclose(scaler.inverse_transform(y), back, **tolerance)

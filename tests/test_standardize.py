@@ -229,7 +229,7 @@ def test_views(view, out_axis, order, rng):
 
 
 def test_many_dimensions_go_in_pieces(rng, monkeypatch):
-    monkeypatch.setattr(call, "PIECE", 100)
+    monkeypatch.setattr("fastbn._call.pieces.PIECE", 100)
     x = drawn(rng, (2, 9, 9, 9, 9, 3), "uint8")[:, 1:8, 1:8, 1:8, 1:8]
     mean, std = vectors(rng, 3, 100.0)
     for out_axis in (None, 1):
@@ -467,8 +467,8 @@ ERRORS = [
     ({"axis": 1.0}, TypeError, "axis must be an integer"),
     ({"axis": None}, TypeError, "axis must be an integer"),
     ({"out_axis": -4}, ValueError, "out_axis -4 is out of bounds"),
-    ({"out_axis": True}, TypeError, "out_axis must be an integer or None"),
-    ({"out_axis": "last"}, TypeError, "out_axis must be an integer or None"),
+    ({"out_axis": True}, TypeError, "out_axis must be an integer, got True"),
+    ({"out_axis": "last"}, TypeError, "out_axis must be an integer, got 'last'"),
     ({"mean": (1, 2)}, ValueError, "mean has shape (2,), expected a number or shape (3,)"),
     ({"mean": np.zeros((1, 3, 1, 1))}, ValueError, "mean.reshape(-1)"),
     ({"axis": 1}, ValueError, "did you mean axis=-1?"),
@@ -557,6 +557,7 @@ def test_calls_of_different_arguments_are_told_apart(rng):
 
 def test_the_caches_have_ends(rng, monkeypatch):
     monkeypatch.setattr(call, "KEPT", 3)
+    monkeypatch.setattr(call, "KEPT_CALLS", 3)
     monkeypatch.setattr(standardize_plan, "TABLES", 2)
     for n in range(1, 9):
         x = drawn(rng, (n, 2), "uint8")

@@ -155,6 +155,21 @@ def test_pickles_also_of_three_fields():
     np.testing.assert_array_equal((old + old).mean, stats.mean)
 
 
+def test_arrays_of_the_caller_are_copied():
+    given = [np.ones(2) for _ in range(8)]
+    names = "mean_low", "m2_low", "min", "max", "nan_count"
+    stats = ChannelStats(*given[:3], **dict(zip(names, given[3:], strict=True)))
+    for array in given:
+        array[...] = 7
+    for name in ("count", "mean", "m2", *names):
+        np.testing.assert_array_equal(getattr(stats, name), [1, 1])
+
+
+def test_sums_begin_with_nothing_where_types_are_checked():
+    parts = [ChannelStats([1], [2], [3]), ChannelStats([1], [4], [3])]
+    assert sum(parts, ChannelStats.empty(1)).mean == sum(parts).mean == [3]
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
@@ -235,7 +250,8 @@ def test_foreign_and_damaged_files(tmp_path):
         {**good, "mean": [1.0, 2.0]}, {**good, "mean": 3}, {**good, "mean": ["abc"]},
         {**good, "mean": [True]}, {**good, "mean": [[1.0]]}, {**good, "mean": [None]},
         {name: value for name, value in good.items() if name != "m2"}, {**good, "count": 1},
-        {**good, "mean": [10**400]},
+        {**good, "mean": [10**400]}, {**good, "count": [-1.0]}, {**good, "count": ["nan"]},
+        {**good, "count": ["inf"]}, {**good, "nan_count": [-1.0]}, {**good, "nan_count": ["nan"]},
     ]  # fmt: skip
     path = tmp_path / "a.json"
     for content in bad:

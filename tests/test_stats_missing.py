@@ -119,6 +119,55 @@ def test_a_constant_has_no_variance():
     np.testing.assert_array_equal(stats.mean, np.full(2, np.float32(0.1)))
 
 
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_constant_that_is_mostly_missing_has_no_variance(dtype, pieces, rng, monkeypatch):
+    """Wherever it stands, and though the first filling is no value of it."""
+    if pieces:
+        internals.small_copies(monkeypatch)
+    for n in (500, 3000):
+        values = (rng.normal(size=16) * 10.0 ** np.arange(-4, 4).repeat(2)).astype(dtype_of(dtype))
+        for share in (0.5, 0.95, 0.995):
+            x = np.broadcast_to(values, (n, 16)).copy()
+            x[rng.random(x.shape) < share] = np.nan
+            x[n // 2 + 3] = values
+            x[:: max(1, n // 64)] = np.nan  # what a sample sees
+            stats = fastbn.channel_stats(x, skipna=True)
+            np.testing.assert_array_equal(stats.m2, np.zeros(16))
+            np.testing.assert_array_equal(stats.mean, values.astype(np.float64))
+
+
+def test_far_fillings_cost_no_digits_of_float64(rng):
+    n = 4000
+    x = rng.normal(1.0, 1e-3, (n, 8)) * 10.0 ** np.arange(-3, 5)
+    x[rng.random(x.shape) < 0.9] = np.nan
+    x[:: n // 64] = np.nan
+    stats = fastbn.channel_stats(x, skipna=True)
+    mean = np.nanmean(x.astype(np.longdouble), axis=0)
+    m2 = np.nansum((x.astype(np.longdouble) - mean) ** 2, axis=0)
+    np.testing.assert_allclose(stats.mean, mean.astype(np.float64), rtol=5e-15)
+    np.testing.assert_allclose(stats.m2, m2.astype(np.float64), rtol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_float64_keeps_the_digits_of_a_mean_far_from_zero(share, rng):
+    """As many as without NaN."""
+    x = rng.normal(1e6, 1, (4000, 3))
+    x[rng.random(x.shape) < share] = np.nan
+    stats, columns = fastbn.channel_stats(x, skipna=True), x.astype(np.longdouble).T
+    for c, column in enumerate(columns):
+        values = column[~np.isnan(column)]
+        np.testing.assert_allclose(stats.mean[c], float(values.mean()), rtol=4e-16)
+        m2 = float(((values - values.mean()) ** 2).sum())
+        np.testing.assert_allclose(stats.m2[c], m2, rtol=1e-12)
+
+
+def test_float64_so_large_that_nothing_is_taken_away():
+    x = np.array([[1.7e300, 1e300, np.nan, 1.2e300, np.nan]] * 200).reshape(-1, 1)
+    stats = fastbn.channel_stats(x, skipna=True)
+    np.testing.assert_allclose(stats.mean, 1.3e300, rtol=1e-15)
+
+
 def test_nothing_is_left():
     stats = fastbn.channel_stats(np.full((70, 2), np.nan, np.float32), skipna=True, extremes=True)
     np.testing.assert_array_equal([stats.count, stats.mean, stats.m2], np.zeros((3, 2)))

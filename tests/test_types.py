@@ -188,8 +188,7 @@ def scaling(x: Array, table: list[list[int]]) -> NDArray[Any]:
     same: fastbn.StandardScaler = scaler.set_output(transform="pandas").set_output()
     y: NDArray[Any] = same.fit_transform(x) + scaler.transform(x, copy=False)
     print(scaler.get_params()["axis"], scaler.n_features_in_ + 1, scaler.feature_names_in_.size)
-    if scaler.mean_ is not None and scaler.scale_ is not None:
-        y = (x - scaler.mean_) / scaler.scale_ + scaler.get_feature_names_out().size
+    y = (x - scaler.mean_ / 2) / scaler.scale_ + scaler.get_feature_names_out().size + scaler.var_
     y += scaler.inverse_transform(y)
     return y
 """

@@ -6,7 +6,7 @@ argument, what came, what was expected, and the way out. No check changes anythi
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,10 +14,13 @@ import numpy as np
 
 from fastbn._call import neighbours, overlap
 
+#: Integers that statistics and `standardize` take as they are: what images have.
+SMALL_INTEGERS = "uint8", "int8", "uint16", "int16"
+
 # --- x --------------------------------------------------------------------------------------------
 
 
-def as_array(name: str, x: Any) -> np.ndarray:
+def as_array(name: str, x: Any, integers: bool = False) -> np.ndarray:
     """``x`` as a plain ndarray, or TypeError.
 
     One rule for all arguments that are read: an ndarray of any subclass is taken in its own
@@ -25,6 +28,7 @@ def as_array(name: str, x: Any) -> np.ndarray:
     where that library lends its memory; read-only memory will do. What comes out of a call is
     always NumPy's own array. Refused are what would be copied from a device or loaded from a file,
     a tensor whose gradient would be lost (``requires_grad``), masked arrays, lists and scalars.
+    ``integers`` says that those of pictures may stay what they are.
     """
     if type(x) is np.ndarray:
         return x
@@ -35,12 +39,12 @@ def as_array(name: str, x: Any) -> np.ndarray:
         )
     if isinstance(x, np.ndarray):
         return x.view(np.ndarray)
-    return neighbours.borrowed(name, x)
+    return neighbours.borrowed(name, x, integers)
 
 
-def as_input(x: Any) -> np.ndarray:
+def as_input(x: Any, name: str = "x", integers: bool = False) -> np.ndarray:
     """``x`` as a plain ndarray; without values, if Dask asks about the dtype alone."""
-    x = as_array("x", x)
+    x = as_array(name, x, integers)
     return x[(slice(0),) * x.ndim] if neighbours.is_question(x) else x
 
 
@@ -76,11 +80,11 @@ def check_dtype(name: str, dtype: np.dtype) -> None:
 
 
 def is_small_integer(dtype: np.dtype) -> bool:
-    """Whether it is uint8, int8, uint16 or int16, in any byte order: what images have."""
-    return dtype.kind in "iu" and dtype.itemsize <= 2
+    """Whether it is one of `SMALL_INTEGERS`, in any byte order."""
+    return dtype.name in SMALL_INTEGERS
 
 
-def as_axis(axis: Any) -> int:
+def as_axis(axis: Any, name: str = "axis") -> int:
     """``axis`` as an int; whether there is such an axis is for `describe` to say."""
     if type(axis) is int:
         return axis
@@ -89,7 +93,7 @@ def as_axis(axis: Any) -> int:
             raise TypeError
         return operator.index(axis)
     except TypeError:
-        raise TypeError(f"axis must be an integer, got {axis!r}") from None
+        raise TypeError(f"{name} must be an integer, got {axis!r}") from None
 
 
 def channel_axis(shape: tuple[int, ...], axis: int) -> int:
@@ -127,14 +131,22 @@ def describe(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> tuple[int, i
     return position, channels, count
 
 
-def describe_counted(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> tuple[int, int, int]:
-    """`describe` for statistics, which take small integers too."""
+def as_float64(name: str, given: Any) -> str:
+    """How numbers of another dtype become such: a frame's may have missing ones among them."""
+    how = "to_numpy" if neighbours.is_frame(given) else "astype"
+    return f"{name}.{how}(np.float64)"
+
+
+def describe_counted(
+    shape: tuple[int, ...], dtype: np.dtype, axis: int, given: Any = None
+) -> tuple[int, int, int]:
+    """`describe` for statistics, which take small integers too. ``given`` is x as it came."""
     if is_small_integer(dtype):
         dtype = np.dtype(np.float32)
     elif dtype.kind in "iub":
-        way = "x.view(np.uint8)" if dtype.kind == "b" else "x.astype(np.float64)"
+        way = "x.view(np.uint8)" if dtype.kind == "b" else as_float64("x", given)
         raise TypeError(
-            "x must be uint8, int8, uint16, int16, float32, float64, float16 or bfloat16, got "
+            f"x must be {', '.join(SMALL_INTEGERS)}, float32, float64, float16 or bfloat16, got "
             f"dtype {dtype}; convert it: {way}"
         )
     return describe(shape, dtype, axis)
@@ -179,14 +191,14 @@ def check_finite(x: np.ndarray, axis: int, not_finite: Mapping[str, np.ndarray])
         if not bad.size:
             continue
         if name != "x":
-            why = f"would make {name} infinite in channel {_some(bad)}"
+            why = f"would make {name} infinite in channel {some_of(bad)}"
             way = "keep running statistics in float64 (a layer's dtype)"
         else:
             holds = np.array([c for c in bad if not np.isfinite(x.take(c, axis)).all()])
-            why, way = f"holds NaN or infinity in channel {_some(holds)}", "clean x"
+            why, way = f"holds NaN or infinity in channel {some_of(holds)}", "clean x"
             if not holds.size:
                 why, way = (
-                    f"is finite, but its statistics overflow in channel {_some(bad)}",
+                    f"is finite, but its statistics overflow in channel {some_of(bad)}",
                     "scale x",
                 )
         raise ValueError(
@@ -195,8 +207,9 @@ def check_finite(x: np.ndarray, axis: int, not_finite: Mapping[str, np.ndarray])
         )
 
 
-def _some(channels: np.ndarray) -> str:
-    return ", ".join(map(str, channels[:5])) + (", ..." if channels.size > 5 else "")
+def some_of(channels: Sequence[int] | np.ndarray) -> str:
+    """The first five of them, as messages have it."""
+    return ", ".join(map(str, channels[:5])) + (", ..." if len(channels) > 5 else "")
 
 
 def check_parameter(name: str, value: Any, shape: tuple[int, ...], of: str) -> np.ndarray:

@@ -63,9 +63,8 @@ def kept_of(mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def moments(x: np.ndarray, axis: int, kept: np.ndarray) -> pieces.Moments:
     """Count, mean and m2 of what is kept of each channel; zeros where nothing is."""
-    sizes = [n if k != axis else 0 for k, n in enumerate(x.shape)]
-    longest = int(np.argmax(sizes))
-    if x.size > PIECE and sizes[longest] > 1:
+    longest = pieces.longest(x, axis)
+    if x.size > PIECE and x.shape[longest] > 1:
         halves = zip(*(np.array_split(a, 2, axis=longest) for a in (x, kept)), strict=True)
         return pieces.merged(*(moments(part, axis, of_part) for part, of_part in halves))
     others = tuple(k for k in range(x.ndim) if k != axis)
@@ -98,7 +97,7 @@ def check_counts(count: np.ndarray, shape: tuple[int, ...]) -> None:
         )
     few = np.flatnonzero(count < 2)
     if few.size:
-        shown = ", ".join(map(str, few[:5])) + (", ..." if few.size > 5 else "")
+        shown = arguments.some_of(few)
         raise ValueError(
             f"mask keeps {int(count[few[0]])} values of channel {shown} of x of shape {shape}; "
             "expected more than 1 to take statistics of: use running statistics (eval(), or "

@@ -51,18 +51,28 @@ def lends(array: Any) -> bool:
     return hasattr(kind, "__array__") or hasattr(kind, "__dlpack__")
 
 
-def borrowed(name: str, array: Any) -> np.ndarray:
+def is_array(array: Any) -> bool:
+    """Whether it is an array of another library, which lends its values or says how to get them."""
+    return not isinstance(array, np.ndarray) and (lends(array) or _library(array) in _REFUSED)
+
+
+def is_frame(array: Any) -> bool:
+    """Whether it is a table of a library of those."""
+    return _library(array) in ("pandas", "polars", "pyarrow")
+
+
+def borrowed(name: str, array: Any, integers: bool = False) -> np.ndarray:
     """The values of an array of another library, in its own memory where it lends that.
 
     TypeError for what is no such array, or lies elsewhere, or would lose something on the way.
     """
     if not lends(array):
-        raise not_numpy(name, array)
+        raise not_numpy(name, array, integers=integers)
     if _library(array) == "xarray" and hasattr(array, "variable"):
         array = _inside(name, array)
         if type(array) is np.ndarray:
             return array
-        return borrowed(name, array)
+        return borrowed(name, array, integers)
     elsewhere = _elsewhere(array)
     if elsewhere:
         raise not_numpy(name, array, f" on {elsewhere}")
@@ -106,17 +116,32 @@ def is_question(x: np.ndarray) -> bool:
     return False
 
 
-def not_numpy(name: str, array: Any, why: str = "") -> TypeError:
+def not_numpy(name: str, array: Any, why: str = "", integers: bool = False) -> TypeError:
     """The error that says what came and how it becomes what is taken."""
     library = _library(array)
-    way = _TO_NUMPY.get(library, "np.asarray({name}, np.float32) converts array-likes")
-    if library == "torch" and is_bfloat16(array):
-        way = _BFLOAT16
+    as_it_is = integers and hasattr(type(array), "__array_interface__")  # a picture, for instance
+    dtype = "" if as_it_is else ", np.float32"
+    way = _TO_NUMPY.get(library, f"np.asarray({{name}}{dtype}) converts array-likes")
+    if library == "torch":
+        way = _way_of_tensor(array) or way
     of = f" of {library}" if library in _TO_NUMPY else ""
     return TypeError(
         f"{name} must be a numpy.ndarray, got {type(array).__name__}{of}{why}; "
         f"{way.format(name=name)}"
     )
+
+
+def _way_of_tensor(tensor: Any) -> str:
+    """How a tensor becomes an array, if not as most do."""
+    if getattr(tensor, "is_meta", False):
+        return "{name} has no values: torch.empty_like({name}, device='cpu') has room for some"
+    if str(getattr(tensor, "layout", "torch.strided")) != "torch.strided":
+        return "{name}.to_dense().detach().cpu().numpy() gives its values"
+    if getattr(tensor, "is_quantized", False):
+        return "{name}.dequantize().cpu().numpy() gives its values"
+    if any(getattr(tensor, which, bool)() for which in ("is_conj", "is_neg")):
+        return "{name}.detach().cpu().resolve_conj().resolve_neg().numpy() gives its values"
+    return _BFLOAT16 if is_bfloat16(tensor) else ""
 
 
 def _library(array: Any) -> str:

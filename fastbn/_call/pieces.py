@@ -7,7 +7,7 @@ import numpy as np
 from fastbn._call import arguments, work
 from fastbn.kernels import formulas
 
-#: Values of a piece.
+#: Values of a piece: 4 MiB of float32.
 PIECE = 1 << 20
 
 Moments = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -27,12 +27,16 @@ def moments(x: np.ndarray, axis: int) -> Moments:
     if repeats > 1:
         count, mean, m2 = moments(x, axis)
         return count * float(repeats), mean, m2 * float(repeats)
-    sizes = [n if k != axis else 0 for k, n in enumerate(x.shape)]
-    longest = int(np.argmax(sizes))
-    if x.size <= PIECE or sizes[longest] < 2:
+    along = longest(x, axis)
+    if x.size <= PIECE or x.shape[along] < 2:
         return moments(np.array(x, arguments.native(x.dtype), order="C"), axis)
-    low, high = np.array_split(x, 2, axis=longest)
+    low, high = np.array_split(x, 2, axis=along)
     return merged(moments(low, axis), moments(high, axis))
+
+
+def longest(x: np.ndarray, axis: int) -> int:
+    """The longest axis that is not the channels'."""
+    return max((k for k in range(x.ndim) if k != axis), key=lambda k: x.shape[k])
 
 
 def once(x: np.ndarray, axis: int) -> tuple[np.ndarray, int]:

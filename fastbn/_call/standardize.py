@@ -5,25 +5,26 @@ of a call are worked out in more than float64 and kept with its plan.
 """
 
 import math
-import operator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray
 
-from fastbn._call import arguments, overlap
-from fastbn._call.pieces import PIECE
+from fastbn._call import arguments, overlap, pieces
 from fastbn._call.plan import KEPT
 from fastbn._call.run import launch
-from fastbn._call.standardize_plan import Plan, walk_of
+from fastbn._call.standardize_plan import KEPT_CHANNELS, Plan, walk_of
 from fastbn._call.standardize_terms import Affine, checked_terms, working_for
 from fastbn._system import outputs
 from fastbn.kernels.standardize.runs import Kinds
 
 _FLOATS = "float32", "float64", "float16", "bfloat16"
-#: Numbers that stay what they are; what an array of another library holds may change.
-_FIXED = int, float, np.generic
-_INTEGERS = "uint8", "int8", "uint16", "int16"
+#: Numbers that stay what they are, and equal to none that is refused or worked out otherwise.
+_FIXED = frozenset(
+    (int, float, type(None), np.float64, np.float32, np.float16, np.int64, np.int32, np.uint8)
+)
+#: Calls that are known at most; each holds mean and std, and a table of them.
+KEPT_CALLS = 1024
 #: Bytes from which on an output takes the memory of a dropped one. glibc keeps less than 32 MiB by
 #: itself, but not while a program has temporaries of that size: a frame of 1080 x 1920 pixels then
 #: took 15 to 25 ms, 1 of them for the work.
@@ -54,8 +55,9 @@ class Call(NamedTuple):
     inverse: bool
 
 
-STANDARDIZE = Call("standardize", "x", (*_INTEGERS, *_FLOATS), _FLOATS, inverse=False)
-DESTANDARDIZE = Call("destandardize", "y", _FLOATS, (*_FLOATS, *_INTEGERS), inverse=True)
+_ALL = (*arguments.SMALL_INTEGERS, *_FLOATS)
+STANDARDIZE = Call("standardize", "x", _ALL, _FLOATS, inverse=False)
+DESTANDARDIZE = Call("destandardize", "y", _FLOATS, (*_FLOATS, *arguments.SMALL_INTEGERS), True)
 
 
 def known_call(
@@ -67,7 +69,7 @@ def known_call(
         return None
     try:
         found = _known.get(_key(call, x, mean, std, scale, axis, dtype, out, out_axis, zero_std))
-    except TypeError:  # something cannot be hashed
+    except (TypeError, ValueError):  # something may change, or cannot be hashed
         return None
     if found is None or not (out is None or _apart(out, x, mean, std)):
         return None
@@ -87,23 +89,26 @@ def _key(
     """Calls with the same one differ in nothing but the memory of x and of the output."""
     lies = None if type(out) is not ndarray else (out.shape, out.strides, out.dtype)
     return (
-        call.inverse, x.shape, x.strides, x.dtype, axis, dtype, out_axis, type(out_axis),
-        _hashable(mean), _hashable(std), _hashable(scale), type(scale), _hashable(zero_std),
-        type(zero_std), lies,
+        call.inverse, x.shape, x.strides, x.dtype, axis, dtype, type(dtype), out_axis,
+        type(out_axis), _fixed(mean), _fixed(std), _fixed(scale), _fixed(zero_std), lies,
     )  # fmt: skip
 
 
-def _hashable(value: Any) -> Any:
-    """What tells a number or a vector of them from others."""
-    if type(value) is ndarray:
+def _fixed(value: Any) -> Any:
+    """What tells a number or a vector of them from others; TypeError if nothing does.
+
+    A tensor hashes by its identity, and may change; of many numbers much would be kept.
+    """
+    kind = type(value)
+    if kind is ndarray and value.size <= KEPT_CHANNELS:
         return value.tobytes(), value.dtype, value.shape
-    several = type(value) in (list, tuple)
-    for each in value if several else (value,):
-        if not (each is None or isinstance(each, _FIXED)):
-            raise TypeError(
-                f"{type(each).__name__} may change"
-            )  # a tensor: it hashes by its identity
-    return tuple(value) if several else value
+    if kind in _FIXED:
+        return kind, value
+    if kind in (list, tuple) and len(value) <= KEPT_CHANNELS:
+        kinds = tuple(map(type, value))
+        if _FIXED.issuperset(kinds):
+            return kinds, *value
+    raise TypeError(f"{kind.__name__} may change, or holds much")
 
 
 def _apart(out: Any, *inputs: Any) -> bool:
@@ -138,11 +143,12 @@ def checked_call(
 ) -> Any:  # fmt: skip
     """One call with every check first."""
     given = x, mean, std, scale, axis, dtype, out, out_axis, zero_std
-    x = arguments.as_array(call.x, x)
-    read = _checked_kind(call, x.dtype)
+    x = arguments.as_input(x, call.x, integers=not call.inverse)
+    read = _checked_kind(call, x.dtype, given[0])
     position = arguments.channel_axis(x.shape, arguments.as_axis(axis))
     target = position if out_axis is None else _checked_out_axis(out_axis, x.ndim)
-    affine = checked_terms(mean, std, scale, zero_std, x.shape, position, call.inverse)
+    with np.errstate(all="ignore"):
+        affine = checked_terms(mean, std, scale, zero_std, x.shape, position, call.inverse)
     wanted = _checked_dtype(call, dtype)
     shape = list(x.shape)
     shape.insert(target, shape.pop(position))
@@ -150,9 +156,10 @@ def checked_call(
     if out is None:
         plain = out = new_output(x, wanted, order)
     else:
-        vectors = {k: v for k, v in (("mean", mean), ("std", std)) if isinstance(v, ndarray)}
+        inputs = {k: v for k, v in (("mean", mean), ("std", std)) if isinstance(v, ndarray)}
+        inputs[call.x] = x if target == position else np.moveaxis(x, position, target)
         plain = arguments.check_out(
-            out, tuple(shape), wanted, {call.x: x, **vectors},
+            out, tuple(shape), wanted, inputs,
             f"the shape of {call.x}" + " with its channels at out_axis" * (order is not None),
             "that of the argument dtype",
         )  # fmt: skip
@@ -160,27 +167,28 @@ def checked_call(
         _refuse_nan(x)
     if x.size:
         found = _work(x, np.moveaxis(plain, target, position), position, read, wanted, affine)
-        if found and type(given[0]) is ndarray and type(axis) is int:
+        few = x.shape[position] <= KEPT_CHANNELS
+        if found and few and type(given[0]) is ndarray and type(axis) is int:
             _remember(call, given, Known(*found, order, wanted))
     return out
 
 
 def _remember(call: Call, given: tuple, known: Known) -> None:
-    if len(_known) >= KEPT:
+    if len(_known) >= KEPT_CALLS:
         _known.clear()
     try:
         _known[_key(call, *given)] = known
-    except TypeError:  # something cannot be hashed
+    except (TypeError, ValueError):  # something may change, or cannot be hashed
         return
 
 
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def _checked_kind(call: Call, dtype: np.dtype) -> str:
+def _checked_kind(call: Call, dtype: np.dtype, given: Any) -> str:
     if dtype.name in call.reads:
         return dtype.name
-    fix = f"convert it: {call.x}.astype(np.float64)" if dtype.kind in "iuf" else (
+    fix = f"convert it: {arguments.as_float64(call.x, given)}" if dtype.kind in "iuf" else (
         f"{call.x}.view(np.uint8) has 0 and 1 for it" if dtype.kind == "b"
         else f"convert it to numbers: {call.x}.astype(np.float32)"
     )  # fmt: skip
@@ -202,12 +210,7 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _checked_out_axis(out_axis: Any, ndim: int) -> int:
-    try:
-        position = operator.index(out_axis)
-        if isinstance(out_axis, (bool, np.bool_)):
-            raise TypeError
-    except TypeError:
-        raise TypeError(f"out_axis must be an integer or None, got {out_axis!r}") from None
+    position = arguments.as_axis(out_axis, "out_axis")
     if not -ndim <= position < ndim:
         raise ValueError(
             f"out_axis {position} is out of bounds for an output of {ndim} dimensions; "
@@ -230,6 +233,14 @@ def _refuse_nan(y: ndarray) -> None:
 # --- work -----------------------------------------------------------------------------------------
 
 
+def affine_pass(x: np.ndarray, out: np.ndarray, axis: int, affine: Affine) -> None:
+    """Write ``(x - center) * factor + shift`` to ``out``, of x's shape; it may be x itself.
+
+    Both have been checked, and are not empty.
+    """
+    _work(x, out, axis, x.dtype.name, out.dtype, affine)
+
+
 def _work(
     x: ndarray, out: ndarray, axis: int, read: str, wanted: np.dtype, affine: Affine
 ) -> tuple[Plan, ndarray, int] | None:
@@ -242,7 +253,8 @@ def _work(
     if plan is None:
         _in_pieces(x, out, axis, read, wanted, affine)
         return None
-    table, address = plan.table(affine)
+    with np.errstate(all="ignore"):
+        table, address = plan.table(affine)
     _run(plan, x, out, address, overlap.same_elements(x, out))
     return plan, table, address
 
@@ -264,9 +276,8 @@ def _in_pieces(
     x: ndarray, out: ndarray, axis: int, read: str, wanted: np.dtype, affine: Affine
 ) -> None:
     """Halve arrays that no kernel can walk until one can, or they are worth a copy."""
-    sizes = [n if k != axis else 0 for k, n in enumerate(x.shape)]
-    longest = int(np.argmax(sizes))
-    if x.size > PIECE and sizes[longest] > 1:
+    longest = pieces.longest(x, axis)
+    if x.size > pieces.PIECE and x.shape[longest] > 1:
         halves = (np.array_split(array, 2, axis=longest) for array in (x, out))
         for some, target in zip(*halves, strict=True):
             _work(some, target, axis, read, wanted, affine)

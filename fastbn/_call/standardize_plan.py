@@ -25,8 +25,8 @@ LEAST_WIDTH, WIDEST = 384, 4096
 TURNED = 2, 3, 4
 #: Values of a row and channel below which all channels together make a line.
 SHORT = 64
-#: Tables of terms that a plan keeps.
-TABLES = 64
+#: Tables of terms that a plan keeps, if they are of no more channels than this.
+TABLES, KEPT_CHANNELS = 4, 1024
 
 
 class Dim(NamedTuple):
@@ -173,7 +173,9 @@ class Plan:
                 terms = terms.repeat(walk.repeats, axis=1)
                 terms = terms[:, np.arange(self._cut["terms"]) % terms.shape[1]]
             table = np.ascontiguousarray(terms)
-            found = self._tables[key] = table, table.__array_interface__["data"][0]
+            found = table, table.__array_interface__["data"][0]
+            if walk.channel.size <= KEPT_CHANNELS:
+                self._tables[key] = found
         return found
 
 

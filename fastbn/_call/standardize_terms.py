@@ -4,10 +4,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn.kernels.terms import FAR, LEAST_FACTOR, MOST_FACTOR
+from fastbn._call import arguments, neighbours
+from fastbn.kernels.terms import LEAST_FACTOR, MOST_FACTOR
 
 #: What terms are worked out in: more digits than float64 has, where the machine can.
 EXACT = np.longdouble
+#: What may be added to any float32, or taken from it, before anything overflows: half of the step
+#: between its largest numbers, which rounding takes back.
+FAR = 1e31
 
 
 class Affine(NamedTuple):
@@ -26,12 +30,12 @@ class Affine(NamedTuple):
 
 def working_for(affine: Affine, read: str, written: str) -> str:
     """What to compute in: float32, if nothing is float64 and it can hold the terms."""
-    size = abs(affine.factor)
-    held = (
-        (abs(affine.center) <= FAR) & (abs(affine.shift) <= FAR)
-        & (size >= LEAST_FACTOR) & (size <= MOST_FACTOR)
-    )  # fmt: skip
-    return "float32" if "float64" not in (read, written) and held.all() else "float64"
+    if "float64" in (read, written):
+        return "float64"
+    far, size = abs(affine.center), abs(affine.factor)
+    shift = abs(affine.shift) + far * size * np.finfo(np.float32).eps  # what is left of the center
+    beyond = (far > FAR) | (shift > FAR) | (size < LEAST_FACTOR) | (size > MOST_FACTOR)
+    return "float64" if beyond.any() else "float32"  # NaN is held
 
 
 def checked_terms(
@@ -65,7 +69,8 @@ def _check_range(center: np.ndarray, factors: np.ndarray, inverse: bool) -> None
         ("mean / scale", abs(center) > ends.max),
     ):
         if wrong.any():
-            raise ValueError(f"{what} is beyond the range of float64 in channel {_some(wrong)}")
+            some = arguments.some_of(np.flatnonzero(wrong))
+            raise ValueError(f"{what} is beyond the range of float64 in channel {some}")
 
 
 def _without_zeros(stds: np.ndarray, zero_std: Any) -> np.ndarray:
@@ -77,8 +82,9 @@ def _without_zeros(stds: np.ndarray, zero_std: Any) -> np.ndarray:
         return stds
     if instead is None:
         raise ValueError(
-            f"std is 0 in channel {_some(zero)}, by which nothing can be divided; zero_std=1.0 "
-            "takes 1 instead, which leaves such a channel at its distance from the mean"
+            f"std is 0 in channel {arguments.some_of(np.flatnonzero(zero))}, by which nothing can "
+            "be divided; zero_std=1.0 takes 1 instead, which leaves such a channel at its distance "
+            "from the mean"
         )
     return np.where(zero, EXACT(instead), stds)
 
@@ -97,6 +103,8 @@ def numbers(name: str, value: Any) -> np.ndarray | None:
     """Real numbers with all their digits; None if it is something else."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be ignored; {name}.filled(1)")
+    if neighbours.is_array(value):
+        value = arguments.as_array(name, value)
     try:
         array = np.asarray(value)
         if array.dtype.kind in "iuf" or array.dtype.name == "bfloat16":
@@ -115,6 +123,8 @@ def _vector(name: str, value: Any, shape: tuple[int, ...], axis: int) -> np.ndar
         )
     if array.ndim == 0:
         return np.full(channels, array[()])
+    if channels == 0 and array.ndim == 1:
+        return array[:0]  # any number of them: so Dask asks which dtype comes out
     if array.shape != (channels,):
         way = f"; {name}.reshape(-1)" if array.ndim > 1 and array.size == channels else ""
         if not way:
@@ -130,12 +140,8 @@ def _vector(name: str, value: Any, shape: tuple[int, ...], axis: int) -> np.ndar
 
 def _refuse(name: str, values: np.ndarray, wrong: np.ndarray, expected: str) -> None:
     if wrong.any():
-        first = int(np.flatnonzero(wrong)[0])
+        bad = np.flatnonzero(wrong)
         raise ValueError(
-            f"{name} must be {expected}, got {float(values[first])} in channel {_some(wrong)}"
+            f"{name} must be {expected}, got {float(values[bad[0]])} in channel "
+            f"{arguments.some_of(bad)}"
         )
-
-
-def _some(wrong: np.ndarray) -> str:
-    bad = np.flatnonzero(wrong)
-    return ", ".join(map(str, bad[:5])) + (", ..." if bad.size > 5 else "")

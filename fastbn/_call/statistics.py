@@ -20,8 +20,9 @@ def of_array(x: Any, axis: Any, mask: Any, skipping: Any, extremes: Any) -> Fiel
     if places.on_device(x):
         return _on_device(x, axis, plain=mask is None and not skipping and not extremes)
     x, mask = masked.split(x, mask)
-    x = arguments.as_array("x", x)
-    axis, channels, _ = arguments.describe_counted(x.shape, x.dtype, arguments.as_axis(axis))
+    given, x = x, arguments.as_array("x", x, integers=True)
+    axis = arguments.as_axis(axis)
+    axis, channels, _ = arguments.describe_counted(x.shape, x.dtype, axis, given)
     kept = masked.kept_of(mask, x.shape)
     fields, found = dict.fromkeys(("count", "mean", "m2"), np.zeros(channels)), None
     if extremes:
@@ -48,7 +49,7 @@ def _on_device(x: Any, axis: Any, plain: bool) -> Fields:
     if not plain:
         raise NotImplementedError(_NO_MASK_YET)
     dtype = str(getattr(x, "dtype", "")).rpartition(".")[2]
-    if dtype in ("uint8", "int8", "uint16", "int16"):
+    if dtype in arguments.SMALL_INTEGERS:
         raise NotImplementedError(
             f"statistics of integers are there on the CPU alone so far, got dtype {dtype} on a "
             "device; copy x to NumPy, or convert it there to float32"

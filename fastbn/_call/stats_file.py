@@ -54,6 +54,9 @@ def read(path: str | os.PathLike[str], names: Mapping[str, bool]) -> dict[str, n
         shape, of_count = np.shape(array), np.shape(arrays["count"])
         if getattr(array, "dtype", None) != np.float64 or len(shape) != 1 or shape != of_count:
             raise ValueError(f"{place}: {name!r} is no list of one float64 for each channel")
+    for name in ("count", "nan_count"):
+        if name in arrays and not ((arrays[name] >= 0) & (arrays[name] < math.inf)).all():
+            raise ValueError(f"{place}: {name!r} holds negative numbers, NaN or infinity")
     return arrays
 
 

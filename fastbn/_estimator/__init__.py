@@ -4,7 +4,7 @@
 ``table``       what is given as X becomes an array
 ``features``    names and number of features
 ``containers``  results become DataFrames, where that is wished
-``standardize`` statistics and the passes over memory
+``passes``      the passes over memory: statistics, scaling and its inverse
 
 scikit-learn is imported only where scikit-learn itself asks (for tags), and looked at only if it is
 loaded: its ``NotFittedError`` is raised then, and its configuration holds.

@@ -59,11 +59,12 @@ def get_reuse_limit() -> int:
 def set_reuse_limit(nbytes: int) -> None:
     """Set how many bytes of memory large outputs may reuse, for the whole process.
 
-    The latest outputs of 32 MiB or more, up to ``nbytes`` in all, leave their memory to
-    later outputs of about the same size when nothing refers to them any more. Reuse works
-    best where the outputs that are alive at once fit in. Memory that waits for reuse still
-    counts as the process's, but the system takes it when it is short. Only Linux can; on
-    other systems nothing is reused.
+    The latest outputs of 32 MiB or more (8 MiB or more of `standardize` and `destandardize`),
+    up to ``nbytes`` in all, leave their memory to later outputs of about the same size when
+    nothing refers to them any more. Reuse works best where the outputs that are alive at once
+    fit in. Memory that waits for reuse still counts as the process's, but the system takes it
+    when it is short; not so up to 64 MiB of the outputs below 32 MiB, which wait as they are.
+    Only Linux can; on other systems nothing is reused.
 
     Parameters
     ----------
