@@ -59,7 +59,7 @@ def test_other_programs_start_nothing(folder, monkeypatch, name, value):
 
     monkeypatch.setattr(sys, name, value, raising=False)
     monkeypatch.setattr(stats, "Workers", refused)
-    monkeypatch.setattr(stats, "_WORTH_A_WORKER", 0)
+    monkeypatch.setattr(stats, "_WORTH_A_WORKER_AS_THEY_ARE", 0)
     monkeypatch.setattr(stats, "get_num_threads", lambda: 4)
     for workers in (2, None):
         assert fastbn.dataset_stats(folder / "data", workers=workers).files == 1
