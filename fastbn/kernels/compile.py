@@ -260,8 +260,8 @@ def _plain_address(body: Callable) -> int:
 def _native(body: Callable, signature: Any, options: dict[str, Any]) -> int:
     """Address of ``body`` in native code. `numba.cfunc` takes no cache but its own."""
     function = CFunc(body, (signature.args, signature.return_type), {}, options)
-    function._cache = _Cache(body.__name__)
-    _uninterrupted(function.compile)
+    function._cache = cache = _Cache(body.__name__)
+    _uninterrupted(partial(cache.around, function.compile))
     _compiled.append(function)
     return function.address
 
@@ -315,8 +315,8 @@ class Entry:
     def _build(self, x: np.dtype, running: np.dtype) -> Any:
         name, signature = self._signature(x, running)
         dispatcher: Any = numba.njit(**_OPTIONS)(_renamed(self._body, name))
-        dispatcher._cache = _Cache(name)
-        _uninterrupted(lambda: dispatcher.compile(signature))
+        dispatcher._cache = cache = _Cache(name)
+        _uninterrupted(partial(cache.around, partial(dispatcher.compile, signature)))
         dispatcher.disable_compile()
         return dispatcher
 
@@ -367,6 +367,11 @@ class _Cache:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = contextlib.ExitStack()  # from when nothing was found until it is compiled
+
+    def around(self, compile_it: Callable[[], Any]) -> None:
+        """Compile, and let others do so whatever comes of it."""
+        with self._lock:
+            compile_it()
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         if disk_cache.sources_digest() is None:

@@ -72,14 +72,16 @@ def compiling(name: str, digest: str) -> Iterator[None]:
         yield
         return
     handle, path = lock
+    held = False
     try:
         end = time.monotonic() + _PATIENCE
-        while not _locked(handle) and time.monotonic() < end:
+        while not (held := _locked(handle)) and time.monotonic() < end:
             time.sleep(_LOOK)
         yield
     finally:
-        with contextlib.suppress(OSError):  # who waits for this file has it open
-            path.unlink()
+        if held:
+            with contextlib.suppress(OSError):  # who waits for this file has it open
+                path.unlink()
         os.close(handle)
 
 

@@ -43,8 +43,10 @@ def empty_like(x: Any, axis: Any, *vectors: Any) -> tuple[int, np.ndarray]:
     axis = arguments.channel_axis(x.shape, arguments.as_axis(axis))
     channels = x.shape[axis]
     if math.isnan(channels):
-        channels = next((np.shape(each)[0] for each in vectors if np.ndim(each) == 1), 0)
-    return axis, np.empty([channels if k == axis else 0 for k in range(x.ndim)], x.dtype)
+        sizes = (np.shape(each)[0] for each in vectors if np.ndim(each) == 1)
+        channels = next((size for size in sizes if not math.isnan(size)), 0)
+    empty = np.ma.empty if isinstance(x._meta, np.ma.MaskedArray) else np.empty
+    return axis, empty([channels if k == axis else 0 for k in range(x.ndim)], x.dtype)
 
 
 def per_channel(name: str, value: Any, x: Any, axis: int) -> Any:

@@ -100,14 +100,13 @@ def batch_norm(
     options: dict[str, Any] = {
         "eps": eps, "axis": axis, "activation": activation, "negative_slope": negative_slope,
     }  # fmt: skip
-    functional.batch_norm(
+    dtype = functional.batch_norm(
         nothing, **_stand_ins(given, nothing.shape[axis]), training=training, momentum=momentum,
         **options,
-    )  # fmt: skip
+    ).dtype  # fmt: skip
     residual = _checked_residual(residual, x)
-    return _by_blocks(
-        partial(_evaluated, **options), x, axis, given, None, x.dtype, x._meta, residual
-    )
+    meta = x._meta.astype(dtype)
+    return _by_blocks(partial(_evaluated, **options), x, axis, given, None, dtype, meta, residual)
 
 
 def evaluate(layer: BatchNorm, x: Any, *, residual: Any = None) -> Any:
@@ -249,11 +248,16 @@ def _affine(
     options: dict[str, Any],
 ) -> Any:  # fmt: skip
     x = checked_array(name, x)
-    given = {"mean": mean, "std": std}
     axis, nothing = empty_like(x, axis, mean, std)
+    channels, lazy = nothing.shape[axis], library().Array
+    given = {  # a number that is yet to be computed is one for each channel
+        key: library().broadcast_to(value, (channels,))
+        if isinstance(value, lazy) and value.ndim == 0 else value
+        for key, value in (("mean", mean), ("std", std))
+    }  # fmt: skip
     options |= {"axis": axis, "out_axis": out_axis}
-    dtype = function(nothing, **_stand_ins(given, nothing.shape[axis]), **options).dtype
-    numbers = {key: value for key, value in given.items() if np.ndim(value) == 0}
+    dtype = function(nothing, **_stand_ins(given, channels), **options).dtype
+    numbers = {key: np.array(value)[()] for key, value in given.items() if np.ndim(value) == 0}
     vectors = {key: None if key in numbers else value for key, value in given.items()}
     call = partial(_standardized, function, numbers, options)
     return _by_blocks(call, x, axis, vectors, out_axis, dtype, np.empty((0,) * x.ndim, dtype))
@@ -310,5 +314,11 @@ def _checked_residual(residual: Any, x: Any) -> Any:
             f"residual has shape {residual.shape} and dtype {residual.dtype}, expected those of x, "
             f"{x.shape} and {x.dtype}"
         )
-    unknown = any(n != n for n in (*residual.shape, *x.shape))
-    return residual if unknown else residual.rechunk(x.chunks)
+    if not any(n != n for n in (*residual.shape, *x.shape)):
+        return residual.rechunk(x.chunks)
+    if residual.numblocks != x.numblocks:  # which Dask would broadcast
+        raise ValueError(
+            f"x has {x.numblocks} chunks and the residual {residual.numblocks}, some of unknown "
+            "size, so it is unknown which belong together; compute_chunk_sizes() finds out"
+        )
+    return residual

@@ -48,7 +48,8 @@ def recalibrate(
 
     Each batch becomes the statistics of what it feeds to the layer, on the worker that has it.
     These are merged here in the order of the batches, so that the result is, bit for bit, that of
-    `fastbn.recalibrate` on the same batches. Several layers take a pass each, as there.
+    `fastbn.recalibrate` on the same batches (where they are contiguous, as all are that were sent
+    to a process). Several layers take a pass each, as there.
 
     Parameters
     ----------

@@ -108,6 +108,11 @@ def channel_stats(
 
 
 def _of_block(block: Any, **options: Any) -> np.ndarray:
+    """Statistics of a block as it lies after it has been sent: the same bits in each process."""
+    if isinstance(block, np.ma.MaskedArray):
+        block = block.copy()
+    elif isinstance(block, np.ndarray):
+        block = np.ascontiguousarray(block)
     return _boxed(on_one_thread(_channel_stats, block, **options), block.ndim)
 
 
