@@ -15,6 +15,7 @@ BESIDE = Path(__file__).parent.parent / ".ci" / "beside.sh"
 
 pytestmark = [
     pytest.mark.skipif(not BESIDE.exists(), reason="not in a checkout"),
+    pytest.mark.compiled,  # nothing of it is about kernels: once is enough
     pytest.mark.skipif(not shutil.which("bash"), reason="needs bash"),
 ]
 

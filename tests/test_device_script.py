@@ -15,6 +15,8 @@ from tests.subprocess_tools import ROOT, TIMEOUT
 
 pytest.importorskip("tabulate", reason="tables are made with tabulate")
 
+pytestmark = pytest.mark.compiled  # a simulated device runs Python in any case: once is enough
+
 
 @pytest.fixture
 def script(tmp_path):

@@ -242,12 +242,14 @@ def checked(tmp_path_factory):
     return found
 
 
+@pytest.mark.compiled  # a type checker sees the same sources: once is enough
 def test_every_public_call_passes_a_strict_type_checker(checked):
     assert checked["right.py"] == []
     for name in fastbn.__all__:
         assert name in RIGHT, f"{name} is not called"
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("mistake", WRONG)
 def test_a_typical_mistake_does_not_pass(mistake, checked):
     errors = checked[f"wrong_{list(WRONG).index(mistake)}.py"]
