@@ -139,6 +139,7 @@ def test_an_infinity_in_rms_norm(rng):
     assert np.isfinite(y[1]).all()
 
 
+@pytest.mark.compiled
 def test_gradients_of_one_sign_along_a_long_row(rng):
     """The sum of dy is taken away, and what rounding has left of it is all that there is."""
     x = rng.normal(size=(2, 2_000_000)).astype(np.float32)

@@ -71,6 +71,7 @@ def test_a_dtype_of_another_type_is_looked_at():
 
 
 @pytest.mark.parametrize("size", [60_000, ()])
+@pytest.mark.compiled
 def test_many_channels_hold_no_memory(size, rng):
     channels = 60_000
     x = rng.normal(size=(2, channels)).astype(np.float32)
