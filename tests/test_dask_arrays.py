@@ -5,7 +5,6 @@ import pickle
 import numpy as np
 import pytest
 
-import fastbn
 from fastbn.kernels import disk_cache
 
 pytest.importorskip("dask.array", reason="the extra dask is not installed")
@@ -92,4 +91,4 @@ def test_who_gives_up_waiting_leaves_the_lock(tmp_path, monkeypatch):
 def test_statistics_of_a_view_are_those_of_its_values(rng):
     a = rng.integers(0, 256, (40, 6), np.uint8)
     found = on_dask.channel_stats(da.from_array(a, chunks=(10, 4))[:, ::2])
-    np.testing.assert_array_equal(found.mean, fastbn.channel_stats(a[:, ::2]).mean)
+    np.testing.assert_allclose(found.mean, a[:, ::2].mean(0), rtol=1e-15)

@@ -598,5 +598,5 @@ def test_numbers_that_change_in_place_are_read_again(name):
     values[name] = changing = Changing(values[name])
     for number in (2.0, 4.0):
         changing.values[...] = number
-        expected = fastbn.standardize(x, **{**values, name: changing.values.copy()})
-        np.testing.assert_array_equal(fastbn.standardize(x, **values), expected)
+        mean, std, scale = (np.asarray(values[key]) for key in ("mean", "std", "scale"))
+        np.testing.assert_allclose(fastbn.standardize(x, **values), (x * scale - mean) / std)
