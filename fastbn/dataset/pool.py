@@ -21,6 +21,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from fastbn._system.threads import set_num_threads
+
 __all__ = ["Workers", "can_start", "in_order", "serve"]
 
 _J = TypeVar("_J")
@@ -176,9 +178,7 @@ def serve(begin: bytes) -> None:
 
     ``begin``: what to write before the first answer.
     """
-    import fastbn
-
-    fastbn.set_num_threads(1)
+    set_num_threads(1)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints, the answers stay what they are
     answers.write(begin)
